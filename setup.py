@@ -1,0 +1,47 @@
+"""Packaging; build, lint and test settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="cascade_keras",
+    version="0.1.0",
+    description="Cascade adversarial training regularised with a unified embedding, for Keras 3",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["cascade_keras", "cascade_keras.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "tensorflow>=2.18,<2.22",
+        "keras>=3.10,<4",
+        "tensorflow-datasets>=4.9.7",
+        # tensorflow-datasets 4.9 imports it when preparing a dataset but does not require it.
+        "importlib_resources",
+        # tf.summary is empty without it since TensorFlow 2.21.
+        "tensorboard>=2.18,<2.22",
+        "numpy>=1.26",
+        "absl-py>=2.0",
+        "rich>=13",
+        "scikit-learn>=1.3",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        # foolbox and the Adversarial Robustness Toolbox are the independent implementations that
+        # the attacks are compared with.
+        "test": [
+            "pytest>=8",
+            "foolbox>=3.3.4,<4",
+            "adversarial-robustness-toolbox>=1.20,<2",
+        ],
+        "lint": ["ruff>=0.15"],
+        "benchmark": ["torch>=2.2", "adversarial-robustness-toolbox>=1.20,<2"],
+    },
+    entry_points={
+        "console_scripts": [
+            "cascade-train=cascade_keras.cli.train:main",
+            "cascade-prepare-data=cascade_keras.cli.prepare_data:main",
+        ]
+    },
+)
