@@ -1,0 +1,126 @@
+"""The losses of section 3.3: the mixed cross entropy and the distances between embeddings.
+
+For a batch of m images, k of them adversarial, the paper minimises
+
+    1 / ((m - k) + lambda k)
+      ( sum_{i=1}^{m-k} L(X_i | y_i) + lambda sum_{i=1}^{k} L(X_i^adv | y_i) )
+      + lambda_2 sum_{i=1}^{k} L_dist(E_i^adv, E_i)
+
+where L is the cross entropy and E an embedding, by default the logits. Weight decay is added by
+the trainer.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Return L(X_i | y_i) of each image, (batch, classes) and (batch,) -> (batch,)."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def mixed_cross_entropy(
+    clean: tf.Tensor,
+    adversarial: tf.Tensor,
+    adversarial_weight: float = 0.3,
+    *,
+    paired: int = 0,
+    paired_weight: float = 1.0,
+) -> tf.Tensor:
+    """Weighted mean of the cross entropies of clean and adversarial images, a scalar.
+
+        ( sum_{i<=m-k} L_i + lambda sum_{i<=k} L_i^adv ) / ( (m - k) + lambda k )
+
+    With ``paired_weight`` s other than 1 the p clean images that have an adversarial partner
+    weigh s instead of 1, in the sum and in the normaliser.
+
+    Args:
+        clean: L(X_i | y_i) of the m - k clean images, (m - k,); partners first.
+        adversarial: L(X_i^adv | y_i) of the k adversarial images, (k,).
+        adversarial_weight: lambda.
+        paired: p, how many of the clean images, from the first, are partners.
+        paired_weight: s.
+    """
+    weights = tf.concat(
+        [
+            tf.fill([paired], tf.cast(paired_weight, clean.dtype)),
+            tf.ones([tf.shape(clean)[0] - paired], clean.dtype),
+            tf.fill([tf.shape(adversarial)[0]], tf.cast(adversarial_weight, clean.dtype)),
+        ],
+        axis=0,
+    )
+    losses = tf.concat([clean, adversarial], axis=0)
+    return tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
+
+
+def bidirectional_distance(adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2) -> tf.Tensor:
+    """sum_i ||E_i^adv - E_i||_N^N: both embeddings move towards each other.
+
+    Args:
+        adversarial, clean: embeddings, (k, d), row by row partners.
+        norm: N, 1 (sum of magnitudes) or 2 (sum of squares).
+
+    Returns:
+        A scalar, summed over the images as in the paper.
+
+    Raises:
+        ValueError: a norm other than 1 and 2, or embeddings of different shapes.
+    """
+    # Broadcasting would turn a slip in the pairing into a number that looks right.
+    adversarial, clean = tf.convert_to_tensor(adversarial), tf.convert_to_tensor(clean)
+    adversarial.shape.assert_is_compatible_with(clean.shape)
+    if norm == 1:
+        return tf.reduce_sum(tf.abs(adversarial - clean))
+    if norm == 2:
+        return tf.reduce_sum(tf.square(adversarial - clean))
+    raise ValueError(f"norm must be 1 or 2, got {norm}")
+
+
+def pivot_distance(adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2) -> tf.Tensor:
+    """sum_i ||E_i^adv - E_i||_N^N with E_i constant: only the adversarial embedding moves.
+
+    As ``bidirectional_distance``, but the clean embedding, the pivot, gets no gradient.
+    """
+    return bidirectional_distance(adversarial, tf.stop_gradient(clean), norm)
+
+
+def fix_scale(embeddings: tf.Tensor) -> tf.Tensor:
+    """Return the embeddings unchanged, but without the gradient that would only rescale them all.
+
+        E / s * constant(s),    s = root mean square of E over the whole batch
+
+    Given as the adversarial embeddings to ``pivot_distance``, it leaves the distance's value as it
+    is and takes from its gradient g the part along E: g - <g, E> / <E, E> E. Without it the true
+    pivot loss lets the scale of all embeddings grow without bound: with embeddings w f_a
+    (adversarial) and w f_c (clean, constant), its gradient in w is 2 w f_a (f_a - f_c), negative
+    whenever f_a < f_c, however large w already is. See docs/fidelity.md for the measurements.
+
+    Args:
+        embeddings: (k, d).
+    """
+    scale = tf.sqrt(tf.reduce_mean(tf.square(embeddings)) + 1e-12)
+    return embeddings / scale * tf.stop_gradient(scale)
+
+
+def normalize_pair(
+    adversarial: tf.Tensor, clean: tf.Tensor, normalization: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Bring the embeddings of each pair to a common scale before their distance is taken.
+
+    Args:
+        adversarial, clean: (k, d), row by row partners.
+        normalization: "none"; "unit", each embedding divided by its own length; "variance", both
+            divided by the variance of the clean one's values, as the released code does.
+
+    Raises:
+        ValueError: an unknown normalization.
+    """
+    if normalization == "none":
+        return adversarial, clean
+    if normalization == "unit":
+        return tf.math.l2_normalize(adversarial, axis=-1), tf.math.l2_normalize(clean, axis=-1)
+    if normalization == "variance":
+        variance = tf.math.reduce_variance(clean, axis=-1, keepdims=True) + 1e-12
+        return adversarial / variance, clean / variance
+    raise ValueError(f"normalization must be none, unit or variance, got {normalization!r}")

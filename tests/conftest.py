@@ -1,0 +1,36 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Real images without a download: (1797, 8, 8, 1) in [0, 1], and their classes."""
+    data = load_digits()
+    return data.images[..., np.newaxis].astype("float32") / 16, data.target.astype("int32")
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """Give a network generic weights and moving statistics, as if it had been trained."""
+    draw = {
+        "gamma": lambda rng, shape: rng.uniform(0.5, 1.5, shape),
+        "beta": lambda rng, shape: rng.normal(0, 0.5, shape),
+        "bias": lambda rng, shape: rng.normal(0, 0.5, shape),
+        "moving_mean": lambda rng, shape: rng.normal(0, 0.3, shape),
+        "moving_variance": lambda rng, shape: rng.uniform(0.5, 2.0, shape),
+        "kernel": lambda rng, shape: rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape),
+    }
+
+    def assign(network, seed=0):
+        rng = np.random.default_rng(seed)
+        for variable in network.variables:
+            if variable.name in draw:
+                variable.assign(draw[variable.name](rng, tuple(variable.shape)))
+        return network
+
+    return assign
