@@ -1,0 +1,92 @@
+"""What is published for each dataset (appendix A), and what follows from the dataset alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from cascade_keras.errors import InputError
+
+MODEL_NAMES = "resnetD, plainD, resnetD_e2, resnetD_e10x2 (D = 6n + 2: 20, 32, 44, ...) or lenet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Defaults of one dataset.
+
+    Attributes:
+        image_shape: height, width and channels of a stored image.
+        crop: side of the square that networks see; for CIFAR 24 is cut from the 32x32 image.
+        max_epsilon: largest epsilon in training, in 0..255 units.
+        steps: length of the published schedule.
+        boundaries: steps after which the learning rate is divided by 10.
+        warmup_steps: first steps, at a tenth of the learning rate (released code).
+        normalization: what the network's input layer does, see ``models.normalize``.
+        augment: random crop and flip in training.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    crop: int
+    max_epsilon: float
+    steps: int
+    boundaries: tuple[int, ...]
+    warmup_steps: int
+    normalization: str
+    augment: bool
+
+
+_CIFAR = Preset(
+    image_shape=(32, 32, 3),
+    num_classes=10,
+    crop=24,
+    max_epsilon=16.0,
+    steps=94_000,
+    boundaries=(48_000, 72_000),
+    warmup_steps=400,
+    normalization="pixel",
+    augment=True,
+)
+_MNIST = Preset(
+    image_shape=(28, 28, 1),
+    num_classes=10,
+    crop=28,
+    max_epsilon=0.3 * 255,
+    steps=8_000,
+    boundaries=(4_000, 6_000),
+    warmup_steps=0,
+    normalization="none",
+    augment=False,
+)
+
+PRESETS = {
+    # scikit-learn's 8x8 digits are not in the paper: MNIST's settings, on a shorter schedule.
+    "digits": dataclasses.replace(
+        _MNIST, image_shape=(8, 8, 1), crop=8, steps=1_000, boundaries=(500, 750)
+    ),
+    "mnist": _MNIST,
+    "cifar10": _CIFAR,
+    "cifar100": dataclasses.replace(_CIFAR, num_classes=100),
+}
+
+
+def scaled_boundaries(preset: Preset, steps: int) -> tuple[int, ...]:
+    """Return the published boundaries, moved in proportion to a schedule of ``steps``."""
+    return tuple(round(boundary * steps / preset.steps) for boundary in preset.boundaries)
+
+
+def parse_model_name(name: str) -> tuple[str, int, str]:
+    """Split a network's name into family, depth and head: ("resnet", 20, "_e2"), ("lenet", 5, "").
+
+    Raises:
+        InputError: not a name of this package, or a depth that is not 6n + 2.
+    """
+    if name == "lenet":
+        return "lenet", 5, ""
+    match = re.fullmatch(r"(?:(resnet)(\d+)(_e2|_e10x2|)|(plain)(\d+))", name)
+    if not match:
+        raise InputError(f"unknown model {name!r}; known: {MODEL_NAMES}")
+    family, depth = match[1] or match[4], int(match[2] or match[5])
+    if depth < 8 or (depth - 2) % 6:
+        raise InputError(f"depth {depth} of {name!r} is not 6n + 2; try {family}20 or 32, 44, 56")
+    return family, depth, match[3] or ""
