@@ -1,0 +1,95 @@
+"""What every program shares: parsing, help, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from cascade_keras.errors import InputError
+
+BAD_INPUT = 2
+
+
+def comma_list(text: str) -> list[str]:
+    """Split a comma-separated flag value, dropping blanks."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check(values: flags.FlagValues, name: str, valid: Callable, expected: str) -> None:
+    """Add a validator to a flag whose message says what would be right."""
+
+    def validator(value) -> bool:
+        if value is None or valid(value):
+            return True
+        raise flags.ValidationError(f"must be {expected}, got {value!r}")
+
+    flags.register_validator(name, validator, flag_values=values)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and look for devices without the log lines of its start.
+
+    They are written to the file descriptor by C++ code that no setting of TensorFlow 2.21 reaches,
+    and would bury a program's own lines. They are shown after all if the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            log.seek(0)
+            os.write(kept, log.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def run_program(
+    name: str,
+    description: str,
+    values: flags.FlagValues,
+    program: Callable[[flags.FlagValues], int | None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the flags, run the program and return its exit code.
+
+    TensorFlow is imported by ``program``, after the flags are known to be good: ``--help`` and bad
+    flags answer at once.
+
+    Args:
+        name: of the program, which begins every error line.
+        description: printed above the flags by ``--help``.
+        values: the program's own flags; ``--flagfile`` works with them.
+        program: the rest; may raise ``InputError``.
+        argv: with the program's path first; ``sys.argv`` when None.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(f"{description.strip()}\n\nFlags:\n{values.get_help()}")
+        return 0
+    try:
+        rest = values(argv)[1:]
+        if rest:
+            raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        return program(values) or 0
+    except (flags.Error, InputError) as error:
+        message = " ".join(str(error).replace("flag --", "--", 1).split())
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:
+        # A full disk, a directory without permission: nothing that a traceback would explain.
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    print(f"{name}: {message}", file=sys.stderr)
+    return BAD_INPUT
