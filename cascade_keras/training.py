@@ -1,0 +1,301 @@
+"""Adversarial training with a unified embedding (section 3.3), as one Keras model."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from cascade_keras import attacks, losses
+from cascade_keras.errors import InputError
+
+# What an argument given by name can be; numbers are checked in _check.
+CHOICES = {
+    "loss": ("standard", "kurakin", "bidirectional", "pivot"),
+    "attack": tuple(attacks.STEP_ATTACKS),
+    "epsilon_sampling": attacks.EPSILON_SAMPLINGS,
+    "distance_norm": (1, 2),
+    "embedding_normalization": ("none", "unit", "variance"),
+    "pivot_guard": ("none", "fixed_scale"),
+}
+OPTIONS = (
+    "max_epsilon",
+    "adversarial_batch_size",
+    "adversarial_weight",
+    "distance_weight",
+    "distance_norm",
+    "embedding_normalization",
+    "pivot_guard",
+    "paired_weight",
+    "attack",
+    "epsilon_sampling",
+    "per_pixel_epsilon",
+    "sparsity",
+    "weight_decay",
+    "seed",
+)
+METRICS = (
+    "loss",
+    "clean_loss",
+    "adversarial_loss",
+    "distance_loss",
+    "decay_loss",
+    "clean_accuracy",
+    "adversarial_accuracy",
+    "max_logit",
+)
+
+
+@keras.saving.register_keras_serializable("cascade_keras")
+class AdversarialTrainer(keras.Model):
+    """Trains a classifier on clean and adversarial images; ``compile`` and ``fit`` stay ordinary.
+
+    Every batch of (images, labels) is extended by adversarial images made inside the step from the
+    network as it is. What becomes of a batch of n images, of which k are attacked:
+
+        standard        n clean images, no adversarial ones
+        kurakin         k are replaced: k adversarial, n - k clean (section 2.2)
+        bidirectional   k are joined: k adversarial, n clean, and the distance between the
+                        embeddings of each pair is added to the loss, moving both
+        pivot           the same, moving the adversarial embedding only
+
+    The loss is ``losses.mixed_cross_entropy`` + distance_weight * distance + weight decay.
+
+    Args:
+        network: images (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}, or logits alone,
+            which then are the embedding too. It must not end in a softmax.
+        loss: one of the four above.
+        max_epsilon: largest epsilon of a training image, in 0..255 units.
+        adversarial_batch_size: k; all images of a batch for the pair losses and half of them for
+            kurakin when None.
+        adversarial_weight: lambda.
+        distance_weight: lambda_2.
+        distance_norm: N, 1 or 2.
+        embedding_normalization: see ``losses.normalize_pair``.
+        pivot_guard: "fixed_scale" takes from the pivot loss the gradient that makes all embeddings
+            grow without bound, see ``losses.fix_scale``; "none" is the formula as printed.
+        paired_weight: weight of clean images that have an adversarial partner in the cross entropy.
+        attack: name of a one-step attack of ``attacks.STEP_ATTACKS``.
+        epsilon_sampling: see ``attacks.sample_epsilon``.
+        per_pixel_epsilon: jitter epsilon by N(0, 1) in every value of an image.
+        sparsity: per cent of the values of an image that the attack perturbs.
+        weight_decay: d in d / 2 * sum(w^2), over convolution and dense kernels only.
+        seed: with the step number, determines every random draw.
+
+    Raises:
+        InputError: an argument outside its range, or a network that returns probabilities.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        loss: str = "pivot",
+        *,
+        max_epsilon: float = 16.0,
+        adversarial_batch_size: int | None = None,
+        adversarial_weight: float = 0.3,
+        distance_weight: float = 1e-4,
+        distance_norm: int = 2,
+        embedding_normalization: str = "none",
+        pivot_guard: str = "fixed_scale",
+        paired_weight: float = 1.0,
+        attack: str = "step_ll",
+        epsilon_sampling: str = "clipped_normal",
+        per_pixel_epsilon: bool = False,
+        sparsity: float = 100,
+        weight_decay: float = 1e-4,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.network = network
+        self.loss_name = loss  # Keras keeps the compiled loss under the plain name
+        self.max_epsilon = max_epsilon
+        self.adversarial_batch_size = adversarial_batch_size
+        self.adversarial_weight = adversarial_weight
+        self.distance_weight = distance_weight
+        self.distance_norm = distance_norm
+        self.embedding_normalization = embedding_normalization
+        self.pivot_guard = pivot_guard
+        self.paired_weight = paired_weight
+        self.attack = attack
+        self.epsilon_sampling = epsilon_sampling
+        self.per_pixel_epsilon = per_pixel_epsilon
+        self.sparsity = sparsity
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self._check()
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
+        self.built = True
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "loss": self.loss_name,
+            **{name: getattr(self, name) for name in OPTIONS},
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        network = keras.saving.deserialize_keras_object(config["network"], custom_objects)
+        return cls(**{**config, "network": network})
+
+    def _check(self) -> None:
+        for name, choices in CHOICES.items():
+            value = self.loss_name if name == "loss" else getattr(self, name)
+            if value not in choices:
+                raise InputError(f"{name} {value!r} is none of {', '.join(map(str, choices))}")
+        if not 0 <= self.max_epsilon <= 255:
+            raise InputError(f"max_epsilon must be in 0..255, got {self.max_epsilon}")
+        if not 0 < self.sparsity <= 100:
+            raise InputError(f"sparsity must be above 0 and at most 100, got {self.sparsity}")
+        for name in ("adversarial_weight", "distance_weight", "paired_weight", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or above, got {getattr(self, name)}")
+        k = self.adversarial_batch_size
+        if k is not None and k < 1:
+            raise InputError(f"adversarial_batch_size must be 1 or above, got {k}")
+        last = self.network.layers[-1] if getattr(self.network, "layers", None) else self.network
+        if getattr(last, "activation", None) is keras.activations.softmax:
+            raise InputError(
+                f"the network's last layer {last.name!r} is a softmax; networks give logits, "
+                "remove the activation"
+            )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the clean partners of the adversarial images stay in the batch."""
+        return self.loss_name in ("bidirectional", "pivot")
+
+    def compile(self, optimizer="sgd", **kwargs):
+        """Configure as Keras does; the loss is the trainer's own, so it takes none here."""
+        super().compile(optimizer=optimizer, **kwargs)
+        # Variables made within the first step would have it traced twice.
+        if self.network.built and not self.optimizer.built:
+            self.optimizer.build(self.network.trainable_variables)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def call(self, images, training=False):
+        """Return {"logits", "embedding"} of the network."""
+        outputs = self.network(images, training=training)
+        if not isinstance(outputs, dict):
+            outputs = {"logits": outputs, "embedding": outputs}
+        return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
+
+    def make_adversarial(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Return one adversarial image for each image, by the network as it is now.
+
+        The passes run in inference mode, so batch-norm statistics stay untouched, and the result
+        is a function of the weights and of (seed, step) alone.
+        """
+        seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3)
+        epsilon = attacks.sample_epsilon(
+            self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, seeds[0]
+        )
+        if self.per_pixel_epsilon:
+            epsilon = attacks.jitter_per_pixel(
+                epsilon, tf.shape(images), self.max_epsilon, seeds[1]
+            )
+        attack = attacks.STEP_ATTACKS[self.attack]
+        options = {"seed": seeds[2]} if self.attack == "step_rand" else {}
+        return attack(
+            self.inference_logits, images, labels, epsilon, sparsity=self.sparsity, **options
+        )
+
+    def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
+        return self(images, training=False)["logits"]
+
+    def distance(self, adversarial: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
+        """Return the distance of the embeddings (k, d) of adversarial images and their partners."""
+        if self.loss_name == "pivot":
+            clean = tf.stop_gradient(clean)
+        adversarial, clean = losses.normalize_pair(adversarial, clean, self.embedding_normalization)
+        if self.loss_name == "pivot":
+            if self.pivot_guard == "fixed_scale":
+                adversarial = losses.fix_scale(adversarial)
+            return losses.pivot_distance(adversarial, clean, self.distance_norm)
+        return losses.bidirectional_distance(adversarial, clean, self.distance_norm)
+
+    def train_step(self, data):
+        images, labels = self._unpack(data)
+        n = tf.shape(images)[0]
+        k = self._attacked(n)
+        adversarial = images[:0]
+        if self.loss_name != "standard":
+            adversarial = self.make_adversarial(images[:k], labels[:k], self.optimizer.iterations)
+        first_clean = 0 if self.pairs else k
+        mixed_images = tf.concat([adversarial, images[first_clean:]], axis=0)
+        mixed_labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
+
+        with tf.GradientTape() as tape:
+            outputs = self(mixed_images, training=True)
+            per_image = losses.cross_entropy(outputs["logits"], mixed_labels)
+            classification = losses.mixed_cross_entropy(
+                per_image[k:],
+                per_image[:k],
+                self.adversarial_weight,
+                paired=k if self.pairs else 0,
+                paired_weight=self.paired_weight,
+            )
+            distance = 0.0
+            if self.pairs:
+                embedding = outputs["embedding"]
+                distance = self.distance_weight * self.distance(embedding[:k], embedding[k : 2 * k])
+            decay = self._decay()
+            loss = classification + distance + decay + sum(self.network.losses)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.network.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled_loss, variables), variables)
+        return self._track(loss, distance, decay, per_image, outputs["logits"], mixed_labels, k)
+
+    def test_step(self, data):
+        """Measure clean images, and the training attack at max_epsilon on each of them."""
+        images, labels = self._unpack(data)
+        attack = attacks.STEP_ATTACKS[self.attack]
+        options = {"seed": [self.seed, 0]} if self.attack == "step_rand" else {}
+        adversarial = attack(self.inference_logits, images, labels, self.max_epsilon, **options)
+        k = tf.shape(images)[0]
+        logits = self.inference_logits(tf.concat([adversarial, images], axis=0))
+        labels = tf.concat([labels, labels], axis=0)
+        per_image = losses.cross_entropy(logits, labels)
+        decay = self._decay()
+        loss = tf.reduce_mean(per_image[k:]) + decay
+        return self._track(loss, 0.0, decay, per_image, logits, labels, k)
+
+    @staticmethod
+    def _unpack(data):
+        """Return float images and integer labels (batch,), whatever usual form the labels have."""
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if labels is None or weights is not None:
+            raise ValueError("AdversarialTrainer needs data as (images, labels), without weights")
+        if labels.shape.rank == 2:
+            one_hot = labels.shape[-1] > 1
+            labels = tf.argmax(labels, axis=-1) if one_hot else tf.squeeze(labels, axis=-1)
+        return tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+
+    def _attacked(self, n):
+        if self.loss_name == "standard":
+            return 0
+        if self.adversarial_batch_size is not None:
+            return tf.minimum(self.adversarial_batch_size, n)
+        return n if self.pairs else n // 2
+
+    def _decay(self):
+        kernels = [v for v in self.network.trainable_variables if v.name.endswith("kernel")]
+        return self.weight_decay * sum(tf.nn.l2_loss(kernel) for kernel in kernels)
+
+    def _track(self, loss, distance, decay, per_image, logits, labels, k):
+        correct = tf.cast(
+            tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels, tf.float32
+        )
+        self.trackers["loss"].update_state(loss)
+        self.trackers["distance_loss"].update_state(distance)
+        self.trackers["decay_loss"].update_state(decay)
+        self.trackers["clean_loss"].update_state(per_image[k:])
+        self.trackers["clean_accuracy"].update_state(correct[k:])
+        self.trackers["adversarial_loss"].update_state(per_image[:k])
+        self.trackers["adversarial_accuracy"].update_state(correct[:k])
+        self.trackers["max_logit"].update_state(tf.reduce_max(tf.abs(logits)))
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
