@@ -1,0 +1,433 @@
+#!/usr/bin/env python
+"""Time of one adversarial training step, beside PyTorch and ART, and what limits it.
+
+    python benchmarks/train_step.py                      about five minutes on two cores
+    python benchmarks/train_step.py --quick              does it run? the numbers mean little
+    python benchmarks/train_step.py --json=result.json   also for programs
+
+One step is: ResNet-20, float32, 64 clean images of 24x24x3 and 64 adversarial ones made of them
+inside the step (step_ll, epsilon clipped normal, at most 16), pivot loss with lambda 0.3 and
+lambda_2 1e-4, weight decay 1e-4, SGD with momentum. Reading data is not part of it.
+
+Every contender lives in a process of its own, all on the same number of threads. They take turns,
+one at a time, for several rounds, so that whatever else the machine does meets all of them; a
+ratio is of two medians of the same round. That PyTorch's step is the same step is checked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import contenders
+import numpy as np
+from contenders import ATTACK, MATRIX_PRODUCT, MATRIX_SIDE, OURS, STEP, VARIANTS
+from rich.console import Console
+from rich.table import Table
+
+REQUIRED_MODULE = {"pytorch": "torch", "art": "art", "art_traced_once": "art"}
+TITLES = {
+    ("ours", STEP): "cascade_keras",
+    ("pytorch", "channels first"): "PyTorch eager, channels first",
+    ("pytorch", "channels last"): "PyTorch eager, channels last",
+    ("art_traced_once", STEP): "ART, own train step, traced once",
+    ("art", STEP): "ART, its default train step",
+}
+# Threads of a process that has just finished spin for a moment before they sleep.
+PAUSE_SECONDS = 0.2
+# Load average for each thread above which the report warns.
+BUSY = 0.25
+LARGEST_LOGIT_DIFFERENCE = 1e-4
+# Rounding of 1e-6 turns a few ReLUs over, which changes the gradients by some 0.3 %; a distance
+# loss with another gradient changes them by 2 %.
+LARGEST_UPDATE_DIFFERENCE = 1e-2
+
+# By worker and step: for each round (seconds, processor seconds) of each step.
+Samples = dict[tuple[str, str], list[list[tuple[float, float]]]]
+
+
+# The worker: one contender, driven by lines of JSON on its standard input.
+
+
+def serve(name: str, threads: int) -> None:
+    """Answer requests until the standard input is closed."""
+    # Libraries print to the standard output; the answers get a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    contender: contenders.Contender | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if contender is None:
+                contender = contenders.CONTENDERS[name](threads)
+            answer = {"result": _answer(contender, **request)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _answer(contender: contenders.Contender, command: str, **arguments) -> Any:
+    if command == "time":
+        return _time(contender.steps[arguments["step"]], arguments["count"])
+    if command == "steps":
+        return list(contender.steps)
+    if command == "versions":
+        return contender.versions()
+    if command == "peak_memory":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return contender.commands[command](**arguments)
+
+
+def _time(step, count: int) -> list[tuple[float, float]]:
+    """Return (seconds, processor seconds of all threads) of each step."""
+    samples = []
+    for _ in range(count):
+        begin = time.perf_counter(), time.process_time()
+        value = step()
+        samples.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+        if not math.isfinite(value):
+            raise ValueError(f"the step returned {value}; numbers of such a run are worthless")
+    return samples
+
+
+class Worker:
+    """The driver's end of a worker process."""
+
+    def __init__(self, name: str, threads: int, log: Path):
+        root = Path(__file__).resolve().parent.parent
+        path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        self.name = name
+        self.log = log
+        with open(log, "w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, f"--worker={name}", f"--threads={threads}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                text=True,
+            )
+
+    def call(self, command: str, **arguments) -> Any:
+        """Return the worker's answer.
+
+        Raises:
+            RuntimeError: the command failed there, or the process ended.
+        """
+        print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"worker {self.name} ended:\n{self.log.read_text()[-2000:]}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"worker {self.name}: {answer['error']}")
+        return answer["result"]
+
+    def close(self) -> None:
+        """Let the process end."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# The driver.
+
+
+def measure(workers: dict[str, Worker], rounds: int, steps: int, console: Console) -> Samples:
+    """Return what every step took, measured in turn."""
+    turns = [(name, step) for name, worker in workers.items() for step in worker.call("steps")]
+    samples: Samples = {turn: [] for turn in turns}
+    for number in range(rounds):
+        with console.status(f"round {number + 1} of {rounds}"):
+            for name, step in turns:
+                time.sleep(PAUSE_SECONDS)
+                count = max(1, steps // 3) if name == "art" else steps
+                samples[name, step].append(workers[name].call("time", step=step, count=count))
+    return samples
+
+
+def warm_up(workers: dict[str, Worker], steps: int, console: Console) -> dict[str, float]:
+    """Build and compile everything; return the peak memory of each worker before its first step."""
+    memory = {}
+    for name, worker in workers.items():
+        with console.status(f"starting {name}"):
+            names = worker.call("steps")
+            memory[name] = worker.call("peak_memory")
+            for step in names:
+                worker.call("time", step=step, count=1 if name == "art" else steps)
+    return memory
+
+
+def compare_steps(threads: int, directory: Path) -> dict[str, float]:
+    """Return how far one step of PyTorch's is from the same step of ours.
+
+    In processes of their own, so that the memory it takes is not counted in the measurement.
+
+    Raises:
+        RuntimeError: too far to be the same step.
+    """
+    path = str(directory / "reference.npz")
+    found = {}
+    for name, command in (("ours", "reference"), ("pytorch", "compare")):
+        with contextlib.closing(Worker(name, threads, directory / f"{name}.check")) as worker:
+            found[name] = worker.call(command, path=path)
+    same = found["pytorch"]
+    if (
+        same["parameters"] != found["ours"]["parameters"]
+        or same["largest_logit_difference"] > LARGEST_LOGIT_DIFFERENCE
+        or same["relative_update_difference"] > LARGEST_UPDATE_DIFFERENCE
+    ):
+        raise RuntimeError(f"PyTorch's step is another one: {found}")
+    return same
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return the smallest value, the quartiles and the median."""
+    first, median, third = np.percentile(values, (25, 50, 75)).tolist()
+    return {"min": min(values), "first_quartile": first, "median": median, "third_quartile": third}
+
+
+def spread_of(rounds: list[list[tuple[float, float]]], column: int = 0) -> dict[str, float]:
+    """Return the spread over all steps of the seconds (column 0) or the processor seconds (1)."""
+    return spread([sample[column] for samples in rounds for sample in samples])
+
+
+def summarize(samples: Samples, reference: tuple[str, str]) -> dict[tuple[str, str], dict]:
+    """Return spreads of seconds, processor seconds, and the ratio to the reference by round."""
+
+    def medians(rounds) -> list[float]:
+        return [float(np.median([wall for wall, _ in values])) for values in rounds]
+
+    base = medians(samples[reference])
+    return {
+        turn: {
+            "seconds": spread_of(rounds),
+            "processor_seconds": spread_of(rounds, 1),
+            "ratio": spread([a / b for a, b in zip(medians(rounds), base, strict=True)]),
+        }
+        for turn, rounds in samples.items()
+    }
+
+
+def describe_limits(workers: dict[str, Worker], samples: Samples, profiled: int) -> dict[str, Any]:
+    """Return what the step computes, how fast, and where its time goes."""
+    gflop = workers["anatomy"].call("gflop")
+    kinds = workers["anatomy"].call("profile", steps_profiled=profiled)
+    product = spread_of(samples["anatomy", MATRIX_PRODUCT])["median"]
+    step = spread_of(samples["ours", STEP])["median"]
+    return {
+        "gflop": gflop,
+        "gflop_per_second": sum(gflop.values()) / step,
+        "matrix_product_gflop_per_second": 2 * MATRIX_SIDE**3 / 1e9 / product,
+        "seconds_by_kind": kinds,
+    }
+
+
+# The report.
+
+COLUMNS = ("ms", "quartiles", "best", "CPU ms", "ratio", "quartiles")
+
+
+def columns(found: dict[str, dict[str, float]]) -> list[str]:
+    """Return the cells below ``COLUMNS``."""
+    seconds, ratio = found["seconds"], found["ratio"]
+    return [
+        f"{seconds['median'] * 1e3:.1f}",
+        f"{seconds['first_quartile'] * 1e3:.1f} - {seconds['third_quartile'] * 1e3:.1f}",
+        f"{seconds['min'] * 1e3:.1f}",
+        f"{found['processor_seconds']['median'] * 1e3:.0f}",
+        f"{ratio['median']:.2f}",
+        f"{ratio['first_quartile']:.2f} - {ratio['third_quartile']:.2f}",
+    ]
+
+
+def new_table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    settings = result["settings"]
+    console.print(
+        f"\n{settings['processor']}, threads: {settings['threads']}; rounds: {settings['rounds']}; "
+        f"steps a round: {settings['steps']}; load average at the start: {settings['load']:.1f}\n"
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    )
+    if settings["load"] > BUSY * settings["threads"]:
+        console.print(
+            "[bold]Something else was running.[/bold] PyTorch's threads wait for each other after "
+            "every op, so that a busy core slows it several times: its ratio is unfair. Repeat on "
+            "an idle machine, or with --threads=1."
+        )
+    if same := result["same_step"]:
+        console.print(
+            f"\nPyTorch's step against ours, from the same weights, images and epsilon: "
+            f"{same['parameters']:,} parameters in both; largest difference of a logit "
+            f"{same['largest_logit_difference']:.1e}; {same['equal_adversarial_values']:.3%} of "
+            f"the adversarial images' values equal; loss apart by "
+            f"{same['relative_loss_difference']:.1e}, the update of the kernels by "
+            f"{same['relative_update_difference']:.1e} of its size\n"
+        )
+    table = new_table("One training step, 64 + 64 images", "", *COLUMNS, "peak MiB", "at start")
+    for turn, title in TITLES.items():
+        if found := result["steps"].get("/".join(turn)):
+            memory = [f"{result[when][turn[0]]:.0f}" for when in ("peak_memory", "start_memory")]
+            table.add_row(title, *columns(found), *memory)
+    console.print(table)
+    console.print(
+        "ms: median. CPU ms: of all threads, waiting for each other included. ratio: to "
+        "cascade_keras in the same round. Peak MiB: of the process, libraries included; at start: "
+        "before its first step.\n"
+        "ART computes less: untargeted FGSM of a fixed epsilon, cross entropy alone; no distance, "
+        "no lambda, no weight decay.\n"
+    )
+    _report_limits(result, console)
+    for part, images in ((STEP, "64 + 64 images"), (ATTACK, "64 images")):
+        table = new_table(f"The {part} with other layers, {images}", "", *COLUMNS)
+        for variant in VARIANTS:
+            found = result["variants"][f"{part}, {variant}"]
+            table.add_row(variant, *columns(found))
+        console.print(table)
+
+
+def _report_limits(result: dict[str, Any], console: Console) -> None:
+    limits = result["limits"]
+    total = sum(limits["gflop"].values())
+    product, reached = limits["matrix_product_gflop_per_second"], limits["gflop_per_second"]
+    console.print(
+        f"The step is {total:.1f} GFLOP of convolutions. A float32 matrix product of side "
+        f"{MATRIX_SIDE} reaches {product:.0f} GFLOP/s here, the step {reached:.0f}, "
+        f"{reached / product:.0%} of it. At the product's rate the convolutions alone would take "
+        f"{total / product * 1e3:.0f} ms.\n"
+    )
+    kinds = limits["seconds_by_kind"]
+    wall = sum(kinds.values())
+    title = f"Where the time goes, under the profiler ({wall * 1e3:.1f} ms a step)"
+    table = new_table(title, "kind of op", "ms", "share", "GFLOP", "GFLOP/s")
+    for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
+        work = limits["gflop"].get(kind)
+        speed = (f"{work:.1f}", f"{work / seconds:.0f}") if work else ("", "")
+        table.add_row(kind, f"{seconds * 1e3:.1f}", f"{seconds / wall:.1%}", *speed)
+    console.print(table)
+    console.print(
+        "Ops that run at once share the time. In the attack bias and ReLU are part of the "
+        "convolution, in training ReLU partly of the batch normalisation.\n"
+    )
+
+
+def processor() -> str:
+    """Return the name of the processor, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    names = [
+        name
+        for name in contenders.CONTENDERS
+        if name not in REQUIRED_MODULE or importlib.util.find_spec(REQUIRED_MODULE[name])
+    ]
+    for name in contenders.CONTENDERS.keys() - set(names):
+        console.print(f"{name} left out: {REQUIRED_MODULE[name]} is not installed")
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        directory = Path(name)
+        same = None
+        if "pytorch" in names:
+            with console.status("comparing PyTorch's step with ours"):
+                same = compare_steps(args.threads, directory)
+        workers = {name: Worker(name, args.threads, directory / name) for name in names}
+        for worker in workers.values():
+            stack.callback(worker.close)
+        start_memory = warm_up(workers, args.warmup, console)
+        samples = measure(workers, args.rounds, args.steps, console)
+        # Before the limits, whose measurement needs memory of its own.
+        memory = {name: worker.call("peak_memory") for name, worker in workers.items()}
+        limits = describe_limits(workers, samples, args.steps)
+        versions: dict[str, str] = {}
+        for worker in workers.values():
+            versions |= worker.call("versions")
+    steps = {turn: rounds for turn, rounds in samples.items() if turn in TITLES}
+    variants = {}
+    for part in (STEP, ATTACK):
+        rounds = {turn: samples[turn] for turn in samples if turn[1].startswith(f"{part}, ")}
+        summary = summarize(rounds, ("anatomy", f"{part}, {OURS}"))
+        variants |= {step: found for (_, step), found in summary.items()}
+    return {
+        "settings": {
+            "processor": processor(),
+            "load": load,
+            **{name: getattr(args, name) for name in ("threads", "rounds", "steps", "warmup")},
+        },
+        "versions": versions,
+        "same_step": same,
+        "steps": {
+            "/".join(turn): found for turn, found in summarize(steps, ("ours", STEP)).items()
+        },
+        "start_memory": start_memory,
+        "peak_memory": memory,
+        "variants": variants,
+        "limits": limits,
+        "samples": {"/".join(turn): rounds for turn, rounds in samples.items()},
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="turns of each contender")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="steps of a turn; ART's default: a third"
+    )
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the first round")
+    parser.add_argument("--threads", type=int, default=cores, help="all cores by default")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--quick", action="store_true", help="two rounds of one step, for a check")
+    parser.add_argument("--worker", choices=contenders.CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.steps, args.warmup = 2, 1, 1
+    if min(args.rounds, args.steps, args.warmup, args.threads) < 1:
+        parser.error("--rounds, --steps, --warmup and --threads must be at least 1")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.worker:
+        serve(args.worker, args.threads)
+        return
+    console = Console()
+    try:
+        result = run(args, console)
+    except RuntimeError as error:
+        sys.exit(f"train_step: {error}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    report(result, console)
+
+
+if __name__ == "__main__":
+    main()
