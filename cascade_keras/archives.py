@@ -33,6 +33,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cascade_keras.errors import InputError
+from cascade_keras.startup import import_tensorflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,7 +395,8 @@ def _write(dataset: str, content: Content, destination: pathlib.Path, track: Cal
     Raises:
         OSError: it cannot be written.
     """
-    # Not needed before: a bad archive is answered at once, without the lines of TensorFlow's start.
+    # Not needed before: a bad archive is answered at once.
+    import_tensorflow()
     import tensorflow as tf
 
     with _staging(destination) as staging:

@@ -128,6 +128,7 @@ class Report(keras.callbacks.Callback):
         self.last_step = last_step
         self.images_per_step = images_per_step
         self.every = every
+        self._writer = None
         self.console = rich.console.Console(stderr=True)
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("step"),
@@ -153,7 +154,8 @@ class Report(keras.callbacks.Callback):
     def close(self) -> None:
         """End the display and write out the events; safe to call twice."""
         self._progress.stop()
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
     def on_train_batch_end(self, batch, logs=None):
         step = int(self.model.optimizer.iterations)

@@ -71,6 +71,11 @@ class Run:
         """Whether the run has written its results."""
         return self._metrics_file.exists()
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is anything to resume from."""
+        return bool(self._checkpoint_files())
+
     def check(self, flags: dict, fingerprint: str | None = None) -> None:
         """Refuse a directory that cannot serve the run that these flags describe.
 

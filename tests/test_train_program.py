@@ -98,6 +98,18 @@ def test_init_from_starts_at_the_other_runs_weights(finished, tmp_path):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-7)
 
 
+def test_a_run_under_way_no_longer_needs_its_initialisation(finished, tmp_path):
+    weights = tmp_path / "w.keras"
+    weights.write_bytes((finished[1] / "model.keras").read_bytes())
+    flags = ("--steps=4", f"--init_from={weights}", "--name=next", "--checkpoint_steps=2")
+    assert train_here(tmp_path, *flags) == 0
+    for gone in (weights, *(tmp_path / "next").glob("m*")):
+        gone.unlink()
+    (tmp_path / "next" / "checkpoints" / "step-00000004.keras").unlink()
+    assert train_here(tmp_path, *flags) == 0
+    assert (tmp_path / "next" / "metrics.json").exists()
+
+
 def start(runs, *flags):
     command = [*PROGRAM, *SMALL, f"--runs_dir={runs}", "--deterministic", *flags]
     return subprocess.Popen(
@@ -205,6 +217,7 @@ FLAGS = [
     ("momentum of 1", ["--momentum=1"], r"--momentum=1.0: must be in \[0, 1\)"),
     ("boundaries not steps", ["--lr_boundaries=half"], "--lr_boundaries=half: must be none or st"),
     ("boundaries falling", ["--lr_boundaries=20,10"], "--lr_boundaries: must increase"),
+    ("warm-up too long", ["--warmup_steps=20", "--lr_boundaries=20"], "--warmup_steps: must end"),
     ("crop of digits", ["--crop=24"], "--crop: digits networks see 8 pixels, got 24"),
     ("crop of cifar", ["--dataset=cifar10", "--crop=28"], "--crop: cifar10 .* 24 or 32 pixels"),
     ("negative seed", ["--seed=-1"], r"--seed=-1: must be in 0..2147483647"),

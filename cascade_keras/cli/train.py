@@ -10,16 +10,19 @@ command goes on where it was. Epsilons are in 0..255 units.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import platform
 import re
+import warnings
 from collections.abc import Sequence
 
 from absl import flags
 
-from cascade_keras.cli.common import check, comma_list, import_tensorflow, run_program
+from cascade_keras.cli.common import check, comma_list, run_program
 from cascade_keras.errors import InputError
 from cascade_keras.presets import PRESETS, parse_model_name, scaled_boundaries
+from cascade_keras.startup import import_tensorflow
 
 # Flags that do not change what a run computes: they may differ when it is resumed.
 OPERATIONAL = {"data_dir", "runs_dir", "name", "checkpoint_minutes", "checkpoint_steps", "flagfile"}
@@ -248,6 +251,8 @@ def resolve(values: flags.FlagValues) -> dict:
         chosen["lr_boundaries"] = []
     else:
         chosen["lr_boundaries"] = [int(step) for step in comma_list(chosen["lr_boundaries"])]
+        if chosen["lr_boundaries"] != sorted(set(chosen["lr_boundaries"])):
+            raise InputError(f"--lr_boundaries: must increase, got {chosen['lr_boundaries']}")
     _check_together(chosen, preset)
     return chosen
 
@@ -271,8 +276,12 @@ def _check_together(chosen: dict, preset) -> None:
             f"--crop: {chosen['dataset']} networks see {' or '.join(map(str, sizes))} pixels, "
             f"got {chosen['crop']}"
         )
-    if chosen["lr_boundaries"] != sorted(set(chosen["lr_boundaries"])):
-        raise InputError(f"--lr_boundaries: must increase, got {chosen['lr_boundaries']}")
+    first = min(chosen["lr_boundaries"], default=None)
+    if first is not None and chosen["warmup_steps"] and chosen["warmup_steps"] >= first:
+        raise InputError(
+            f"--warmup_steps: must end before the first of --lr_boundaries ({first}), "
+            f"got {chosen['warmup_steps']}"
+        )
     try:
         parse_model_name(chosen["model"])
     except InputError as error:
@@ -309,7 +318,7 @@ def _train(run, chosen: dict, decisive: dict) -> int:
     dataset = data.load(chosen["dataset"], chosen["data_dir"])
     data.check_batch_size(clean_images(chosen), len(dataset.train[1]))
     trainer = build_trainer(chosen, dataset)
-    if chosen["init_from"]:
+    if chosen["init_from"] and not run.has_checkpoints:
         load_initialisation(trainer.network, chosen["init_from"])
     versions = {
         "python": platform.python_version(),
@@ -454,7 +463,10 @@ def load_initialisation(network, path: str) -> None:
     if not file.name.endswith((".keras", ".weights.h5")):
         raise InputError(f"--init_from: {file} is neither a .keras nor a .weights.h5 file")
     try:
-        network.load_weights(file)
+        with warnings.catch_warnings():
+            # Keras warns of every layer that the file lacks before it gives up.
+            warnings.simplefilter("ignore")
+            network.load_weights(file)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -465,8 +477,6 @@ def load_initialisation(network, path: str) -> None:
 
 def evaluate_network(trainer, dataset, chosen: dict) -> list[dict]:
     """Return accuracy records of the trained network on the test split, clean and attacked."""
-    import dataclasses
-
     import rich.console
     import rich.progress
 
