@@ -30,6 +30,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 PIXEL_LEVELS = 255.0
+# Of stateless draws; left to itself, TensorFlow would choose another one on another kind of device.
+GENERATOR = "philox"
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 Objective = Callable[[tf.Tensor], tf.Tensor]
@@ -217,7 +219,7 @@ def step_rand(
     """
     del logits_fn, labels
     images = tf.convert_to_tensor(images)
-    noise = tf.random.stateless_normal(tf.shape(images), seed, dtype=images.dtype)
+    noise = tf.random.stateless_normal(tf.shape(images), seed, dtype=images.dtype, alg=GENERATOR)
     return _one_step(images, noise, epsilon, sparsity)
 
 
@@ -326,10 +328,10 @@ def sample_epsilon(sampling: str, count: int, max_epsilon: float, seed) -> tf.Te
     if sampling == "max":
         return tf.fill([count], float(max_epsilon))
     if sampling == "uniform":
-        return tf.random.stateless_uniform([count], seed, 0.0, max_epsilon)
+        return tf.random.stateless_uniform([count], seed, 0.0, max_epsilon, alg=GENERATOR)
     if sampling not in ("clipped_normal", "reversed_normal"):
         raise ValueError(f"epsilon sampling {sampling!r} is none of {', '.join(EPSILON_SAMPLINGS)}")
-    normal = tf.abs(tf.random.stateless_normal([count], seed, 0.0, max_epsilon / 2))
+    normal = tf.abs(tf.random.stateless_normal([count], seed, 0.0, max_epsilon / 2, alg=GENERATOR))
     clipped = tf.minimum(normal, max_epsilon)
     return clipped if sampling == "clipped_normal" else max_epsilon - clipped
 
@@ -345,5 +347,5 @@ def jitter_per_pixel(epsilon: tf.Tensor, shape, max_epsilon: float, seed) -> tf.
         shape: of the images, (batch, H, W, C), which is also the result's.
     """
     per_image = tf.reshape(epsilon, [-1, 1, 1, 1])
-    noise = tf.random.stateless_normal(shape, seed)
+    noise = tf.random.stateless_normal(shape, seed, alg=GENERATOR)
     return tf.minimum(tf.abs(per_image + noise), max_epsilon)

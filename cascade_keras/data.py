@@ -15,7 +15,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras.attacks import PIXEL_LEVELS
+from cascade_keras.attacks import GENERATOR, PIXEL_LEVELS
 from cascade_keras.errors import InputError
 from cascade_keras.presets import PRESETS, Preset
 
@@ -208,7 +208,7 @@ def batches(
             rows = columns = tf.range(crop)[None]
         else:
             draws = tf.random.stateless_uniform(
-                [3, batch_size, 1], _seeds(seed, step, _CROP), dtype=tf.float32
+                [3, batch_size, 1], _seeds(seed, step, _CROP), alg=GENERATOR
             )
             top = tf.cast(draws[0] * (height - crop + 1), tf.int32)
             left = tf.cast(draws[1] * (width - crop + 1), tf.int32)
@@ -243,4 +243,4 @@ def _order(step: tf.Tensor, batch_size: int, size: int, seed: int) -> tf.Tensor:
 
 def _seeds(seed: int, number: tf.Tensor, purpose: int) -> tf.Tensor:
     """Return the two integers of a stateless draw; purposes do not share their draws."""
-    return tf.random.fold_in([seed, purpose], tf.cast(number, tf.int32))
+    return tf.random.fold_in([seed, purpose], tf.cast(number, tf.int32), alg=GENERATOR)

@@ -168,7 +168,14 @@ class AdversarialTrainer(keras.Model):
         return self.loss_name in ("bidirectional", "pivot")
 
     def compile(self, optimizer="sgd", **kwargs):
-        """Configure as Keras does; the loss is the trainer's own, so it takes none here."""
+        """Configure as Keras does; loss and metrics are the trainer's own.
+
+        Raises:
+            InputError: a loss or metrics are given, which would otherwise be ignored.
+        """
+        for name in ("loss", "metrics", "weighted_metrics"):
+            if kwargs.get(name):
+                raise InputError(f"compile takes no {name}: AdversarialTrainer has its own")
         super().compile(optimizer=optimizer, **kwargs)
         # Variables made within the first step would have it traced twice.
         if self.network.built and not self.optimizer.built:
@@ -190,7 +197,7 @@ class AdversarialTrainer(keras.Model):
         The passes run in inference mode, so batch-norm statistics stay untouched, and the result
         is a function of the weights and of (seed, step) alone.
         """
-        seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3)
+        seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3, alg=attacks.GENERATOR)
         epsilon = attacks.sample_epsilon(
             self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, seeds[0]
         )
@@ -261,7 +268,7 @@ class AdversarialTrainer(keras.Model):
         labels = tf.concat([labels, labels], axis=0)
         per_image = losses.cross_entropy(logits, labels)
         decay = self._decay()
-        loss = tf.reduce_mean(per_image[k:]) + decay
+        loss = tf.reduce_mean(per_image[k:]) + decay + sum(self.network.losses)
         return self._track(loss, 0.0, decay, per_image, logits, labels, k)
 
     @staticmethod
@@ -270,6 +277,8 @@ class AdversarialTrainer(keras.Model):
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None or weights is not None:
             raise ValueError("AdversarialTrainer needs data as (images, labels), without weights")
+        if images.dtype.is_integer:
+            raise ValueError("images must be floats in [0, 1]; divide whole pixel values by 255")
         if labels.shape.rank == 2:
             one_hot = labels.shape[-1] > 1
             labels = tf.argmax(labels, axis=-1) if one_hot else tf.squeeze(labels, axis=-1)

@@ -14,27 +14,25 @@ import rich.console
 import rich.table
 
 
-def read_runs(paths: list[pathlib.Path]) -> tuple[list[str], list[list[str]]]:
-    """Return the table's headings and one row a run.
+def read_runs(paths: list[pathlib.Path]) -> dict[str, dict[str, str]]:
+    """Return by run, then by attack, "accuracy / images".
 
     Raises:
         SystemExit: a path that is not a finished run.
     """
-    headings, rows = ["run"], []
+    runs = {}
     for path in paths:
         try:
             results = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["results"]
         except (OSError, ValueError, KeyError):
             sys.exit(f"compare_runs: {path} is not a finished run (no readable metrics.json)")
-        cells = {
-            f"{r['attack']} {r['epsilon']:g}".replace("clean 0", "clean"): (
+        runs[path.name] = {
+            r["attack"] + (f" {r['epsilon']:g}" if r["epsilon"] else ""): (
                 f"{r['accuracy']:.1f} / {r['examples']}"
             )
             for r in results
         }
-        headings += [name for name in cells if name not in headings]
-        rows.append((path.name, cells))
-    return headings, [[name, *(cells.get(h, "") for h in headings[1:])] for name, cells in rows]
+    return runs
 
 
 def main() -> None:
@@ -43,18 +41,19 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=pathlib.Path)
     parser.add_argument("--markdown", action="store_true", help="for a report, not a terminal")
     arguments = parser.parse_args()
-    headings, rows = read_runs(arguments.runs)
+    runs = read_runs(arguments.runs)
+    attacks = list(dict.fromkeys(attack for cells in runs.values() for attack in cells))
     if arguments.markdown:
-        for row in [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]:
+        rows = [["run", *attacks], ["---"] + ["---:"] * len(attacks)]
+        rows += [[run, *(cells.get(a, "") for a in attacks)] for run, cells in runs.items()]
+        for row in rows:
             print("| " + " | ".join(row) + " |")
         return
-    table = rich.table.Table(
-        title="accuracy in % / test images; white box, epsilon in 0..255",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
+    table = rich.table.Table("attack, epsilon", title="accuracy in % / test images; white box")
+    for run in runs:
+        table.add_column(run, justify="right", no_wrap=True)
+    for attack in attacks:
+        table.add_row(attack, *(cells.get(attack, "") for cells in runs.values()))
     rich.console.Console().print(table)
 
 

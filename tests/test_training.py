@@ -328,6 +328,29 @@ def test_bad_arguments_are_refused_in_one_line(make, options, message):
     assert "\n" not in str(error.value)
 
 
+def test_whole_pixel_values_are_refused_rather_than_clipped(digits):
+    images = (digits[0][:16] * 255).astype("uint8")
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\]; divide"):
+        compiled(small_network(), "pivot").fit(images, digits[1][:16], verbose=0)
+
+
+@pytest.mark.parametrize("given", [{"loss": "mse"}, {"metrics": ["accuracy"]}])
+def test_a_loss_given_to_compile_is_refused_rather_than_ignored(given):
+    with pytest.raises(InputError, match=r"compile takes no (loss|metrics)"):
+        AdversarialTrainer(small_network()).compile(optimizer="sgd", **given)
+
+
+@pytest.mark.parametrize("loss", ["kurakin", "pivot"])
+def test_the_step_compiles_with_xla_to_the_same_result(digits, loss):
+    """Keras turns XLA on by itself on a single GPU. It draws other epsilons, so none is drawn."""
+    results = []
+    for jit_compile in (False, True):
+        trainer = AdversarialTrainer(small_network(), loss, epsilon_sampling="max")
+        trainer.compile(optimizer=keras.optimizers.SGD(0.01), jit_compile=jit_compile)
+        results.append(one_step(trainer, digits[0][:16], digits[1][:16]))
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
 def test_sample_weights_are_refused_rather_than_ignored(digits):
     trainer = compiled(small_network(), "pivot")
     with pytest.raises(ValueError, match="without weights"):
