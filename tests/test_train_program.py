@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import requests
 import tensorflow as tf
+from test_prepare_data import COUNTS, write_archives
 
+from cascade_keras import archives
 from cascade_keras.cli.train import main
 from cascade_keras.presets import PRESETS
 
@@ -168,6 +170,39 @@ def test_killed_stopped_and_damaged_a_run_ends_with_the_same_weights(tmp_path):
         json.loads((r / "run" / "metrics.json").read_text()) for r in (reference, interrupted)
     ]
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flags", "input_shape", "embedding"),
+    [
+        ("mnist", ["--model=lenet", "--loss=bidirectional"], (28, 28, 1), 10),
+        ("cifar10", ["--distance=l1", "--embedding_at=stage3"], (24, 24, 3), 6 * 6 * 64),
+        (
+            "cifar100",
+            ["--crop=32", "--normalization=image", "--use_ema", "--precision=mixed_bfloat16"],
+            (32, 32, 3),
+            100,
+        ),
+    ],
+    ids=["mnist", "cifar10", "cifar100"],
+)
+def test_every_dataset_trains(dataset, flags, input_shape, embedding, tmp_path):
+    """From archives of a few random images through prepare_data's function to a finished run."""
+    write_archives(dataset, tmp_path / "archives")
+    archives.prepare(dataset, tmp_path / "archives", tmp_path / "data", counts=COUNTS)
+    options = [f"--dataset={dataset}", f"--data_dir={tmp_path / 'data'}", "--name=run", *flags]
+    batch = ["--batch_size=32", "--adversarial_batch_size=16", "--steps=6", "--checkpoint_steps=4"]
+    try:
+        assert train_here(tmp_path, *options, *batch) == 0
+    finally:
+        keras.config.set_dtype_policy("float32")
+    network = keras.models.load_model(tmp_path / "run" / "model.keras")
+    assert network.input_shape == (None, *input_shape)
+    assert network.output["embedding"].shape == (None, embedding)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["flags"]["max_epsilon"] == (76.5 if dataset == "mnist" else 16)
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]
+    assert results[0]["examples"] == COUNTS["test"]
 
 
 def test_help_names_every_flag_and_needs_no_tensorflow():
