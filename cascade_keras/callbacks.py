@@ -29,8 +29,8 @@ class StopOnDivergence(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise DivergenceError(
                 f"the loss is {logs['loss']} at step {int(self.model.optimizer.iterations)}; try a "
-                "smaller --learning_rate or --distance_weight, --warmup_steps, --clip_norm, or a "
-                "pretrained --init_from"
+                "smaller --learning_rate, a pretrained --init_from, or, with the pivot loss, "
+                "--pivot_guard=fixed_scale"
             )
 
 
@@ -87,7 +87,7 @@ class Checkpoints(keras.callbacks.Callback):
         if not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
             raise DivergenceError(
                 f"the weights are no longer finite after step {step}; try a smaller "
-                "--learning_rate, or --clip_norm"
+                "--learning_rate or a pretrained --init_from"
             )
         self.run.save_checkpoint(self.model, step)
         self._written = time.monotonic()
