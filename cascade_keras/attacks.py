@@ -77,20 +77,19 @@ def least_likely_labels(logits: tf.Tensor) -> tf.Tensor:
 
 
 def _gradient(
-    logits_fn: LogitsFn, images: tf.Tensor, objective: Objective | None, make_objective=None
+    logits_fn: LogitsFn, images: tf.Tensor, make_objective: Callable[[tf.Tensor], Objective]
 ) -> tf.Tensor:
     """Return the gradient of the objective with respect to each image.
 
-    ``make_objective(logits)`` serves the attacks whose target depends on the clean logits, so that
-    one forward pass is enough.
+    ``make_objective`` is given the logits of the images, on which the target of some attacks
+    depends, so that one forward pass is enough.
     """
     images = tf.convert_to_tensor(images)
     # Only the images are watched: recording the weights as well would cost memory and time.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = logits_fn(images)
-        if make_objective is not None:
-            objective = make_objective(tf.stop_gradient(logits))
+        objective = make_objective(tf.stop_gradient(logits))
         # A sum keeps each image's gradient independent of the batch size; a mean would shrink it
         # and underflow to a zero sign in low precision.
         total = tf.reduce_sum(objective(logits))
@@ -166,7 +165,7 @@ def step_fgsm(
     Returns:
         Adversarial images, as ``images``; no gradient flows through them.
     """
-    direction = _gradient(logits_fn, images, objective(labels))
+    direction = _gradient(logits_fn, images, lambda _: objective(labels))
     return _one_step(images, direction, epsilon, sparsity)
 
 
@@ -179,9 +178,7 @@ def step_ll(
     ``step_fgsm``. One forward and one backward pass.
     """
     del labels
-    direction = _gradient(
-        logits_fn, images, None, lambda logits: towards(least_likely_labels(logits))
-    )
+    direction = _gradient(logits_fn, images, lambda logits: towards(least_likely_labels(logits)))
     return _one_step(images, direction, epsilon, sparsity)
 
 
@@ -197,7 +194,7 @@ def step_both(
             towards_least_likely, least_likely(logits), cross_entropy(labels)(logits)
         )
 
-    direction = _gradient(logits_fn, images, None, make_objective)
+    direction = _gradient(logits_fn, images, make_objective)
     return _one_step(images, direction, epsilon, sparsity)
 
 
@@ -250,7 +247,7 @@ def _iterate(
         return tf.clip_by_value(images + to_unit_range(perturbation), 0.0, 1.0)
 
     def body(n: tf.Tensor, perturbation: tf.Tensor):
-        direction = tf.sign(_gradient(logits_fn, perturbed(perturbation), objective))
+        direction = tf.sign(_gradient(logits_fn, perturbed(perturbation), lambda _: objective))
         moved = tf.clip_by_value(perturbation + step_size * direction, lowest, highest)
         return n + 1, tf.where(n < steps, moved, perturbation)
 

@@ -199,9 +199,5 @@ class Run:
         write_atomically(self.model_file, network.save)
         write_json(self._metrics_file, metrics)
 
-    def read_metrics(self) -> dict:
-        """Return metrics.json of a finished run."""
-        return json.loads(self._metrics_file.read_text(encoding="utf-8"))
-
     def _checkpoint_files(self) -> list[pathlib.Path]:
         return sorted(self.checkpoints.glob("step-*.keras"))
