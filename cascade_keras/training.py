@@ -205,11 +205,13 @@ class AdversarialTrainer(keras.Model):
             epsilon = attacks.jitter_per_pixel(
                 epsilon, tf.shape(images), self.max_epsilon, seeds[1]
             )
+        return self._attack(images, labels, epsilon, seeds[2], sparsity=self.sparsity)
+
+    def _attack(self, images, labels, epsilon, seed, **options):
+        if self.attack == "step_rand":
+            options["seed"] = seed
         attack = attacks.STEP_ATTACKS[self.attack]
-        options = {"seed": seeds[2]} if self.attack == "step_rand" else {}
-        return attack(
-            self.inference_logits, images, labels, epsilon, sparsity=self.sparsity, **options
-        )
+        return attack(self.inference_logits, images, labels, epsilon, **options)
 
     def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
         return self(images, training=False)["logits"]
@@ -260,9 +262,7 @@ class AdversarialTrainer(keras.Model):
     def test_step(self, data):
         """Measure clean images, and the training attack at max_epsilon on each of them."""
         images, labels = self._unpack(data)
-        attack = attacks.STEP_ATTACKS[self.attack]
-        options = {"seed": [self.seed, 0]} if self.attack == "step_rand" else {}
-        adversarial = attack(self.inference_logits, images, labels, self.max_epsilon, **options)
+        adversarial = self._attack(images, labels, self.max_epsilon, [self.seed, 0])
         k = tf.shape(images)[0]
         logits = self.inference_logits(tf.concat([adversarial, images], axis=0))
         labels = tf.concat([labels, labels], axis=0)
