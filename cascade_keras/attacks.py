@@ -25,7 +25,7 @@ statistics of batch normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -99,6 +99,8 @@ def _gradient(
 def _per_image(epsilon, images: tf.Tensor) -> tf.Tensor:
     """Return epsilon, in pixel units, in a shape that broadcasts against the images.
 
+    Of shape (count, 1, 1, 1, 1) it makes ``count`` versions of each image.
+
     Raises:
         ValueError: epsilon is neither a scalar, nor one number an image, nor one a pixel.
     """
@@ -109,6 +111,8 @@ def _per_image(epsilon, images: tf.Tensor) -> tf.Tensor:
     if rank == 1 and epsilon.shape.is_compatible_with(images.shape[:1]):
         return tf.reshape(epsilon, [-1, *([1] * (images.shape.rank - 1))])
     if rank == images.shape.rank and epsilon.shape.is_compatible_with(images.shape):
+        return epsilon
+    if rank == images.shape.rank + 1 and epsilon.shape[1:].num_elements() == 1:
         return epsilon
     raise ValueError(
         "epsilon must be a scalar, have one number an image (batch,), or one a pixel "
@@ -228,34 +232,84 @@ def iterations(epsilon) -> tf.Tensor:
     return tf.cast(tf.floor(tf.minimum(epsilon + 4, 1.25 * epsilon)), tf.int32)
 
 
-def _iterate(
-    logits_fn: LogitsFn, images: tf.Tensor, objective: Objective, epsilon, step_size: float, steps
+def _climb(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    objective: Callable[[tf.Tensor], Objective],
+    epsilons: Sequence,
+    step_size: float,
+    steps,
 ) -> tf.Tensor:
-    """Ascend the objective by sign steps inside the epsilon ball and the valid pixel range.
+    """Ascend the objective by sign steps inside each epsilon's ball and the valid pixel range.
+
+    Every iterative image is made here. The first floor(eps / step_size) iterates cannot have left
+    the ball of eps, so they are also those of every larger epsilon: they are computed once, and
+    each epsilon goes on from there alone for the rest of its own steps. Where the images have
+    different numbers of steps, those that are done are not computed any more.
 
     The perturbation is kept in pixel units. With whole step sizes it is then a whole number held
     exactly, so that images neither drift by rounding nor depend on how far the ball reaches.
+
+    Args:
+        epsilons: ascending, each in the same one of the shapes that ``_per_image`` takes.
+        steps: of every epsilon; the paper's number, for each image its own, when None.
+
+    Returns:
+        Adversarial images, (len(epsilons), batch, H, W, C).
     """
     images = tf.convert_to_tensor(images)
-    epsilon = _per_image(epsilon, images)
-    steps = iterations(epsilon) if steps is None else tf.cast(steps, tf.int32)
+    radii = tf.stack([_per_image(epsilon, images) for epsilon in epsilons])
+    count = len(epsilons)
+    steps = iterations(radii) if steps is None else tf.fill([count], tf.cast(steps, tf.int32))
+    each_its_own = steps.shape.rank > 1
+    last = tf.reduce_max(tf.reshape(steps, [count, -1]), axis=1)
+    shared = tf.zeros([count], tf.int32)
+    if count > 1 and not each_its_own:
+        # Whole step sizes add up exactly; for others one step is kept back for the rounding.
+        spare = 0 if float(step_size).is_integer() else 1
+        shared = tf.cast(tf.floor(tf.reshape(radii, [count]) / step_size), tf.int32) - spare
+        shared = tf.minimum(shared, steps)
     pixels = images * PIXEL_LEVELS
-    lowest = tf.maximum(-epsilon, -pixels)
-    highest = tf.minimum(epsilon, PIXEL_LEVELS - pixels)
 
-    def perturbed(perturbation: tf.Tensor) -> tf.Tensor:
+    def perturbed(images: tf.Tensor, perturbation: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(images + to_unit_range(perturbation), 0.0, 1.0)
 
-    def body(n: tf.Tensor, perturbation: tf.Tensor):
-        direction = tf.sign(_gradient(logits_fn, perturbed(perturbation), lambda _: objective))
-        moved = tf.clip_by_value(perturbation + step_size * direction, lowest, highest)
-        return n + 1, tf.where(n < steps, moved, perturbation)
+    def ascend(perturbation, images, labels, lowest, highest) -> tf.Tensor:
+        adversarial = perturbed(images, perturbation)
+        direction = tf.sign(_gradient(logits_fn, adversarial, lambda _: objective(labels)))
+        return tf.clip_by_value(perturbation + step_size * direction, lowest, highest)
+
+    def step(e, n, trunk, current, results):
+        on_trunk = n < shared[e]
+        radius = tf.where(on_trunk, tf.cast(PIXEL_LEVELS, images.dtype), radii[e])
+        lowest = tf.maximum(-radius, -pixels)
+        highest = tf.minimum(radius, PIXEL_LEVELS - pixels)
+        operands = (current, images, labels, lowest, highest)
+        if each_its_own:
+            under_way = n < steps[e]
+            rows = tf.where(tf.reduce_any(under_way, axis=list(range(1, images.shape.rank))))
+            moved = ascend(*(tf.gather_nd(operand, rows) for operand in operands))
+            moved = tf.tensor_scatter_nd_update(current, rows, moved)
+            current = tf.where(under_way, moved, current)
+        else:
+            current = ascend(*operands)
+        return e, n + 1, tf.where(on_trunk, current, trunk), current, results
+
+    def finish(e, n, trunk, current, results):
+        return e + 1, shared[e], trunk, trunk, results.write(e, current)
 
     # A while loop is traced once; unrolled, the trace alone takes several times longer.
-    _, perturbation = tf.while_loop(
-        lambda n, _: n < tf.reduce_max(steps), body, (tf.constant(0), tf.zeros_like(images))
+    start = tf.zeros_like(images)
+    results = tf.TensorArray(images.dtype, count, element_shape=images.shape)
+    *_, results = tf.while_loop(
+        lambda e, *_: e < count,
+        lambda e, n, *state: tf.cond(
+            n < last[e], lambda: step(e, n, *state), lambda: finish(e, n, *state)
+        ),
+        (tf.constant(0), tf.constant(0), start, start, results),
     )
-    return tf.stop_gradient(perturbed(perturbation))
+    return tf.stop_gradient(perturbed(images, results.stack()))
 
 
 def iter_fgsm(
@@ -271,13 +325,14 @@ def iter_fgsm(
     """Basic iterative method: sign steps away from the true class, inside the epsilon ball.
 
     Args:
-        logits_fn, images, labels, epsilon: as for ``step_fgsm``.
+        logits_fn, images, labels, epsilon: as for ``step_fgsm``. With an epsilon for each image,
+            only the images that are not done yet are given to the network.
         step_size: alpha, in 0..255 units.
         steps: the number of steps, a scalar; the paper's floor(min(eps + 4, 1.25 eps)), for each
             image its own, when None.
         objective: what is ascended, ``cross_entropy`` or ``margin``.
     """
-    return _iterate(logits_fn, images, objective(labels), epsilon, step_size, steps)
+    return _climb(logits_fn, images, labels, objective, [epsilon], step_size, steps)[0]
 
 
 def iter_ll(
@@ -295,7 +350,93 @@ def iter_ll(
     """
     del labels
     target = least_likely_labels(logits_fn(images))
-    return _iterate(logits_fn, images, towards(target), epsilon, step_size, steps)
+    return _climb(logits_fn, images, target, towards, [epsilon], step_size, steps)[0]
+
+
+def ladder(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilons: Sequence[float],
+    *,
+    attack: str = "iter_fgsm",
+    step_size: float = 1.0,
+    steps: int | None = None,
+    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+) -> tf.Tensor:
+    """Return an iterative attack's images for several epsilons, computing what they share once.
+
+    Each image equals the one that ``iter_fgsm`` or ``iter_ll`` makes for its epsilon alone, to the
+    last bit. The number of gradients is ``ladder_gradients``: 44 instead of 164 for 1..16.
+
+    Args:
+        logits_fn, images, labels: as for ``step_fgsm``.
+        epsilons: in 0..255 units, in any order.
+        attack: "iter_fgsm" or "iter_ll".
+        step_size, steps, objective: as for ``iter_fgsm``; ``objective`` is that of iter_fgsm only.
+
+    Returns:
+        (len(epsilons), batch, H, W, C), in the order of ``epsilons``.
+
+    Raises:
+        ValueError: no epsilon, or an unknown attack.
+    """
+    if not len(epsilons):
+        raise ValueError("epsilons must name at least one epsilon")
+    if attack not in ITERATIVE_ATTACKS:
+        raise ValueError(f"attack {attack!r} is none of {', '.join(ITERATIVE_ATTACKS)}")
+    if attack == "iter_ll":
+        labels, objective = least_likely_labels(logits_fn(images)), towards
+    ascending = sorted({float(epsilon) for epsilon in epsilons})
+    rungs = _climb(logits_fn, images, labels, objective, ascending, step_size, steps)
+    return tf.gather(rungs, [ascending.index(float(epsilon)) for epsilon in epsilons])
+
+
+def at_epsilons(
+    attack: str,
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilons: Sequence[float],
+    *,
+    seed=None,
+    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+) -> tf.Tensor:
+    """Return the images of any attack for several epsilons, computing what they share once.
+
+    The iterative attacks climb the ``ladder``; the one-step attacks take a single gradient.
+
+    Args:
+        attack: a name of ``STEP_ATTACKS`` or ``ITERATIVE_ATTACKS``.
+        logits_fn, images, labels: as for ``step_fgsm``.
+        epsilons: in 0..255 units, in any order.
+        seed: of step_rand, two integers.
+        objective: of step_fgsm and iter_fgsm, ``cross_entropy`` or ``margin``.
+
+    Returns:
+        (len(epsilons), batch, H, W, C), in the order of ``epsilons``.
+
+    Raises:
+        ValueError: no epsilon, or an unknown attack.
+    """
+    if attack in ITERATIVE_ATTACKS:
+        return ladder(logits_fn, images, labels, epsilons, attack=attack, objective=objective)
+    if attack not in STEP_ATTACKS:
+        raise ValueError(f"attack {attack!r} is none of {', '.join(ATTACKS)}")
+    options = {}
+    if attack == "step_rand":
+        options["seed"] = seed
+    elif attack == "step_fgsm":
+        options["objective"] = objective
+    versions = tf.reshape(tf.constant(list(epsilons), tf.float32), [-1, 1, 1, 1, 1])
+    return STEP_ATTACKS[attack](logits_fn, images, labels, versions, **options)
+
+
+def ladder_gradients(epsilons: Sequence[float]) -> int:
+    """Return how many gradients of each image ``ladder`` takes, in steps of one pixel value."""
+    counts = {float(epsilon): int(iterations(epsilon)) for epsilon in epsilons}
+    trunk = int(min(max(counts), max(counts.values())))
+    return trunk + sum(count - min(int(epsilon), count) for epsilon, count in counts.items())
 
 
 STEP_ATTACKS = {
@@ -305,6 +446,7 @@ STEP_ATTACKS = {
     "step_rand": step_rand,
 }
 ITERATIVE_ATTACKS = {"iter_ll": iter_ll, "iter_fgsm": iter_fgsm}
+ATTACKS = {**STEP_ATTACKS, **ITERATIVE_ATTACKS}
 
 
 # How far a training image is perturbed (appendix A): epsilon drawn for each image.

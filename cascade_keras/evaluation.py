@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks
 
+# Names of attacks, with what they add to the attack of ``attacks.ATTACKS`` that they are.
 ATTACKS = {
-    **attacks.STEP_ATTACKS,
-    **attacks.ITERATIVE_ATTACKS,
+    **{name: (name, {}) for name in attacks.ATTACKS},
     # The same steps on a loss that does not saturate. Where it is much stronger than iter_fgsm, the
     # network masks its gradients.
-    "iter_margin": lambda *arguments: attacks.iter_fgsm(*arguments, objective=attacks.margin),
+    "iter_margin": ("iter_fgsm", {"objective": attacks.margin}),
 }
 
 
@@ -36,21 +36,42 @@ def evaluate(
     labels: np.ndarray,
     attack: str,
     epsilon: float = 0.0,
+    **options,
+) -> Result:
+    """Attack a network with itself as the source (white box) and count what it still gets right.
+
+    As ``sweep`` for a single epsilon.
+    """
+    return sweep(logits_fn, images, labels, attack, [epsilon], **options)[0]
+
+
+def sweep(
+    logits_fn: attacks.LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    attack: str,
+    epsilons: Sequence[float],
     *,
+    source: attacks.LogitsFn | None = None,
     seed: int = 0,
     batch_size: int = 250,
     progress: Callable[[int], None] = lambda done: None,
-) -> Result:
-    """Attack a network with itself as the source (white box) and count what it still gets right.
+) -> list[Result]:
+    """Attack a network at several epsilons and count what it still gets right at each.
 
     Args:
         logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
         images: float32 in [0, 1], (N, H, W, C).
         labels: the true classes, (N,).
         attack: "clean" or a name of ``ATTACKS``.
-        epsilon: in 0..255 units.
+        epsilons: in 0..255 units.
+        source: the network whose gradients are used, as ``logits_fn`` (black box); the attacked
+            one itself when None (white box).
         seed: of the noise of step_rand.
         progress: called with the number of images done after each batch.
+
+    Returns:
+        One ``Result`` for each epsilon.
 
     Raises:
         ValueError: an unknown attack.
@@ -66,21 +87,29 @@ def evaluate(
 
     @tf.function
     def count_correct(batch: tf.Tensor, true: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        if attack == "step_rand":
-            batch = attacks.step_rand(logits_fn, batch, true, epsilon, seed=[seed, first])
-        elif attack != "clean":
-            batch = ATTACKS[attack](logits_fn, batch, true, epsilon)
-        predicted = tf.argmax(logits_fn(batch), axis=-1, output_type=true.dtype)
-        return tf.math.count_nonzero(predicted == true)
+        versions = batch[None]
+        if attack != "clean":
+            name, options = ATTACKS[attack]
+            versions = attacks.at_epsilons(
+                name, source or logits_fn, batch, true, epsilons, seed=[seed, first], **options
+            )
+
+        def count(version: tf.Tensor) -> tf.Tensor:
+            predicted = tf.argmax(logits_fn(version), axis=-1, output_type=true.dtype)
+            return tf.math.count_nonzero(predicted == true)
+
+        return tf.map_fn(count, versions, fn_output_signature=tf.int64)
 
     # One trace serves every batch, the shorter last one too.
     count_correct = count_correct.get_concrete_function(*signature)
-    correct = 0
+    correct = np.zeros(len(epsilons), np.int64)
     for first, batch, true in _slices(images, labels, batch_size):
-        correct += int(count_correct(batch, true, tf.constant(first)))
+        correct += count_correct(batch, true, tf.constant(first)).numpy()
         progress(min(first + batch_size, len(images)))
-    accuracy = 100.0 * correct / len(images)
-    return Result(attack, float(epsilon), correct, len(images), accuracy)
+    return [
+        Result(attack, float(epsilon), int(count), len(images), 100.0 * int(count) / len(images))
+        for epsilon, count in zip(epsilons, correct, strict=True)
+    ]
 
 
 def _slices(
