@@ -1,0 +1,122 @@
+"""Where a saved network lies and where it comes from; needs no TensorFlow.
+
+A network can be named by
+
+    saved/NAME         a folder of versions in the TF Serving layout: the largest version is meant
+    saved/NAME/3       one version, or any other SavedModel
+    runs/NAME          a finished run
+    PATH.keras         a Keras model
+
+``assets.extra/cascade_keras.json`` in a version says what the network is: its provenance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from cascade_keras.errors import InputError
+
+PROVENANCE_FILE = pathlib.Path("assets.extra", "cascade_keras.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A network on disk.
+
+    Attributes:
+        path: the SavedModel's folder or the .keras file.
+        name: what people call it: the folder that holds its versions, the run, or the file.
+        provenance: what is recorded of it; empty where nothing is.
+    """
+
+    path: pathlib.Path
+    name: str
+    provenance: dict
+
+    @property
+    def is_saved_model(self) -> bool:
+        """Whether it is a SavedModel rather than a .keras file."""
+        return self.path.is_dir()
+
+
+def locate(path: str | pathlib.Path) -> Location:
+    """Find the network that a path names.
+
+    Raises:
+        InputError: there is none, or its provenance cannot be read.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; name a saved network's folder, a finished run or a .keras file"
+        )
+    if path.is_file():
+        if path.suffix != ".keras":
+            raise InputError(f"{path} is neither a .keras file nor a SavedModel's folder")
+        return Location(path, path.stem, {})
+    if (path / "saved_model.pb").is_file():
+        name = path.resolve().parent.name if path.name.isdigit() else path.resolve().name
+        return Location(path, name, _read(path / PROVENANCE_FILE))
+    if (path / "config.json").is_file():
+        return _locate_run(path)
+    versions = saved_versions(path)
+    if not versions:
+        raise InputError(
+            f"{path} is not a saved network: it holds no saved_model.pb, no numbered version with "
+            "one, and no finished run"
+        )
+    newest = path / str(versions[-1])
+    return Location(newest, path.resolve().name, _read(newest / PROVENANCE_FILE))
+
+
+def saved_versions(base: pathlib.Path) -> list[int]:
+    """Return the versions in a folder of the TF Serving layout, ascending."""
+    if not base.is_dir():
+        return []
+    return sorted(
+        int(folder.name)
+        for folder in base.iterdir()
+        if folder.name.isdecimal() and (folder / "saved_model.pb").is_file()
+    )
+
+
+def _locate_run(path: pathlib.Path) -> Location:
+    config = _read(path / "config.json")
+    if not (path / "model.keras").is_file():
+        raise InputError(f"{path} is a run that is not finished; start its bin/train command again")
+    try:
+        known = {"recipe": config["flags"], "dataset": config["dataset"], "seed": config["seed"]}
+    except KeyError as error:
+        raise InputError(f"{path / 'config.json'}: has no {error}; it is not a run's") from error
+    return Location(path / "model.keras", path.resolve().name, known)
+
+
+def _read(file: pathlib.Path) -> dict:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must hold a JSON object")
+    return content
+
+
+def weights_hash(arrays: Iterable[np.ndarray]) -> str:
+    """Return a SHA-256 of a network's weights that does not depend on their order or names.
+
+    A network has the same hash in a run, in a .keras file and in a SavedModel.
+    """
+    digests = []
+    for array in map(np.asarray, arrays):
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

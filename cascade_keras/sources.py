@@ -1,0 +1,215 @@
+"""Networks on disk as differentiable functions: the sources of cascade and ensemble images.
+
+A source is only asked for its outputs and for gradients with respect to images. It runs in
+inference mode, and none of its variables become variables of the network that is trained from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Importing the layers makes them known to Keras's loader.
+from cascade_keras import attacks, layers  # noqa: F401
+from cascade_keras.errors import InputError
+from cascade_keras.provenance import Location, locate, weights_hash
+
+Outputs = dict[str, tf.Tensor]
+_PROBES = 8  # images on which a source is tried out
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A trained network: images float32 (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}.
+
+    Attributes:
+        name: of its folder, run or file.
+        path: the SavedModel's folder or the .keras file.
+        input_shape: (H, W, C), None where any size is taken.
+        weights_hash: SHA-256 of the weights, the same for every form of the same network.
+        provenance: what is recorded of its training; empty where nothing is.
+    """
+
+    name: str
+    path: pathlib.Path
+    input_shape: tuple[int | None, ...]
+    weights_hash: str
+    provenance: dict
+    function: Callable[[tf.Tensor], Outputs]
+
+    def __call__(self, images: tf.Tensor) -> Outputs:
+        return self.function(images)
+
+    def logits(self, images: tf.Tensor) -> tf.Tensor:
+        """Return the logits alone, (batch, classes): what attacks take."""
+        return self.function(images)["logits"]
+
+    def check(self, image_shape: Sequence[int], num_classes: int) -> None:
+        """Refuse a network that cannot make adversarial images for such a dataset.
+
+        Args:
+            image_shape: (H, W, C) of the images.
+            num_classes: number of classes.
+
+        Raises:
+            InputError: other images or classes, probabilities instead of logits, numbers that are
+                not finite, or no gradient with respect to the images.
+        """
+        expected = tuple(image_shape)
+        fits = len(self.input_shape) == len(expected) and all(
+            own in (None, side) for own, side in zip(self.input_shape, expected, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"{self.path} takes images of shape {self.input_shape}, the dataset's are "
+                f"{expected}; name a network trained on such images"
+            )
+        images = tf.random.stateless_uniform([_PROBES, *expected], (0, 0), alg=attacks.GENERATOR)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            logits = self.logits(images)
+            # Not the cross entropy: its gradient vanishes for networks that are merely confident.
+            objective = attacks.margin(tf.argmax(logits, -1))(logits)
+        if logits.shape[-1] != num_classes:
+            raise InputError(
+                f"{self.path} tells {logits.shape[-1]} classes apart, the dataset has "
+                f"{num_classes}; name a network with {num_classes} logits"
+            )
+        values = logits.numpy()
+        if not np.isfinite(values).all():
+            raise InputError(f"{self.path} gives logits that are not finite numbers")
+        if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-4):
+            raise InputError(
+                f"{self.path} gives probabilities (rows sum to 1); sources give logits: save the "
+                "network without its softmax"
+            )
+        try:
+            gradient = tape.gradient(objective, images)
+        except (LookupError, tf.errors.OpError) as error:
+            raise InputError(f"{self.path} has no gradient ({_first_line(error)})") from error
+        if gradient is None or not np.any(gradient):
+            raise InputError(
+                f"{self.path} has no gradient with respect to its images; a source must be "
+                "differentiable"
+            )
+
+
+def load_source(
+    path: str | os.PathLike,
+    image_shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
+) -> Source:
+    """Load a network by its path: a SavedModel (the largest version), a .keras file, or a run.
+
+    Any SavedModel will do whose signature "serve" or "serving_default" takes one float image batch
+    and returns "logits", or one output (batch, classes); it has an "embedding" where it returns
+    one, else the logits are its embedding. Of a .keras file the same is asked.
+
+    Args:
+        path: see ``provenance.locate``.
+        image_shape, num_classes: of the dataset; where given, the network is checked against them.
+
+    Raises:
+        InputError: no network there, one that cannot be loaded, or one that does not fit.
+    """
+    location = locate(path)
+    source = _load_saved_model(location) if location.is_saved_model else _load_keras(location)
+    if image_shape is not None:
+        source.check(image_shape, num_classes)
+    return source
+
+
+def _load_saved_model(location: Location) -> Source:
+    path = location.path
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except (
+        Exception
+    ) as error:  # damaged files raise whatever protobuf, TensorFlow or the file system do
+        raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
+    signatures = getattr(loaded, "signatures", {})
+    name = next((n for n in ("serve", "serving_default") if n in signatures), None)
+    if name is None:
+        raise InputError(f"{path} has neither a signature 'serve' nor 'serving_default'")
+    signature = signatures[name]
+    specs = signature.structured_input_signature[1]
+    (key, spec), *others = specs.items()
+    if others or spec.shape.rank != 4 or not spec.dtype.is_floating:
+        taken = ", ".join(f"{s.dtype.name} {s.shape}" for s in specs.values())
+        raise InputError(
+            f"{path}: signature {name!r} must take one batch of images, floats of shape "
+            f"(batch, height, width, channels); it takes {taken}"
+        )
+    if spec.shape[0] is not None:
+        raise InputError(
+            f"{path}: signature {name!r} takes batches of {spec.shape[0]} only; save it with an "
+            "unknown batch size"
+        )
+    recorded = location.provenance.get("weights_hash")
+    if recorded is None:
+        digest = _files_hash(path)
+    else:
+        digest = weights_hash(variable.numpy() for variable in loaded.variables)
+        if digest != recorded:
+            raise InputError(f"{path} is damaged: its weights are not those recorded; export again")
+
+    def function(images: tf.Tensor, keep_alive=loaded) -> Outputs:
+        return _outputs(signature(**{key: tf.cast(images, spec.dtype)}), path)
+
+    return Source(location.name, path, tuple(spec.shape[1:]), digest, location.provenance, function)
+
+
+def _load_keras(location: Location) -> Source:
+    from cascade_keras import training  # noqa: F401  checkpoints hold the whole trainer
+
+    path = location.path
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras, h5py and zipfile each raise their own
+        raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
+    model = getattr(model, "network", model)
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        raise InputError(f"{path} must take one batch of images (batch, height, width, channels)")
+    digest = weights_hash(weight.numpy() for weight in model.weights)
+
+    def function(images: tf.Tensor) -> Outputs:
+        return _outputs(model(images, training=False), path)
+
+    return Source(location.name, path, shape[1:], digest, location.provenance, function)
+
+
+def _outputs(outputs, path: pathlib.Path) -> Outputs:
+    """Name a network's outputs, in float32."""
+    if not isinstance(outputs, dict):
+        outputs = {"logits": outputs}
+    elif "logits" not in outputs and len(outputs) == 1:
+        outputs = {"logits": next(iter(outputs.values()))}
+    logits = outputs.get("logits")
+    if logits is None or logits.shape.rank != 2:
+        raise InputError(
+            f"{path} must return 'logits', or one output of shape (batch, classes); it returns "
+            + ", ".join(sorted(outputs))
+        )
+    embedding = outputs.get("embedding", logits)
+    return {"logits": tf.cast(logits, tf.float32), "embedding": tf.cast(embedding, tf.float32)}
+
+
+def _files_hash(folder: pathlib.Path) -> str:
+    """Return the SHA-256 of a SavedModel's graph and variables, as they lie on disk."""
+    digest = hashlib.sha256()
+    for file in (folder / "saved_model.pb", *sorted((folder / "variables").glob("*"))):
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
