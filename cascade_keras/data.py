@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -157,6 +158,21 @@ def check_batch_size(batch_size: int, size: int) -> None:
         )
 
 
+class Partners(Protocol):
+    """Adversarial images made beforehand, which some images of every batch bring along.
+
+    Attributes:
+        rows: the places in a batch of the images that have one.
+        examples: only the first so many images of the dataset have any.
+    """
+
+    rows: range
+    examples: int
+
+    def read(self, step: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+        """Return those of the centre crops of these images, (len(rows), crop, crop, C) uint8."""
+
+
 def batches(
     images: np.ndarray,
     labels: np.ndarray,
@@ -167,6 +183,7 @@ def batches(
     stop: int | None = None,
     crop: int | None = None,
     augment: bool = False,
+    partners: Partners | None = None,
 ) -> tf.data.Dataset:
     """Yield the training batches of the steps ``start`` to ``stop`` - 1.
 
@@ -181,9 +198,11 @@ def batches(
         crop: side of the square that is cut out of each image; its own side when None.
         augment: cut at a random place, the image padded with black where ``crop`` is its own side,
             and flip one image in two; otherwise the centre is cut.
+        partners: adversarial images that some images of each batch bring along.
 
     Returns:
-        A dataset of (images float32 (batch, crop, crop, C) in [0, 1], labels int32 (batch,)).
+        A dataset of (images float32 (batch, crop, crop, C) in [0, 1], labels int32 (batch,)); of
+        ((images, adversarial float32 (c, crop, crop, C)), labels) with ``partners``.
 
     Raises:
         InputError: a batch larger than the dataset, or a crop larger than the images.
@@ -203,6 +222,9 @@ def batches(
     pixels = tf.constant(images.reshape(-1, channels))
     labels = tf.constant(labels, tf.int32)
 
+    places = range(batch_size)
+    with_partner = tf.constant([partners is not None and i in partners.rows for i in places])
+
     def crop_indices(step: tf.Tensor) -> tf.Tensor:
         if not augment:
             rows = columns = tf.range(crop)[None]
@@ -212,17 +234,30 @@ def batches(
             )
             top = tf.cast(draws[0] * (height - crop + 1), tf.int32)
             left = tf.cast(draws[1] * (width - crop + 1), tf.int32)
+            flip = draws[2] >= 0.5
+            # Partners were crafted from centre crops, so their clean images are centre crops too.
+            centred = with_partner[:, None]
+            top = tf.where(centred, (height - crop) // 2, top)
+            left = tf.where(centred, (width - crop) // 2, left)
             across = tf.range(crop)[None]
-            across = tf.where(draws[2] < 0.5, across, across[:, ::-1])
+            across = tf.where(flip & ~centred, across[:, ::-1], across)
             rows, columns = top + tf.range(crop)[None], left + across
         return rows[:, :, None] * width + columns[:, None, :]
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         order = _order(step, batch_size, size, seed)
+        if partners is not None:
+            order = tf.where(with_partner, order % partners.examples, order)
         first_pixel = order[:, None, None] * (height * width)
         chosen = tf.gather(pixels, first_pixel + tf.cast(crop_indices(step), tf.int64))
         chosen.set_shape([batch_size, crop, crop, channels])
-        return tf.cast(chosen, tf.float32) / PIXEL_LEVELS, tf.gather(labels, order)
+        chosen = tf.cast(chosen, tf.float32) / PIXEL_LEVELS
+        if partners is None:
+            return chosen, tf.gather(labels, order)
+        adversarial = partners.read(step, order[partners.rows.start : partners.rows.stop])
+        adversarial.set_shape([len(partners.rows), crop, crop, channels])
+        adversarial = tf.cast(adversarial, tf.float32) / PIXEL_LEVELS
+        return (chosen, adversarial), tf.gather(labels, order)
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
     return steps.map(batch).prefetch(2)

@@ -1,0 +1,396 @@
+"""Banks: adversarial images of a whole split, crafted once and kept on disk.
+
+    banks/NAME/images.npy   (epsilons, N, H, W, C) uint8: images[e, i] is image i at epsilons[e]
+               labels.npy   (N,) int32
+               bank.json    what they are: source, dataset, split, crop, epsilons, attack, and how
+                            many shards are complete
+
+Image i is made of the i-th image of the split, cropped at its centre. A bank is crafted shard by
+shard, a shard being the images of one batch at all epsilons, and goes on after the last complete
+one. Iterates of whole steps and epsilons are whole pixel values, so uint8 loses nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from cascade_keras import attacks, cascade
+from cascade_keras.errors import InputError
+from cascade_keras.runs import write_atomically, write_json
+
+# What two banks must share to be the same, and what a difference is called.
+IDENTITY = {
+    "source_hash": "the weights of its source",
+    "dataset_hash": "the dataset",
+    "split": "the split",
+    "crop": "the crop",
+    "attack": "the attack",
+    "epsilons": "the epsilons",
+    "examples": "the number of images",
+    "seed": "the seed",
+}
+
+
+def identity(
+    *,
+    source_hash: str,
+    dataset_hash: str,
+    split: str,
+    crop: int,
+    attack: str,
+    epsilons: Sequence[int],
+    examples: int,
+    seed: int = 0,
+) -> dict:
+    """Return what determines the images of a bank, as it stands in bank.json.
+
+    Args:
+        source_hash: of the weights of the network attacked, ``sources.Source.weights_hash``.
+        dataset_hash: ``data.Dataset.fingerprint``.
+        split: "train" or "test".
+        crop: side of the centre square that is cut out of each image.
+        attack: a name of ``attacks.ATTACKS``.
+        epsilons: whole numbers in 0..255 units.
+        examples: how many images, from the first of the split.
+        seed: of step_rand; 0 for all other attacks, which draw nothing.
+
+    Raises:
+        InputError: epsilons that are not whole pixel values, or given twice.
+    """
+    epsilons = list(epsilons)
+    whole = all(float(e).is_integer() and 1 <= e <= 255 for e in epsilons)
+    if not epsilons or not whole or len(set(epsilons)) != len(epsilons):
+        raise InputError(
+            f"--epsilons: a bank stores whole pixel values, so its epsilons are different whole "
+            f"numbers in 1..255, got {', '.join(f'{e:g}' for e in epsilons) or 'none'}"
+        )
+    return {
+        "source_hash": source_hash,
+        "dataset_hash": dataset_hash,
+        "split": split,
+        "crop": crop,
+        "attack": attack,
+        "epsilons": [int(e) for e in epsilons],
+        "examples": examples,
+        "seed": seed if attack == "step_rand" else 0,
+    }
+
+
+class Bank:
+    """A bank on disk.
+
+    Args:
+        path: its directory, which need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).expanduser()
+        self.images_file = self.path / "images.npy"
+        self._labels_file = self.path / "labels.npy"
+        self._json_file = self.path / "bank.json"
+        self.record: dict = {}
+        self._images: np.memmap | None = None
+        self._file = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a bank, complete or not."""
+        return self._json_file.exists()
+
+    @property
+    def shards(self) -> int:
+        """The number of shards that a complete bank has."""
+        return -(-self.record["examples"] // self.record["shard_size"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return self.record["complete_shards"] == self.shards
+
+    @property
+    def complete_images(self) -> int:
+        """How many images the complete shards hold."""
+        return min(
+            self.record["complete_shards"] * self.record["shard_size"], self.record["examples"]
+        )
+
+    @property
+    def images(self) -> np.memmap:
+        """The images, (epsilons, N, H, W, C) uint8, mapped from disk."""
+        return self._images
+
+    def load(self) -> Bank:
+        """Read bank.json and map the images; a bank may be incomplete.
+
+        Raises:
+            InputError: there is no bank, or its files are damaged.
+        """
+        try:
+            self.record = json.loads(self._json_file.read_text(encoding="utf-8"))
+            missing = {*IDENTITY, "shape", "shard_size", "complete_shards"} - set(self.record)
+            if missing:
+                raise ValueError(f"has no {sorted(missing)[0]!r}")
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path} is not a bank (it has no bank.json)") from error
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self._json_file}: cannot be read ({error}); {self._again}"
+            ) from error
+        if not self.images_file.exists() and self.record["complete_shards"] == 0:
+            return self
+        try:
+            self._images = np.load(self.images_file, mmap_mode="r")
+            self._file = open(self.images_file, "rb")  # noqa: SIM115  kept open as long as the bank
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.images_file} is damaged ({error}); {self._again}") from error
+        if list(self._images.shape) != self.record["shape"] or self._images.dtype != np.uint8:
+            raise InputError(
+                f"{self.images_file} is damaged: it holds {self._images.dtype} "
+                f"{self._images.shape}, bank.json says uint8 {self.record['shape']}; {self._again}"
+            )
+        return self
+
+    @property
+    def _again(self) -> str:
+        return f"remove {self.path} to craft it again"
+
+    def check(self, wanted: dict) -> None:
+        """Refuse a bank that is not the one wanted.
+
+        Args:
+            wanted: ``identity``'s, or a part of it. Of the epsilons, those that are needed.
+
+        Raises:
+            InputError: saying what differs.
+        """
+        for key, value in wanted.items():
+            found = self.record[key]
+            if found == value or (key == "epsilons" and set(value) <= set(found)):
+                continue
+            shown = (
+                "" if key.endswith("_hash") else f" ({as_range(found)}, wanted {as_range(value)})"
+            )
+            raise InputError(
+                f"{self.path} is another bank: {IDENTITY[key]} differs{shown}; name another "
+                f"directory, or remove it to craft anew"
+            )
+
+    def craft(
+        self,
+        wanted: dict,
+        logits_fn: attacks.LogitsFn,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        source_name: str = "",
+        dataset_name: str = "",
+        shard_size: int = 128,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Craft the bank, or what is missing of it; load it when complete.
+
+        Args:
+            wanted: the ``identity`` of the bank.
+            logits_fn: the source, images (batch, H, W, C) -> logits, in inference mode.
+            images, labels: as many as ``wanted`` says, uint8 (N, H, W, C), cropped, and (N,).
+            source_name, dataset_name: for the reader of bank.json.
+            shard_size: images a batch; a bank that is gone on with keeps its own.
+            progress: called with the number of images that are done, first with those found done.
+
+        Raises:
+            InputError: another bank or another process is there, or the disk has no room.
+            OSError: writing failed.
+        """
+        created = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            # The kernel drops the lock with the process, however it ends.
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.exists:
+                shape = [len(wanted["epsilons"]), *images.shape]
+                names = {"source": source_name, "dataset": dataset_name}
+                progressed = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
+                self._begin({**names, **wanted, **progressed}, created)
+            self.load()
+            self.check(wanted)
+            if self._images is None:
+                self._allocate(labels)
+                self.load()
+            self._craft_shards(logits_fn, images, labels, progress)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path} is being crafted by another process") from error
+        finally:
+            os.close(directory)
+
+    def _begin(self, record: dict, created: bool) -> None:
+        strangers = [
+            entry for entry in self.path.iterdir() if not entry.name.startswith(".partial")
+        ]
+        if strangers:
+            raise InputError(f"{self.path} exists and is not a bank; name another directory")
+        try:
+            self._check_room(record["shape"])
+            write_json(self._json_file, record)
+        except BaseException:
+            if created:
+                self.path.rmdir()
+            raise
+
+    def _check_room(self, shape: Sequence[int]) -> None:
+        needed, free = int(np.prod(shape)), shutil.disk_usage(self.path).free
+        if needed > free:
+            raise InputError(
+                f"{self.path} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
+                "free some, name another directory, or take fewer images or epsilons"
+            )
+
+    def _allocate(self, labels: np.ndarray) -> None:
+        """Reserve the whole file now, so that the disk cannot be full half-way."""
+
+        def write(temporary: pathlib.Path) -> None:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(self.record["shape"])}
+            with open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                os.posix_fallocate(file.fileno(), file.tell(), int(np.prod(header["shape"])))
+
+        try:
+            np.save(self._labels_file, labels.astype(np.int32))
+            write_atomically(self.images_file, write)
+        except OSError:
+            # Nothing is crafted yet: leave nothing behind.
+            shutil.rmtree(self.path)
+            raise
+
+    def _craft_shards(self, logits_fn, images, labels, progress) -> None:
+        size = self.record["shard_size"]
+        progress(self.complete_images)
+        make = _crafter(logits_fn, self.record, images.shape[1:])
+        with open(self.images_file, "r+b") as file:
+            for shard in range(self.record["complete_shards"], self.shards):
+                first = shard * size
+                part = slice(first, first + size)
+                crafted = make(
+                    tf.constant(images[part]),
+                    tf.constant(labels[part], tf.int32),
+                    tf.constant(first),
+                ).numpy()
+                for level, block in enumerate(crafted):
+                    file.seek(self._offset(level, first))
+                    file.write(block.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                self.record["complete_shards"] = shard + 1
+                write_json(self._json_file, self.record)
+                progress(first + len(images[part]))
+
+    def _offset(self, level: int, index: int) -> int:
+        """Return where in the file the image with this index at epsilons[level] begins."""
+        _, count, *shape = self.record["shape"]
+        return self._images.offset + (level * count + index) * int(np.prod(shape))
+
+    def read(self, epsilons: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Read one image for each pair of an epsilon and an index.
+
+        From the open file rather than the map: memory does not grow with what was read, a bank
+        that is deleted can still be read to the end of the training, and one that is cut short
+        raises an error where a map would end the process.
+
+        Args:
+            epsilons: those of the bank, (n,).
+            indices: of the images, (n,).
+
+        Returns:
+            (n, H, W, C) uint8.
+
+        Raises:
+            InputError: the file has been changed and is too short.
+        """
+        levels = {epsilon: level for level, epsilon in enumerate(self.record["epsilons"])}
+        images = np.empty((len(indices), *self.record["shape"][2:]), np.uint8)
+        for image, epsilon, index in zip(images, epsilons, indices, strict=True):
+            offset = self._offset(levels[int(epsilon)], int(index))
+            if os.preadv(self._file.fileno(), [image], offset) != image.nbytes:
+                raise InputError(
+                    f"{self.images_file} has become shorter while it was read; {self._again}"
+                )
+        return images
+
+
+def as_range(value) -> str:
+    """Return a value as text, a list of consecutive whole numbers as a range such as 1..16."""
+    if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[-1] + 1)):
+        return f"{value[0]}..{value[-1]}"
+    return str(value)
+
+
+def _crafter(logits_fn: attacks.LogitsFn, record: dict, image_shape: Sequence[int]):
+    """Return the compiled function of one shard: images uint8, labels, first index -> uint8."""
+    name, epsilons = record["attack"], record["epsilons"]
+
+    @tf.function
+    def make(stored: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        images = tf.cast(stored, tf.float32) / attacks.PIXEL_LEVELS
+        seed = [record["seed"], first]
+        crafted = attacks.at_epsilons(name, logits_fn, images, labels, epsilons, seed=seed)
+        return tf.cast(tf.round(crafted * attacks.PIXEL_LEVELS), tf.uint8)
+
+    # One trace serves every shard, the shorter last one too.
+    return make.get_concrete_function(
+        tf.TensorSpec([None, *image_shape], tf.uint8),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    )
+
+
+class BankPartners:
+    """The adversarial partners that banks give to some images of every training batch.
+
+    Args:
+        banks: one a cascade source, loaded and complete, with the epsilons 1..max_epsilon.
+        rows: the places of the images in a batch.
+        seed, max_epsilon, sampling: of the draws, see ``cascade.draw``.
+
+    Attributes:
+        examples: the images that every bank has.
+        error: what went wrong in a read, which TensorFlow reports as text only.
+    """
+
+    def __init__(
+        self, banks: Sequence[Bank], rows: range, *, seed: int, max_epsilon: float, sampling: str
+    ):
+        self.banks = banks
+        self.rows = rows
+        self.examples = min(bank.record["examples"] for bank in banks)
+        self.error: InputError | None = None
+        self._draws = {
+            "count": len(rows),
+            "num_sources": len(banks),
+            "seed": seed,
+            "max_epsilon": max_epsilon,
+            "sampling": sampling,
+        }
+
+    def read(self, step: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+        """Return the partners of a step, (len(rows), H, W, C) uint8."""
+        source, epsilon = cascade.draw(step=step, **self._draws)
+        return tf.numpy_function(self._read, [source, epsilon, indices], tf.uint8)
+
+    def _read(self, source: np.ndarray, epsilon: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *self.banks[0].record["shape"][2:]), np.uint8)
+        try:
+            for number, bank in enumerate(self.banks):
+                own = source == number
+                images[own] = bank.read(epsilon[own], indices[own])
+        except InputError as error:
+            self.error = error
+            raise
+        return images

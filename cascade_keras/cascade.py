@@ -1,0 +1,101 @@
+"""Cascade images: iterative adversarial images of defended networks (section 4.1 of the paper).
+
+In a cascade network half of the adversarial images of a batch are the network's own, the others
+iter_fgsm images crafted from networks that are already trained, the sources. Each of these draws
+its source and its epsilon,
+
+    eps = min(floor(|N(0, max / 2)| clipped to max), max - 1) + 1,
+
+a whole number of 1..max. They are either crafted within the training step ("online"), or read from
+a bank that was crafted before (bank.py). Which is the cheaper is a matter of counting gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from cascade_keras import attacks
+
+_DRAW, _ENSEMBLE = 2, 3  # what a seed is used for; 0 and 1 are data.py's
+_SAMPLE = 1 << 16  # draws of which the expected number of iterations is the mean
+
+
+def bank_epsilons(max_epsilon: float) -> list[int]:
+    """Return the epsilons that cascade images are drawn from: 1..floor(max_epsilon)."""
+    return list(range(1, math.floor(max_epsilon) + 1))
+
+
+def draw(
+    seed: int, step: tf.Tensor, count: int, num_sources: int, max_epsilon: float, sampling: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draw a source and an epsilon for each cascade image of a step.
+
+    Args:
+        seed, step: determine the draws.
+        count: number of images.
+        num_sources: sources are numbered from 0.
+        max_epsilon: in 0..255 units, 1 or above.
+        sampling: a name of ``attacks.EPSILON_SAMPLINGS``.
+
+    Returns:
+        The numbers of the sources and the epsilons, whole numbers of 1..floor(max_epsilon): two
+        int32 (count,).
+    """
+    seeds = tf.random.split(_key(seed, step, _DRAW), 2, alg=attacks.GENERATOR)
+    source = tf.random.stateless_uniform(
+        [count], seeds[0], 0, num_sources, tf.int32, alg=attacks.GENERATOR
+    )
+    drawn = attacks.sample_epsilon(sampling, count, max_epsilon, seeds[1])
+    epsilon = tf.minimum(tf.cast(drawn, tf.int32), math.floor(max_epsilon) - 1) + 1
+    return source, epsilon
+
+
+def draw_attacker(seed: int, step: tf.Tensor, num_sources: int) -> tf.Tensor:
+    """Draw which network a step's one-step images come from: 0, itself, or 1..num_sources."""
+    return tf.random.stateless_uniform(
+        [], _key(seed, step, _ENSEMBLE), 0, num_sources + 1, tf.int32, alg=attacks.GENERATOR
+    )
+
+
+def _key(seed: int, step: tf.Tensor, purpose: int) -> tf.Tensor:
+    return tf.random.fold_in([seed, purpose], tf.cast(step, tf.int32), alg=attacks.GENERATOR)
+
+
+def craft(
+    sources: Sequence[attacks.LogitsFn],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    source: tf.Tensor,
+    epsilon: tf.Tensor,
+) -> tf.Tensor:
+    """Return the iter_fgsm image of each image, by its own source and to its own epsilon.
+
+    The gradients taken are just the sum of the images' own numbers of iterations.
+
+    Args:
+        sources: each images -> logits, in inference mode.
+        images, labels: (batch, H, W, C) in [0, 1] and (batch,).
+        source, epsilon: as ``draw`` returns them, (batch,).
+    """
+    epsilon = tf.cast(epsilon, images.dtype)
+    crafted = images
+    for number, logits_fn in enumerate(sources):
+        rows = tf.where(source == number)
+        own = (tf.gather_nd(operand, rows) for operand in (images, labels, epsilon))
+        crafted = tf.tensor_scatter_nd_update(crafted, rows, attacks.iter_fgsm(logits_fn, *own))
+    return crafted
+
+
+def online_gradients(max_epsilon: float, sampling: str) -> float:
+    """Return the mean number of gradients of a cascade image that is crafted online."""
+    _, epsilon = draw(0, tf.constant(0), _SAMPLE, 1, max_epsilon, sampling)
+    return float(np.mean(attacks.iterations(epsilon)))
+
+
+def bank_gradients(max_epsilon: float) -> int:
+    """Return the number of gradients of each image of a bank."""
+    return attacks.ladder_gradients(bank_epsilons(max_epsilon))
