@@ -72,6 +72,11 @@ class Run:
         return self._metrics_file.exists()
 
     @property
+    def exists(self) -> bool:
+        """Whether the run was started before."""
+        return self._config_file.exists()
+
+    @property
     def has_checkpoints(self) -> bool:
         """Whether there is anything to resume from."""
         return bool(self._checkpoint_files())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import keras
 import tensorflow as tf
 
-from cascade_keras import attacks, losses
+from cascade_keras import attacks, cascade, losses
 from cascade_keras.errors import InputError
 
 # What an argument given by name can be; numbers are checked in _check.
@@ -58,6 +60,13 @@ class AdversarialTrainer(keras.Model):
                         embeddings of each pair is added to the loss, moving both
         pivot           the same, moving the adversarial embedding only
 
+    With cascade sources (section 4.1) the last k // 2 of the k adversarial images are not the
+    network's own but iter_fgsm images of networks that are already trained, see ``cascade``. They
+    are crafted within the step, or come with the batch where it is ((images, cascade), labels):
+    ``cascade``, (c, H, W, C), are then the adversarial images of the last c of the first k images.
+    With ensemble sources the one-step images of each batch come from one of the sources or from
+    the network itself, drawn anew (Tramer et al., 2018).
+
     The loss is ``losses.mixed_cross_entropy`` + distance_weight * distance + weight decay.
 
     Args:
@@ -80,9 +89,13 @@ class AdversarialTrainer(keras.Model):
         sparsity: per cent of the values of an image that the attack perturbs.
         weight_decay: d in d / 2 * sum(w^2), over convolution and dense kernels only.
         seed: with the step number, determines every random draw.
+        cascade_sources, ensemble_sources: Keras models, or functions from images to logits or to
+            {"logits", ...} such as ``sources.load_source`` returns. They are not part of the
+            trainer's variables and are not saved with it.
 
     Raises:
-        InputError: an argument outside its range, or a network that returns probabilities.
+        InputError: an argument outside its range, sources that the loss has no use for, or a
+            network that returns probabilities.
     """
 
     def __init__(
@@ -104,6 +117,8 @@ class AdversarialTrainer(keras.Model):
         sparsity: float = 100,
         weight_decay: float = 1e-4,
         seed: int = 0,
+        cascade_sources: Sequence[Callable] = (),
+        ensemble_sources: Sequence[Callable] = (),
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -123,6 +138,8 @@ class AdversarialTrainer(keras.Model):
         self.sparsity = sparsity
         self.weight_decay = weight_decay
         self.seed = seed
+        self.cascade_sources = tuple(map(_inference_logits, cascade_sources))
+        self.ensemble_sources = tuple(map(_inference_logits, ensemble_sources))
         self._check()
         self.trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
         self.built = True
@@ -155,6 +172,15 @@ class AdversarialTrainer(keras.Model):
         k = self.adversarial_batch_size
         if k is not None and k < 1:
             raise InputError(f"adversarial_batch_size must be 1 or above, got {k}")
+        if (self.cascade_sources or self.ensemble_sources) and self.loss_name == "standard":
+            raise InputError("loss 'standard' has no adversarial images, so it takes no sources")
+        if self.cascade_sources:
+            if k is not None and k < 2:
+                raise InputError("adversarial_batch_size must be 2 or above with cascade sources")
+            if self.max_epsilon < 1:
+                raise InputError(
+                    f"max_epsilon must be 1 or above with cascade sources, got {self.max_epsilon}"
+                )
         last = self.network.layers[-1] if getattr(self.network, "layers", None) else self.network
         if getattr(last, "activation", None) is keras.activations.softmax:
             raise InputError(
@@ -176,6 +202,9 @@ class AdversarialTrainer(keras.Model):
         for name in ("loss", "metrics", "weighted_metrics"):
             if kwargs.get(name):
                 raise InputError(f"compile takes no {name}: AdversarialTrainer has its own")
+        if self.cascade_sources and kwargs.get("jit_compile", "auto") == "auto":
+            # XLA needs shapes that are known in advance; crafting leaves out what is done.
+            kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
         # Variables made within the first step would have it traced twice.
         if self.network.built and not self.optimizer.built:
@@ -191,12 +220,42 @@ class AdversarialTrainer(keras.Model):
             outputs = {"logits": outputs, "embedding": outputs}
         return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
 
-    def make_adversarial(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Return one adversarial image for each image, by the network as it is now.
+    def make_adversarial(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        step: tf.Tensor,
+        crafted: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Return one adversarial image for each image: one-step images first, then cascade images.
 
         The passes run in inference mode, so batch-norm statistics stay untouched, and the result
         is a function of the weights and of (seed, step) alone.
+
+        Args:
+            images, labels: (k, H, W, C) and (k,).
+            step: the number of steps done.
+            crafted: the cascade images, of the last images, where they were crafted before.
         """
+        k = tf.shape(images)[0]
+        if crafted is None and not self.cascade_sources:
+            return self._one_step(images, labels, step)
+        own = k - (k // 2 if crafted is None else tf.shape(crafted)[0])
+        if crafted is None:
+            source, epsilon = cascade.draw(
+                self.seed,
+                step,
+                k - own,
+                len(self.cascade_sources),
+                self.max_epsilon,
+                self.epsilon_sampling,
+            )
+            crafted = cascade.craft(
+                self.cascade_sources, images[own:], labels[own:], source, epsilon
+            )
+        return tf.concat([self._one_step(images[:own], labels[:own], step), crafted], axis=0)
+
+    def _one_step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3, alg=attacks.GENERATOR)
         epsilon = attacks.sample_epsilon(
             self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, seeds[0]
@@ -205,13 +264,22 @@ class AdversarialTrainer(keras.Model):
             epsilon = attacks.jitter_per_pixel(
                 epsilon, tf.shape(images), self.max_epsilon, seeds[1]
             )
-        return self._attack(images, labels, epsilon, seeds[2], sparsity=self.sparsity)
 
-    def _attack(self, images, labels, epsilon, seed, **options):
+        def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
+            return lambda: self._attack(
+                images, labels, epsilon, seeds[2], logits_fn, sparsity=self.sparsity
+            )
+
+        if not self.ensemble_sources:
+            return attack_with(self.inference_logits)()
+        attacker = cascade.draw_attacker(self.seed, step, len(self.ensemble_sources))
+        attackers = (self.inference_logits, *self.ensemble_sources)
+        return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
+
+    def _attack(self, images, labels, epsilon, seed, logits_fn, **options):
         if self.attack == "step_rand":
             options["seed"] = seed
-        attack = attacks.STEP_ATTACKS[self.attack]
-        return attack(self.inference_logits, images, labels, epsilon, **options)
+        return attacks.STEP_ATTACKS[self.attack](logits_fn, images, labels, epsilon, **options)
 
     def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
         return self(images, training=False)["logits"]
@@ -228,12 +296,13 @@ class AdversarialTrainer(keras.Model):
         return losses.bidirectional_distance(adversarial, clean, self.distance_norm)
 
     def train_step(self, data):
-        images, labels = self._unpack(data)
+        images, labels, crafted = self._unpack(data)
         n = tf.shape(images)[0]
         k = self._attacked(n)
         adversarial = images[:0]
         if self.loss_name != "standard":
-            adversarial = self.make_adversarial(images[:k], labels[:k], self.optimizer.iterations)
+            step = self.optimizer.iterations
+            adversarial = self.make_adversarial(images[:k], labels[:k], step, crafted)
         first_clean = 0 if self.pairs else k
         mixed_images = tf.concat([adversarial, images[first_clean:]], axis=0)
         mixed_labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
@@ -261,8 +330,10 @@ class AdversarialTrainer(keras.Model):
 
     def test_step(self, data):
         """Measure clean images, and the training attack at max_epsilon on each of them."""
-        images, labels = self._unpack(data)
-        adversarial = self._attack(images, labels, self.max_epsilon, [self.seed, 0])
+        images, labels, _ = self._unpack(data)
+        adversarial = self._attack(
+            images, labels, self.max_epsilon, [self.seed, 0], self.inference_logits
+        )
         k = tf.shape(images)[0]
         logits = self.inference_logits(tf.concat([adversarial, images], axis=0))
         labels = tf.concat([labels, labels], axis=0)
@@ -273,8 +344,9 @@ class AdversarialTrainer(keras.Model):
 
     @staticmethod
     def _unpack(data):
-        """Return float images and integer labels (batch,), whatever usual form the labels have."""
+        """Return float images, integer labels (batch,) of whatever usual form, cascade images."""
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        images, crafted = images if isinstance(images, tuple) else (images, None)
         if labels is None or weights is not None:
             raise ValueError("AdversarialTrainer needs data as (images, labels), without weights")
         if images.dtype.is_integer:
@@ -282,7 +354,7 @@ class AdversarialTrainer(keras.Model):
         if labels.shape.rank == 2:
             one_hot = labels.shape[-1] > 1
             labels = tf.argmax(labels, axis=-1) if one_hot else tf.squeeze(labels, axis=-1)
-        return tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+        return tf.cast(images, tf.float32), tf.cast(labels, tf.int32), crafted
 
     def _attacked(self, n):
         if self.loss_name == "standard":
@@ -308,3 +380,17 @@ class AdversarialTrainer(keras.Model):
         self.trackers["adversarial_accuracy"].update_state(correct[:k])
         self.trackers["max_logit"].update_state(tf.reduce_max(tf.abs(logits)))
         return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+
+def _inference_logits(network: Callable) -> attacks.LogitsFn:
+    """Return images -> logits of a network in inference mode.
+
+    A function, where Keras would make a model that is an attribute a part of the trainer.
+    """
+    options = {"training": False} if isinstance(network, keras.Model) else {}
+
+    def logits_fn(images: tf.Tensor) -> tf.Tensor:
+        outputs = network(images, **options)
+        return tf.cast(outputs["logits"] if isinstance(outputs, dict) else outputs, tf.float32)
+
+    return logits_fn

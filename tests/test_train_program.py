@@ -24,7 +24,9 @@ from cascade_keras.presets import PRESETS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = [sys.executable, str(ROOT / "bin" / "train")]
-SMALL = ["--dataset=digits", "--model=resnet8", "--eval_attacks=step_ll", "--log_steps=10"]
+SMALL = [
+    "--dataset=digits", "--model=resnet8", "--eval_attacks=step_ll", "--log_steps=10", "--noexport",
+]  # fmt: skip
 
 
 def tree(directory):
