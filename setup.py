@@ -19,6 +19,8 @@ setup(
         "tensorflow-datasets>=4.9.7",
         # tensorflow-datasets 4.9 imports it when preparing a dataset but does not require it.
         "importlib_resources",
+        # The protocol of the warm-up requests that a saved network carries for TF Serving.
+        "tensorflow-serving-api>=2.18,<2.22",
         # tf.summary is empty without it since TensorFlow 2.21.
         "tensorboard>=2.18,<2.22",
         "numpy>=1.26",
@@ -32,6 +34,9 @@ setup(
         # the attacks are compared with.
         "test": [
             "pytest>=8",
+            "hypothesis>=6.100",
+            # A second runtime that loads the saved networks.
+            "openvino>=2025",
             "foolbox>=3.3.4,<4",
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
@@ -41,6 +46,8 @@ setup(
     entry_points={
         "console_scripts": [
             "cascade-train=cascade_keras.cli.train:main",
+            "cascade-export=cascade_keras.cli.export:main",
+            "cascade-craft=cascade_keras.cli.craft:main",
             "cascade-prepare-data=cascade_keras.cli.prepare_data:main",
         ]
     },

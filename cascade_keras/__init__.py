@@ -1,6 +1,6 @@
 """Cascade adversarial training regularised with a unified embedding, for Keras 3.
 
-The modules import downwards only: cli -> training, evaluation -> models, data -> attacks, losses.
+The modules import downwards only, see docs/architecture.md.
 Names a user needs most are offered here and imported on first use, so that programs can answer
 ``--help`` before TensorFlow is loaded.
 """
@@ -14,10 +14,23 @@ _HOME = {
     "InputError": "errors",
     "StopOnDivergence": "callbacks",
     "evaluate": "evaluation",
+    "export_saved_model": "export",
     "lenet": "models",
+    "load_source": "sources",
     "resnet": "models",
 }
-_MODULES = ("attacks", "data", "evaluation", "losses", "models", "training")
+_MODULES = (
+    "attacks",
+    "bank",
+    "cascade",
+    "data",
+    "evaluation",
+    "export",
+    "losses",
+    "models",
+    "sources",
+    "training",
+)
 __all__ = sorted([*_HOME, *_MODULES])
 __version__ = "0.1.0"
 

@@ -1,0 +1,364 @@
+"""Trained networks as SavedModels, in the layout that TensorFlow Serving reads.
+
+    saved/NAME/1/    saved_model.pb, variables/
+                     assets.extra/tf_serving_warmup_requests   run by a server before it answers
+                     assets.extra/cascade_keras.json           what the network is: its provenance
+               2/    a later network of the same name; a server switches to it by itself
+
+A version needs TensorFlow alone, without this package. All its signatures run in inference mode:
+
+    serving_default  images float32 (batch, H, W, C) in [0, 1] -> logits, embedding, probabilities
+    raw              images uint8 (batch, height, width, C) as stored; the centre is cut out inside
+    serve            differentiable, also as the loaded object's method: images -> logits, embedding
+
+A version appears in its folder whole or not at all, however the export ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import typing
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from cascade_keras.errors import InputError
+from cascade_keras.provenance import PROVENANCE_FILE, locate, weights_hash
+
+if typing.TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    Function = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+
+SIGNATURES = ("serving_default", "raw", "serve")
+WARMUP_FILE = PROVENANCE_FILE.with_name("tf_serving_warmup_requests")
+WARMUP_BATCHES = (1, 32)
+_PIXEL_VALUES = 256
+_PARTIAL = ".partial-"  # no number, so no server takes it for a version
+# Versions that agree in these are the same network: exporting it again adds nothing.
+_IDENTITY = (
+    "weights_hash",
+    "recipe",
+    "dataset",
+    "input_shape",
+    "image_shape",
+    "num_classes",
+    "embedding_size",
+)
+
+
+def provenance_of_run(config: dict, steps: int, results: list[dict]) -> dict:
+    """Return what is worth knowing of a network that a run has trained.
+
+    Args:
+        config: content of the run's config.json.
+        steps: how many the run took.
+        results: its final accuracies, see metrics.json.
+    """
+    return {
+        "recipe": config["flags"],
+        "dataset": config["dataset"],
+        "steps": steps,
+        "seed": config["seed"],
+        "versions": config["versions"],
+        "results": results,
+    }
+
+
+def check_output(output: str | os.PathLike) -> None:
+    """Refuse a folder that cannot hold a network's versions; needs no TensorFlow.
+
+    Raises:
+        InputError: it is a file, a version, a run, or cannot be written in.
+    """
+    base = pathlib.Path(output).expanduser()
+    if base.exists() and not base.is_dir():
+        raise InputError(f"{base} is a file; name a folder, the versions are made inside it")
+    if (base / "saved_model.pb").exists():
+        raise InputError(f"{base} is itself a saved network; name the folder that holds it")
+    if base.resolve().name.isdecimal():
+        raise InputError(f"{base}: a number names one version; name the folder that holds them")
+    if (base / "config.json").exists():
+        raise InputError(f"{base} is a run; name a folder of its own, such as saved/{base.name}")
+    existing = next(p for p in (base, *base.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise _not_writable(existing)
+
+
+def export_saved_model(
+    network: keras.Model,
+    output: str | os.PathLike,
+    provenance: dict | None = None,
+    *,
+    image_shape: Sequence[int] | None = None,
+) -> pathlib.Path:
+    """Save a network as the next version in a folder of the TF Serving layout.
+
+    Nothing is written if the newest version is this network already.
+
+    Args:
+        network: images float32 (batch, H, W, C) in [0, 1] -> {"logits" (batch, classes),
+            "embedding" (batch, d)}, or logits alone, which then are the embedding too; of an
+            ``AdversarialTrainer``, its network is meant.
+        output: the folder, which need not exist; its name is the one the network is served by.
+        provenance: what else to record, such as ``provenance_of_run``; JSON values.
+        image_shape: (height, width, C) of stored images, at least as large as what the network
+            sees; its own input's shape when None.
+
+    Returns:
+        The version's folder, ``output/1`` for the first.
+
+    Raises:
+        InputError: a folder that cannot be used (``check_output``), or a network that takes or
+            returns something else.
+        OSError: the disk is full or the like; nothing is left behind.
+    """
+    base = pathlib.Path(output).expanduser()
+    check_output(base)
+    network = getattr(network, "network", network)
+    input_shape = _input_shape(network)
+    image_shape = _image_shape(image_shape, input_shape)
+    archive, widths = _trace(network, input_shape, image_shape)
+    record = {
+        **(provenance or {}),
+        "name": base.resolve().name,
+        "weights_hash": weights_hash(weight.numpy() for weight in network.weights),
+        "input_shape": input_shape,
+        "image_shape": image_shape,
+        "num_classes": widths["logits"],
+        "embedding_size": widths["embedding"],
+    }
+    with _exclusive(base):
+        numbers = [int(p.name) for p in base.iterdir() if p.name.isdecimal()]
+        newest = base / str(max(numbers, default=0))
+        if _holds(newest, record):
+            return newest
+        version = base / str(int(newest.name) + 1)
+        with _published(version) as partial:
+            archive.write_out(str(partial), verbose=False)
+            (partial / PROVENANCE_FILE).parent.mkdir()
+            text = json.dumps(record, indent=2) + "\n"
+            (partial / PROVENANCE_FILE).write_text(text, encoding="utf-8")
+            _write_warmup(partial / WARMUP_FILE, record)
+    return version
+
+
+def _input_shape(network: keras.Model) -> tuple[int, ...]:
+    shape = getattr(network, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise InputError(
+            "the network must take one batch of images (batch, height, width, channels) of known "
+            f"size, it takes {shape}; build it from keras.Input((height, width, channels))"
+        )
+    return shape[1:]
+
+
+def _image_shape(image_shape: Sequence[int] | None, input_shape: tuple[int, ...]) -> tuple:
+    if image_shape is None:
+        return input_shape
+    image_shape = tuple(image_shape)
+    larger = len(image_shape) == 3 and all(
+        stored >= seen for stored, seen in zip(image_shape, input_shape, strict=True)
+    )
+    if not larger or image_shape[-1] != input_shape[-1]:
+        raise InputError(
+            f"image_shape must be at least the {input_shape} that the network sees, with as many "
+            f"channels; got {image_shape}"
+        )
+    return image_shape
+
+
+def _trace(
+    network: keras.Model, input_shape: tuple[int, ...], image_shape: tuple[int, ...]
+) -> tuple[keras.export.ExportArchive, dict[str, int]]:
+    """Return the signatures, ready to be written, and the width of each output."""
+    # Here and below, not above: bin/export checks its flags before it waits for TensorFlow.
+    import keras
+    import tensorflow as tf
+
+    floats = [tf.TensorSpec((None, *input_shape), tf.float32, name="images")]
+    stored = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
+    archive = keras.export.ExportArchive()
+    # Not archive.track(): it would save the state of dropout layers too, and the weights twice,
+    # because TensorFlow does not see a Keras variable and its value as one.
+    archive.add_variable_collection("variables", [weight.value for weight in network.weights])
+    # Each signature calls the one before, so the network is traced and saved once.
+    serve = archive.add_endpoint("serve", _inference(network), floats)
+    served = archive.add_endpoint("serving_default", _with_probabilities(serve), floats)
+    archive.add_endpoint("raw", _from_stored(served, input_shape, image_shape), stored)
+    return archive, _output_widths(serve.get_concrete_function())
+
+
+def _inference(network: keras.Model) -> Function:
+    import tensorflow as tf
+
+    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = network(images, training=False)
+        if not isinstance(outputs, dict):
+            outputs = {"logits": outputs, "embedding": outputs}
+        if not {"logits", "embedding"} <= set(outputs):
+            raise InputError(
+                "the network must return logits, or a dict with 'logits' and 'embedding'; it "
+                f"returns {', '.join(sorted(outputs))}"
+            )
+        return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
+
+    return serve
+
+
+def _with_probabilities(serve: Function) -> Function:
+    import tensorflow as tf
+
+    def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = serve(images)
+        return {**outputs, "probabilities": tf.nn.softmax(outputs["logits"])}
+
+    return serving_default
+
+
+def _from_stored(
+    serving_default: Function, input_shape: tuple[int, ...], image_shape: tuple[int, ...]
+) -> Function:
+    import tensorflow as tf
+
+    (height, width, _), (stored_height, stored_width, _) = input_shape, image_shape
+    top, left = (stored_height - height) // 2, (stored_width - width) // 2
+    # A table, because graph optimisers turn a division by 255 into a product with 1/255, which
+    # gives half of the pixel values another float32 than the division that evaluation uses.
+    unit_range = np.arange(_PIXEL_VALUES, dtype=np.float32) / np.float32(_PIXEL_VALUES - 1)
+
+    def raw(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        seen = images[:, top : top + height, left : left + width]
+        return serving_default(tf.gather(tf.constant(unit_range), tf.cast(seen, tf.int32)))
+
+    return raw
+
+
+def _output_widths(serve: tf.types.experimental.ConcreteFunction) -> dict[str, int]:
+    """Return the width of each output; refuse what a server could not batch."""
+    widths = {}
+    for name, output in serve.structured_outputs.items():
+        shape = output.shape.as_list() if output.shape.rank == 2 else [output.shape]
+        if len(shape) != 2 or shape[0] is not None or shape[1] is None:
+            raise InputError(
+                f"the network's {name} must have the shape (batch, width), for batches of any "
+                f"size; it has {output.shape}"
+            )
+        widths[name] = shape[1]
+    return widths
+
+
+def _write_warmup(file: pathlib.Path, record: dict) -> None:
+    """Write requests that a server runs when it loads a version, so that no user waits for that."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    rng = np.random.default_rng(0)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for signature in SIGNATURES:
+            shape = record["image_shape"] if signature == "raw" else record["input_shape"]
+            for batch in WARMUP_BATCHES:
+                images = rng.integers(0, _PIXEL_VALUES, (batch, *shape), dtype=np.uint8)
+                if signature != "raw":
+                    images = images.astype(np.float32) / np.float32(_PIXEL_VALUES - 1)
+                log = prediction_log_pb2.PredictionLog()
+                request = log.predict_log.request
+                request.model_spec.name = record["name"]
+                request.model_spec.signature_name = signature
+                request.inputs["images"].CopyFrom(tf.make_tensor_proto(images))
+                writer.write(log.SerializeToString())
+
+
+def _holds(version: pathlib.Path, record: dict) -> bool:
+    """Whether a version is the network that the record describes, and its weights are intact."""
+    import tensorflow as tf
+
+    record = json.loads(json.dumps(record))  # tuples are lists in a file
+    try:
+        existing = locate(version).provenance
+        if any(existing.get(key) != record.get(key) for key in _IDENTITY):
+            return False
+        saved = tf.train.load_checkpoint(str(version / "variables" / "variables"))
+        keys = (key for key in saved.get_variable_to_shape_map() if key.startswith("variables/"))
+        return weights_hash(map(saved.get_tensor, keys)) == record["weights_hash"]
+    except (InputError, ValueError, tf.errors.OpError):
+        return False
+
+
+@contextlib.contextmanager
+def _exclusive(base: pathlib.Path) -> Iterator[None]:
+    """Keep other exports out of the folder; make it, and unmake it where the export fails."""
+    made, descriptor = _lock(base)
+    try:
+        for stale in base.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(stale)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # another export may have put something there
+            for folder in made:
+                folder.rmdir()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _lock(base: pathlib.Path) -> tuple[list[pathlib.Path], int]:
+    """Wait for the folder's lock; return the folders made for it, and what holds the lock."""
+    while True:
+        made = [folder for folder in (base, *base.parents) if not folder.exists()]
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_writable((made or [base])[-1].parent) from error
+        try:
+            descriptor = os.open(base, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # an export that failed took away the folder that it had made
+        # The kernel drops the lock with the process, however it ends.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), base.stat()):
+                return made, descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _published(version: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a folder to write in, which becomes the version when all of it is on the disk."""
+    import tensorflow as tf
+
+    partial = version.with_name(_PARTIAL + version.name)
+    try:
+        yield partial
+        for folder, _, files in os.walk(partial):
+            for name in (*files, "."):
+                _flush(os.path.join(folder, name))
+        partial.rename(version)
+        _flush(version.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(version)) from error
+        if isinstance(error, tf.errors.OpError):  # what TensorFlow makes of a full disk
+            reason = error.message.splitlines()[0].rpartition("; ")[2]
+            raise OSError(errno.EIO, reason, str(version)) from error
+        raise
+
+
+def _flush(path: str | os.PathLike) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_writable(folder: pathlib.Path) -> InputError:
+    return InputError(f"cannot write in {folder}; name a writable folder")
