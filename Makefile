@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 .PHONY: help demo test lint format clean
 help:
-	@echo "make demo    train a standard and a pivot network on digits, compare them (minutes)"
+	@echo "make demo    train a standard, a pivot and a cascade network on digits, compare them"
 	@echo "make test    run the tests"
 	@echo "make lint    check style"
 	@echo "make clean   remove the environment and the demo's runs"
@@ -22,7 +22,10 @@ $(VENV)/test: $(VENV)/base
 demo: $(VENV)/base
 	$(BIN)/python bin/train --dataset=digits --loss=standard --name=demo-standard --log_steps=100
 	$(BIN)/python bin/train --dataset=digits --loss=pivot --name=demo-pivot --log_steps=100
-	$(BIN)/python examples/compare_runs.py runs/demo-standard runs/demo-pivot
+	$(BIN)/python bin/train --loss=pivot --cascade_source=saved/demo-pivot --name=demo-cascade \
+	    --log_steps=100
+	$(BIN)/python examples/compare_runs.py runs/demo-standard runs/demo-pivot runs/demo-cascade
+	$(BIN)/python examples/black_box.py saved/demo-standard saved/demo-pivot saved/demo-cascade
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
@@ -36,4 +39,4 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs/demo-standard runs/demo-pivot
+	rm -rf $(VENV) runs/demo-* saved/demo-* banks/demo-*

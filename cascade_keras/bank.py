@@ -278,8 +278,9 @@ class Bank:
             for shard in range(self.record["complete_shards"], self.shards):
                 first = shard * size
                 part = slice(first, first + size)
+                # Divided here: graph optimisers make of it a product with 1/255, another number.
                 crafted = make(
-                    tf.constant(images[part]),
+                    tf.constant(images[part].astype(np.float32) / np.float32(attacks.PIXEL_LEVELS)),
                     tf.constant(labels[part], tf.int32),
                     tf.constant(first),
                 ).numpy()
@@ -333,19 +334,18 @@ def as_range(value) -> str:
 
 
 def _crafter(logits_fn: attacks.LogitsFn, record: dict, image_shape: Sequence[int]):
-    """Return the compiled function of one shard: images uint8, labels, first index -> uint8."""
+    """Return the compiled function of one shard: images, labels, index of the first -> uint8."""
     name, epsilons = record["attack"], record["epsilons"]
 
     @tf.function
-    def make(stored: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        images = tf.cast(stored, tf.float32) / attacks.PIXEL_LEVELS
+    def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         seed = [record["seed"], first]
         crafted = attacks.at_epsilons(name, logits_fn, images, labels, epsilons, seed=seed)
         return tf.cast(tf.round(crafted * attacks.PIXEL_LEVELS), tf.uint8)
 
     # One trace serves every shard, the shorter last one too.
     return make.get_concrete_function(
-        tf.TensorSpec([None, *image_shape], tf.uint8),
+        tf.TensorSpec([None, *image_shape], tf.float32),
         tf.TensorSpec([None], tf.int32),
         tf.TensorSpec([], tf.int32),
     )

@@ -30,6 +30,7 @@ from cascade_keras.cli.train_flags import (
     resolve,
 )
 from cascade_keras.errors import InputError
+from cascade_keras.export import check_output, export_saved_model, provenance_of_run
 from cascade_keras.presets import PRESETS
 from cascade_keras.startup import import_tensorflow
 
@@ -45,6 +46,11 @@ def train(values: flags.FlagValues) -> int:
     if run.finished:
         print(f"{run.path} is finished; use another --name to train again")
         return 0
+    if chosen["export"]:
+        try:
+            check_output(pathlib.Path(chosen["saved_dir"]) / chosen["name"])
+        except InputError as error:
+            raise InputError(f"--saved_dir: {error}") from error
     import_tensorflow()
     return _train(run, chosen, decisive)
 
@@ -61,6 +67,7 @@ def _train(run, chosen: dict, decisive: dict) -> int:
 
     before = run.read_config() if run.exists else {}
     sources = _load_sources(run, chosen, before)
+    _compare_initialisations(sources["cascade_source"], chosen["init_from"])
     dataset = data.load(chosen["dataset"], chosen["data_dir"])
     data.check_batch_size(clean_images(chosen), len(dataset.train[1]))
     config = {
@@ -129,6 +136,17 @@ def _load_sources(run, chosen: dict, before: dict) -> dict[str, list]:
     return sources
 
 
+def _compare_initialisations(sources: list, init_from: str | None) -> None:
+    """Say so if a cascade network does not start from its source's weights, as the paper's do."""
+    for source in sources:
+        theirs = source.provenance.get("recipe", {}).get("init_from")
+        if theirs and theirs != init_from:
+            print(
+                f"note: {source.name} started from {theirs}; in the paper a cascade network starts "
+                f"from the same weights as its source (--init_from={theirs})"
+            )
+
+
 def _fit(run, chosen: dict, trainer, dataset, partners) -> int:
     """Train what is left of the schedule; return the exit code if a signal ended it, else 0."""
     import tensorflow as tf
@@ -182,8 +200,6 @@ def _fit(run, chosen: dict, trainer, dataset, partners) -> int:
 
 def _export(run, chosen: dict, network, results: list[dict]) -> pathlib.Path:
     """Save the finished network in the TF Serving layout; return the folder of the version."""
-    from cascade_keras.export import export_saved_model, provenance_of_run
-
     return export_saved_model(
         network,
         pathlib.Path(chosen["saved_dir"]) / chosen["name"],
