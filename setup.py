@@ -41,7 +41,11 @@ setup(
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
         "lint": ["ruff>=0.15"],
-        "benchmark": ["torch>=2.2", "adversarial-robustness-toolbox>=1.20,<2"],
+        "benchmark": [
+            "torch>=2.2",
+            "foolbox>=3.3.4,<4",
+            "adversarial-robustness-toolbox>=1.20,<2",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -166,7 +166,8 @@ class Cascade:
             mode, why = ("bank" if banked <= online else "online"), "the cheaper way"
         print(
             f"cascade images: {mode}, {why}; online {online:,} gradients over {steps:,} steps, "
-            f"bank {banked:,} for {missing:,} images not yet there"
+            f"bank {banked:,} for {missing:,} images not yet there",
+            flush=True,
         )
         return mode
 
@@ -227,7 +228,8 @@ class Cascade:
                     raise InputError(f"--cascade_bank: {error}") from error
         print(
             f"{bank.path}: iter_fgsm images of the first {count:,} of {len(images):,} training "
-            f"images by {source.name}"
+            f"images by {source.name}",
+            flush=True,
         )
 
     def _partners(self):
