@@ -367,7 +367,8 @@ def ladder(
     """Return an iterative attack's images for several epsilons, computing what they share once.
 
     Each image equals the one that ``iter_fgsm`` or ``iter_ll``, compiled for the same shapes, makes
-    for its epsilon alone, to the last bit. The number of gradients is ``ladder_gradients``: 44 instead of 164 for 1..16.
+    for its epsilon alone, to the last bit. The number of gradients is ``ladder_gradients``: 44
+    instead of 164 for 1..16.
 
     Args:
         logits_fn, images, labels: as for ``step_fgsm``.

@@ -52,12 +52,11 @@ def sweep(
     attack: str,
     epsilons: Sequence[float],
     *,
-    source: attacks.LogitsFn | None = None,
     seed: int = 0,
     batch_size: int = 250,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Result]:
-    """Attack a network at several epsilons and count what it still gets right at each.
+    """Attack a network with itself as the source, at several epsilons; count what is still right.
 
     Args:
         logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
@@ -65,8 +64,6 @@ def sweep(
         labels: the true classes, (N,).
         attack: "clean" or a name of ``ATTACKS``.
         epsilons: in 0..255 units.
-        source: the network whose gradients are used, as ``logits_fn`` (black box); the attacked
-            one itself when None (white box).
         seed: of the noise of step_rand.
         progress: called with the number of images done after each batch.
 
@@ -91,7 +88,7 @@ def sweep(
         if attack != "clean":
             name, options = ATTACKS[attack]
             versions = attacks.at_epsilons(
-                name, source or logits_fn, batch, true, epsilons, seed=[seed, first], **options
+                name, logits_fn, batch, true, epsilons, seed=[seed, first], **options
             )
 
         def count(version: tf.Tensor) -> tf.Tensor:
