@@ -269,7 +269,7 @@ def _climb(
         # Whole step sizes add up exactly; for others one step is kept back for the rounding.
         spare = 0 if float(step_size).is_integer() else 1
         shared = tf.cast(tf.floor(tf.reshape(radii, [count]) / step_size), tf.int32) - spare
-        shared = tf.minimum(shared, steps)
+        shared = tf.clip_by_value(shared, 0, steps)
     pixels = images * PIXEL_LEVELS
 
     def perturbed(images: tf.Tensor, perturbation: tf.Tensor) -> tf.Tensor:
@@ -297,11 +297,12 @@ def _climb(
         return e, n + 1, tf.where(on_trunk, current, trunk), current, results
 
     def finish(e, n, trunk, current, results):
-        return e + 1, shared[e], trunk, trunk, results.write(e, current)
+        here = tf.reshape(tf.range(count) == e, [-1, *([1] * images.shape.rank)])
+        return e + 1, shared[e], trunk, trunk, tf.where(here, current, results)
 
     # A while loop is traced once; unrolled, the trace alone takes several times longer.
     start = tf.zeros_like(images)
-    results = tf.TensorArray(images.dtype, count, element_shape=images.shape)
+    results = tf.stack([start] * count)
     *_, results = tf.while_loop(
         lambda e, *_: e < count,
         lambda e, n, *state: tf.cond(
@@ -309,7 +310,7 @@ def _climb(
         ),
         (tf.constant(0), tf.constant(0), start, start, results),
     )
-    return tf.stop_gradient(perturbed(images, results.stack()))
+    return tf.stop_gradient(perturbed(images, results))
 
 
 def iter_fgsm(
@@ -420,6 +421,8 @@ def at_epsilons(
     Raises:
         ValueError: no epsilon, or an unknown attack.
     """
+    if not len(epsilons):
+        raise ValueError("epsilons must name at least one epsilon")
     if attack in ITERATIVE_ATTACKS:
         return ladder(logits_fn, images, labels, epsilons, attack=attack, objective=objective)
     if attack not in STEP_ATTACKS:

@@ -138,9 +138,9 @@ class Bank:
             missing = {*IDENTITY, "shape", "shard_size", "complete_shards"} - set(self.record)
             if missing:
                 raise ValueError(f"has no {sorted(missing)[0]!r}")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{self.path} is not a bank (it has no bank.json)") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{self._json_file}: cannot be read ({error}); {self._again}"
             ) from error
@@ -209,17 +209,18 @@ class Bank:
             InputError: another bank or another process is there, or the disk has no room.
             OSError: writing failed.
         """
-        created = not self.path.exists()
+        shape = [len(wanted["epsilons"]), *images.shape]
+        if not self.exists:
+            self._check_place(shape)
         self.path.mkdir(parents=True, exist_ok=True)
         directory = os.open(self.path, os.O_RDONLY)
         try:
             # The kernel drops the lock with the process, however it ends.
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self.exists:
-                shape = [len(wanted["epsilons"]), *images.shape]
                 names = {"source": source_name, "dataset": dataset_name}
-                progressed = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
-                self._begin({**names, **wanted, **progressed}, created)
+                state = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
+                write_json(self._json_file, {**names, **wanted, **state})
             self.load()
             self.check(wanted)
             if self._images is None:
@@ -231,22 +232,12 @@ class Bank:
         finally:
             os.close(directory)
 
-    def _begin(self, record: dict, created: bool) -> None:
-        strangers = [
-            entry for entry in self.path.iterdir() if not entry.name.startswith(".partial")
-        ]
-        if strangers:
+    def _check_place(self, shape: Sequence[int]) -> None:
+        """Refuse a place where a bank of this shape cannot be begun."""
+        if self.path.is_dir() and not all(p.name.startswith(".") for p in self.path.iterdir()):
             raise InputError(f"{self.path} exists and is not a bank; name another directory")
-        try:
-            self._check_room(record["shape"])
-            write_json(self._json_file, record)
-        except BaseException:
-            if created:
-                self.path.rmdir()
-            raise
-
-    def _check_room(self, shape: Sequence[int]) -> None:
-        needed, free = int(np.prod(shape)), shutil.disk_usage(self.path).free
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        needed, free = int(np.prod(shape)), shutil.disk_usage(existing).free
         if needed > free:
             raise InputError(
                 f"{self.path} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
@@ -267,7 +258,9 @@ class Bank:
             write_atomically(self.images_file, write)
         except OSError:
             # Nothing is crafted yet: leave nothing behind.
-            shutil.rmtree(self.path)
+            for file in (self._labels_file, self._json_file):
+                file.unlink(missing_ok=True)
+            self.path.rmdir()
             raise
 
     def _craft_shards(self, logits_fn, images, labels, progress) -> None:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks
 
-_DRAW, _ENSEMBLE = 2, 3  # what a seed is used for; 0 and 1 are data.py's
+_DRAW, _ENSEMBLE = 2, 3  # what a seed is used for; data.py has 0 and 1
 _SAMPLE = 1 << 16  # draws of which the expected number of iterations is the mean
 
 

@@ -72,11 +72,20 @@ class Source:
                 f"{expected}; name a network trained on such images"
             )
         images = tf.random.stateless_uniform([_PROBES, *expected], (0, 0), alg=attacks.GENERATOR)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            logits = self.logits(images)
-            # Not the cross entropy: its gradient vanishes for networks that are merely confident.
-            objective = attacks.margin(tf.argmax(logits, -1))(logits)
+        try:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                logits = self.logits(images)
+                # Not the cross entropy: it vanishes for networks that are merely confident.
+                objective = attacks.margin(tf.argmax(logits, -1))(logits)
+        except InputError:
+            raise
+        except LookupError as error:
+            raise InputError(f"{self.path} has no gradient ({_first_line(error)})") from error
+        except (ValueError, tf.errors.OpError) as error:
+            raise InputError(
+                f"{self.path} cannot be run on images of shape {expected} ({_first_line(error)})"
+            ) from error
         if logits.shape[-1] != num_classes:
             raise InputError(
                 f"{self.path} tells {logits.shape[-1]} classes apart, the dataset has "
@@ -140,12 +149,12 @@ def _load_saved_model(location: Location) -> Source:
         raise InputError(f"{path} has neither a signature 'serve' nor 'serving_default'")
     signature = signatures[name]
     specs = signature.structured_input_signature[1]
-    (key, spec), *others = specs.items()
-    if others or spec.shape.rank != 4 or not spec.dtype.is_floating:
+    key, spec = next(iter(specs.items()), (None, None))
+    if len(specs) != 1 or spec.shape.rank != 4 or not spec.dtype.is_floating:
         taken = ", ".join(f"{s.dtype.name} {s.shape}" for s in specs.values())
         raise InputError(
             f"{path}: signature {name!r} must take one batch of images, floats of shape "
-            f"(batch, height, width, channels); it takes {taken}"
+            f"(batch, height, width, channels); it takes {taken or 'nothing'}"
         )
     if spec.shape[0] is not None:
         raise InputError(

@@ -349,6 +349,7 @@ class AdversarialTrainer(keras.Model):
         images, crafted = images if isinstance(images, tuple) else (images, None)
         if labels is None or weights is not None:
             raise ValueError("AdversarialTrainer needs data as (images, labels), without weights")
+        images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
         if images.dtype.is_integer:
             raise ValueError("images must be floats in [0, 1]; divide whole pixel values by 255")
         if labels.shape.rank == 2:

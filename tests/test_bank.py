@@ -1,0 +1,628 @@
+"""Banks: the images of the attacks, whatever interrupts the crafting, and read as they are."""
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cascade_keras import attacks, cascade, data
+from cascade_keras.bank import Bank, BankPartners, identity
+from cascade_keras.errors import InputError
+
+EPSILONS = [1, 2, 5]
+COUNT, SHARD = 10, 4
+ENDS = [4, 8, 10]  # of the shards
+WANTED = {
+    "source_hash": "a" * 64,
+    "dataset_hash": "b" * 64,
+    "split": "train",
+    "crop": 8,
+    "attack": "step_fgsm",
+    "epsilons": EPSILONS,
+    "examples": COUNT,
+}
+
+
+def network(images):
+    """Precise enough for a gradient to have the same sign in a batch of any size."""
+    rng = np.random.default_rng(0)
+    kernel, dense = rng.normal(0, 0.5, (3, 3, 1, 4)), rng.normal(0, 0.2, (64, 10))
+    features = tf.tanh(tf.nn.conv2d(tf.cast(images, tf.float64) - 0.3, kernel, 2, "SAME"))
+    return tf.cast(tf.reshape(features, [-1, 64]) @ dense, tf.float32)
+
+
+def split(count=COUNT):
+    """Whole-pixel images of all values, among them black and white ones, and classes."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(-40, 296, (count, 8, 8, 1)).clip(0, 255).astype(np.uint8)
+    return images, rng.integers(0, 10, count).astype(np.int32)
+
+
+def wanted(**changes):
+    return identity(**{**WANTED, **changes})
+
+
+def craft(path, logits_fn=network, count=COUNT, shard_size=SHARD, progress=None, **changes):
+    """Craft a bank; return it, and what its progress was."""
+    bank, told = Bank(path), []
+    bank.craft(
+        wanted(examples=count, **changes),
+        logits_fn,
+        *split(count),
+        source_name="r8p",
+        dataset_name="digits",
+        shard_size=shard_size,
+        progress=lambda done: (told.append(done), progress and progress(done)),
+    )
+    return bank, told
+
+
+def crafted_alone(attack, epsilon, count=COUNT, shard_size=SHARD, seed=0):
+    """The images that the attack makes of each shard, as they are stored."""
+    images, labels = split(count)
+    stored = []
+    for first in range(0, count, shard_size):
+        shard = slice(first, first + shard_size)
+        options = {"seed": [seed, first]} if attack == "step_rand" else {}
+        floats = tf.constant(images[shard].astype(np.float32) / np.float32(255))
+        adversarial = attacks.ATTACKS[attack](
+            network, floats, labels[shard], float(epsilon), **options
+        )
+        stored.append(np.round(255 * adversarial.numpy()).astype(np.uint8))
+    return np.concatenate(stored)
+
+
+def tree(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def write_bank(path, images, **changes):
+    """Write a complete bank of these images, (epsilons, N, H, W, C)."""
+    path.mkdir()
+    record = wanted(examples=images.shape[1], **changes)
+    shards = {"shard_size": SHARD, "complete_shards": -(-images.shape[1] // SHARD)}
+    record.update(source="r8p", dataset="digits", shape=list(images.shape), **shards)
+    (path / "bank.json").write_text(json.dumps(record))
+    np.save(path / "images.npy", images)
+    np.save(path / "labels.npy", np.zeros(images.shape[1], np.int32))
+    return Bank(path).load()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The files of a bank whose crafting nothing interrupted."""
+    path = tmp_path_factory.mktemp("banks") / "finished"
+    craft(path)
+    return tree(path)
+
+
+@pytest.fixture
+def path(finished, tmp_path):
+    """A copy of that bank."""
+    directory = tmp_path / "bank"
+    directory.mkdir()
+    for name, content in finished.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+# Crafting.
+
+
+@pytest.mark.parametrize("attack", attacks.ATTACKS)
+def test_a_bank_holds_the_images_crafted_alone(attack, tmp_path):
+    bank, told = craft(tmp_path / "new" / "bank", attack=attack, seed=7)
+
+    images = np.load(tmp_path / "new" / "bank" / "images.npy")
+    assert images.dtype == np.uint8
+    assert images.shape == (len(EPSILONS), COUNT, 8, 8, 1)
+    for epsilon, rung in zip(EPSILONS, images):
+        np.testing.assert_array_equal(rung, crafted_alone(attack, epsilon, seed=7))
+        assert np.abs(rung.astype(int) - split()[0]).max() == epsilon
+    np.testing.assert_array_equal(bank.images, images)
+    labels = np.load(tmp_path / "new" / "bank" / "labels.npy")
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, split()[1])
+    assert told == [0, *ENDS]
+
+
+def test_the_images_attacked_are_those_that_evaluation_sees(tmp_path):
+    """Divided by 255, where a compiled graph would multiply by 1/255, another number."""
+    given = tf.Variable(tf.zeros([COUNT, 8, 8, 1]))
+
+    def logits_fn(images):
+        given.assign(images)
+        return network(images)
+
+    craft(tmp_path / "bank", logits_fn, shard_size=COUNT)
+
+    np.testing.assert_array_equal(given, split()[0].astype(np.float32) / np.float32(255))
+
+
+def test_bank_json_says_what_the_images_are(finished):
+    assert sorted(finished) == ["bank.json", "images.npy", "labels.npy"]
+    assert json.loads(finished["bank.json"]) == {
+        **WANTED,
+        "seed": 0,
+        "source": "r8p",
+        "dataset": "digits",
+        "shape": [3, 10, 8, 8, 1],
+        "shard_size": 4,
+        "complete_shards": 3,
+    }
+
+
+def test_only_random_images_have_a_seed():
+    assert wanted(attack="iter_fgsm", seed=5) == wanted(attack="iter_fgsm", seed=6)
+    assert wanted(attack="step_rand", seed=5) != wanted(attack="step_rand", seed=6)
+
+
+# Going on.
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt(path, done):
+    """Craft a bank until so many images are done."""
+
+    def stop(now):
+        if now == done:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        craft(path, progress=stop)
+
+
+def counting():
+    """The network, and a variable that counts the images given to it."""
+    seen = tf.Variable(0)
+
+    def logits_fn(images):
+        seen.assign_add(tf.shape(images)[0])
+        return network(images)
+
+    return logits_fn, seen
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("done", [0, *ENDS])
+def test_an_interrupted_bank_goes_on_after_the_last_complete_shard(done, torn, finished, tmp_path):
+    path = tmp_path / "bank"
+    interrupt(path, done)
+    before = Bank(path).load()
+    assert before.complete == (done == COUNT)
+    assert before.complete_images == done
+    if torn:  # as when the process dies while it writes a shard
+        with open(path / "images.npy", "r+b") as file:
+            for level in range(len(EPSILONS)):
+                file.seek(before.images.offset + (level * COUNT + done) * 64)
+                file.write(b"\x55" * 64 * (min(done + SHARD, COUNT) - done))
+    logits_fn, seen = counting()
+
+    bank, told = craft(path, logits_fn, shard_size=3)
+
+    assert tree(path) == finished
+    assert told == [done, *(end for end in ENDS if end > done)]
+    assert int(seen) == COUNT - done  # step_fgsm takes one gradient for all epsilons
+    assert bank.complete and bank.complete_images == COUNT
+
+
+@pytest.mark.parametrize("left", [["bank.json"], ["bank.json", "labels.npy"]], ids=str)
+def test_a_bank_interrupted_before_it_had_a_file_of_images_goes_on(left, finished, tmp_path):
+    path = tmp_path / "bank"
+    interrupt(path, 0)
+    for name in {"labels.npy", "images.npy"} - set(left):
+        (path / name).unlink()
+    (path / ".partial-images.npy").write_bytes(b"half")
+    assert Bank(path).load().complete_images == 0
+    craft(path)
+    assert tree(path) == finished
+
+
+def test_a_bank_may_be_made_in_an_empty_directory(finished, tmp_path):
+    (tmp_path / ".partial-bank.json").write_text("{")
+    craft(tmp_path)
+    assert tree(tmp_path) == finished
+
+
+KILLED = 300
+CHILD = """
+import time, test_bank
+def tell(done):
+    print(done, flush=True)
+    time.sleep(0.005)
+test_bank.craft("bank", count=test_bank.KILLED, shard_size=2, progress=tell)
+"""
+
+
+def test_a_process_keeps_others_out_until_it_is_killed(tmp_path):
+    path = tmp_path / "bank"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path]),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        lines = [int(child.stdout.readline()) for _ in range(4)]
+        with pytest.raises(InputError, match="is being crafted by another process"):
+            craft(path, count=KILLED)
+        time.sleep(0.02)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert child.returncode == -signal.SIGKILL
+    assert lines == [0, 2, 4, 6]
+    assert 6 <= Bank(path).load().complete_images < KILLED
+
+    bank, told = craft(path, count=KILLED)
+
+    assert 6 <= told[0] < KILLED
+    for epsilon, rung in zip(EPSILONS, bank.images):
+        np.testing.assert_array_equal(rung, crafted_alone("step_fgsm", epsilon, KILLED, KILLED))
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source_hash": "c" * 64}, "another bank: the weights of its source differs; name"),
+        ({"dataset_hash": "c" * 64}, "another bank: the dataset differs; name"),
+        ({"split": "test"}, r"the split differs \(train, wanted test\)"),
+        ({"crop": 7}, r"the crop differs \(8, wanted 7\)"),
+        ({"attack": "step_ll"}, r"the attack differs \(step_fgsm, wanted step_ll\)"),
+        ({"epsilons": [1, 2, 3]}, r"the epsilons differs \(\[1, 2, 5\], wanted 1..3\)"),
+        ({"examples": 9}, r"the number of images differs \(10, wanted 9\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_another_bank_is_refused(change, message, path, finished):
+    with pytest.raises(InputError, match=message) as error:
+        Bank(path).load().check(wanted(**change))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=message):
+        Bank(path).craft(wanted(**change), network, *split())
+    assert tree(path) == finished
+
+
+def test_another_seed_is_refused(tmp_path):
+    images = np.zeros((3, 4, 8, 8, 1), np.uint8)
+    bank = write_bank(tmp_path / "bank", images, attack="step_rand", seed=1)
+    with pytest.raises(InputError, match=r"the seed differs \(1, wanted 2\)"):
+        bank.check(wanted(attack="step_rand", examples=4, seed=2))
+
+
+@pytest.mark.parametrize("epsilons", [[1], [5, 2], EPSILONS])
+def test_a_bank_serves_for_some_of_its_epsilons(epsilons, path, finished):
+    logits_fn, seen = counting()
+    bank, told = craft(path, logits_fn, epsilons=epsilons)
+    some = {key: value for key, value in wanted(epsilons=epsilons).items() if key != "examples"}
+    bank.check(some)
+    assert told == [COUNT]
+    assert int(seen) == 0
+    assert tree(path) == finished
+
+
+def with_json(**changes):
+    def damage(path):
+        record = {**json.loads((path / "bank.json").read_text()), **changes}
+        (path / "bank.json").write_text(json.dumps(record))
+
+    return damage
+
+
+def without_key(key):
+    def damage(path):
+        record = json.loads((path / "bank.json").read_text())
+        del record[key]
+        (path / "bank.json").write_text(json.dumps(record))
+
+    return damage
+
+
+def holding(name, content):
+    return lambda path: (path / name).write_bytes(content)
+
+
+def cut(length):
+    return lambda path: os.truncate(path / "images.npy", length)
+
+
+def saved(array):
+    return lambda path: np.save(path / "images.npy", array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (holding("bank.json", b""), "bank.json: cannot be read"),
+        (holding("bank.json", b'{"split": "tr'), "bank.json: cannot be read"),
+        (holding("bank.json", b"\xff\xfe"), "bank.json: cannot be read"),
+        (holding("bank.json", b"[]"), "bank.json: cannot be read"),
+        (holding("bank.json", b"7"), "bank.json: cannot be read"),
+        *(
+            (without_key(key), f"bank.json: cannot be read .has no '{key}'")
+            for key in (*wanted(), "shape", "shard_size", "complete_shards")
+        ),
+        (cut(0), "images.npy is damaged"),
+        (cut(50), "images.npy is damaged"),
+        (cut(128 + 3 * 10 * 64 - 1), "images.npy is damaged"),
+        (holding("images.npy", b"no array at all"), "images.npy is damaged"),
+        (lambda path: (path / "images.npy").unlink(), "images.npy is damaged"),
+        (saved(np.zeros((3, 10, 8, 8, 1), np.float32)), "it holds float32"),
+        (saved(np.zeros((3, 9, 8, 8, 1), np.uint8)), "bank.json says uint8"),
+        (with_json(shape=[3, 10, 8, 8, 3]), "bank.json says uint8"),
+    ],
+)
+def test_a_damaged_bank_is_refused(damage, message, path):
+    damage(path)
+    damaged = tree(path)
+    for use in (lambda: Bank(path).load(), lambda: craft(path)):
+        with pytest.raises(InputError, match=message) as error:
+            use()
+        assert f"remove {path} to craft it again" in str(error.value)
+    assert tree(path) == damaged
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="is not a bank"):
+        Bank(tmp_path).load()
+    with pytest.raises(InputError, match="exists and is not a bank; name another directory"):
+        craft(tmp_path)
+    assert tree(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_no_bank_is_refused(tmp_path):
+    assert not Bank(tmp_path / "none").exists
+    with pytest.raises(InputError, match="is not a bank"):
+        Bank(tmp_path / "none").load()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("epsilons", "shown"),
+    [
+        ([1.5, 2], "1.5, 2"),
+        ([1, 2, 1], "1, 2, 1"),
+        ([0, 1], "0, 1"),
+        ([255, 256], "255, 256"),
+        ([-1], "-1"),
+        ([], "none"),
+    ],
+)
+def test_epsilons_that_uint8_cannot_hold_are_refused(epsilons, shown):
+    with pytest.raises(InputError, match=f"--epsilons: .* got {shown}$"):
+        wanted(epsilons=epsilons)
+
+
+def test_a_bank_in_use_is_refused(path, finished):
+    held = os.open(path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(InputError, match="is being crafted by another process"):
+            craft(path)
+    finally:
+        os.close(held)
+    craft(path)
+    assert tree(path) == finished
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    needed = len(EPSILONS) * COUNT * 64
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(InputError, match="GB are free there; free some, name another"):
+        craft(tmp_path / "bank")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    assert craft(tmp_path / "bank")[0].complete
+
+
+def test_a_disk_that_is_full_after_all_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        craft(tmp_path / "bank")
+    assert error.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+# Reading.
+
+
+def coded(source, epsilons, count, side=8):
+    """Images whose first pixels say of which source, epsilon and index they are."""
+    images = np.zeros((len(epsilons), count, side, side, 1), np.uint8)
+    images[..., 0, 0, 0] = source
+    images[..., 0, 1, 0] = np.array(epsilons)[:, None]
+    images[..., 0, 2, 0], images[..., 0, 3, 0] = np.divmod(np.arange(count), 256)
+    return images
+
+
+def decoded(images):
+    """The sources, epsilons and indices of coded images."""
+    source, epsilon, high, low = np.moveaxis(np.round(255 * images[:, 0, :4, 0]).astype(int), 1, 0)
+    return source, epsilon, 256 * high + low
+
+
+def pairs(epsilons, count, number=200):
+    rng = np.random.default_rng(2)
+    return rng.choice(epsilons, number), rng.integers(0, count, number)
+
+
+def test_reads_the_image_of_each_epsilon_and_index(tmp_path):
+    epsilons = [7, 2, 30, 1]
+    bank = write_bank(tmp_path / "bank", coded(9, epsilons, 300), epsilons=epsilons)
+    chosen, indices = pairs(epsilons, 300)
+    images = bank.read(chosen, indices)
+    assert images.dtype == np.uint8 and images.shape == (200, 8, 8, 1)
+    levels = [epsilons.index(epsilon) for epsilon in chosen]
+    np.testing.assert_array_equal(images, bank.images[levels, indices])
+    source, read_epsilons, read_indices = decoded(images / np.float32(255))
+    assert set(source) == {9}
+    np.testing.assert_array_equal(read_epsilons, chosen)
+    np.testing.assert_array_equal(read_indices, indices)
+
+
+def test_a_bank_that_is_deleted_can_be_read_to_the_end(path):
+    bank = Bank(path).load()
+    expected = bank.read([1, 5], [0, 9])
+    shutil.rmtree(path)
+    np.testing.assert_array_equal(bank.read([1, 5], [0, 9]), expected)
+
+
+def test_a_bank_that_is_cut_short_is_an_error_not_the_end(path):
+    bank = Bank(path).load()
+    first = bank.read([1], [0])
+    os.truncate(path / "images.npy", 128 + 3 * 10 * 64 - 1)
+    np.testing.assert_array_equal(bank.read([1], [0]), first)
+    with pytest.raises(InputError, match="has become shorter while it was read; remove"):
+        bank.read([1, 5], [0, 9])
+
+
+def resident():
+    """The memory of this process that is in use, in MB."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def test_memory_does_not_grow_with_what_is_read(tmp_path):
+    path, shape = tmp_path / "bank", [16, 8000, 32, 32, 3]
+    path.mkdir()
+    record = wanted(examples=8000, epsilons=range(1, 17), crop=32)
+    record.update(shape=shape, shard_size=8000, complete_shards=1)
+    (path / "bank.json").write_text(json.dumps(record))
+    with open(path / "images.npy", "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + int(np.prod(shape)))  # 393 MB that take no room
+    bank = Bank(path).load()
+    rng = np.random.default_rng(3)
+    bank.read([1], [0])
+    before = resident()
+    for _ in range(100):
+        bank.read(rng.integers(1, 17, 500), rng.integers(0, 8000, 500))  # 154 MB in all
+    assert resident() - before < 30
+
+
+# Partners.
+
+SEED, BATCH, ROWS = 3, 12, range(3, 9)
+MAX_EPSILON = 4.0
+
+
+def partners(tmp_path, examples=(40, 40)):
+    """The partners of banks that hold so many examples."""
+    epsilons = [4, 3, 2, 1, 9]  # in any order, and more than are drawn
+    banks = [
+        write_bank(tmp_path / f"bank{source}", coded(source, epsilons, count), epsilons=epsilons)
+        for source, count in enumerate(examples)
+    ]
+    drawn = {"seed": SEED, "max_epsilon": MAX_EPSILON, "sampling": "uniform"}
+    return BankPartners(banks, ROWS, **drawn)
+
+
+def training_images(side):
+    """40 images that no two crops confuse; the label of each is its index."""
+    images = np.random.default_rng(4).integers(0, 256, (40, side, side, 1)).astype(np.uint8)
+    return images, np.arange(40, dtype=np.int32)
+
+
+def batches(images, labels, partners, stop=20, **options):
+    chosen = {"seed": SEED, "stop": stop, "crop": 8, "partners": partners, **options}
+    return list(data.batches(images, labels, BATCH, **chosen).as_numpy_iterator())
+
+
+@pytest.mark.parametrize("examples", [(40,), (40, 40), (40, 17)], ids=str)
+def test_partners_are_those_of_the_very_images(examples, tmp_path):
+    given = partners(tmp_path, examples)
+    assert given.examples == min(examples)
+    seen, others = set(), set()
+    for step, ((clean, adversarial), labels) in enumerate(
+        batches(*training_images(12), given, augment=True)
+    ):
+        assert clean.shape == (BATCH, 8, 8, 1) and adversarial.shape == (len(ROWS), 8, 8, 1)
+        own = labels[ROWS.start : ROWS.stop]
+        source, epsilon, index = decoded(adversarial)
+        np.testing.assert_array_equal(index, own)
+        drawn = cascade.draw(
+            SEED, tf.constant(step), len(ROWS), len(examples), MAX_EPSILON, "uniform"
+        )
+        np.testing.assert_array_equal(source, drawn[0])
+        np.testing.assert_array_equal(epsilon, drawn[1])
+        seen |= {(s, e) for s, e in zip(source, epsilon)}
+        others |= set(labels) - set(own)
+    assert seen == set(itertools.product(range(len(examples)), [1, 2, 3, 4]))
+    assert max(others) == 39  # images without a partner are still learned from
+
+
+@pytest.mark.parametrize("side", [12, 8], ids=["cropped", "padded"])
+def test_images_with_partners_are_centre_crops_and_the_others_are_not(side, tmp_path):
+    images, labels = training_images(side)
+    centres = data.centre_crop(images, 8)
+    margins = ((0, 0), (4, 4), (4, 4), (0, 0)) if side == 8 else ((0, 0),) * 4
+    padded = np.pad(images, margins)
+    windows = np.lib.stride_tricks.sliding_window_view(padded[..., 0], (8, 8), axis=(1, 2))
+    moved = flipped = total = 0
+    for (clean, _), own in batches(images, labels, partners(tmp_path), augment=True):
+        clean = np.round(255 * clean).astype(np.uint8)
+        np.testing.assert_array_equal(
+            clean[ROWS.start : ROWS.stop], centres[own[ROWS.start : ROWS.stop]]
+        )
+        for place in set(range(BATCH)) - set(ROWS):
+            image, crops = clean[place, ..., 0], windows[own[place]]
+            straight = (crops == image).all(axis=(-1, -2)).any()
+            mirrored = (crops == image[:, ::-1]).all(axis=(-1, -2)).any()
+            assert straight or mirrored
+            moved += not np.array_equal(image, centres[own[place], ..., 0])
+            flipped += bool(mirrored)
+            total += 1
+    assert moved > 0.8 * total
+    assert 0.3 * total < flipped < 0.7 * total
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_batches_are_a_function_of_seed_and_step(augment, tmp_path):
+    given = partners(tmp_path, (40, 17))
+    drawn = {"partners": given, "augment": augment}
+    whole = batches(*training_images(12), stop=9, **drawn)
+    rest = batches(*training_images(12), start=5, stop=9, **drawn)
+    flat = [tf.nest.flatten(batch) for batch in (*whole[5:], *rest)]
+    for expected, found in zip(flat[:4], flat[4:]):
+        for a, b in zip(expected, found):
+            np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(flat[0][1], flat[1][1])
+
+
+def test_a_bank_that_fails_in_training_says_why(tmp_path):
+    given = partners(tmp_path)
+    assert given.error is None
+    os.truncate(tmp_path / "bank1" / "images.npy", 200)
+    with pytest.raises(tf.errors.OpError):
+        batches(*training_images(12), given)
+    assert isinstance(given.error, InputError)
+    assert "bank1/images.npy has become shorter" in str(given.error)

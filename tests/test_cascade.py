@@ -1,0 +1,416 @@
+"""Cascade and ensemble images: who makes them, how far they go, and what the loss makes of them."""
+
+import functools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cascade_keras import attacks, cascade, data
+from cascade_keras.bank import Bank, BankPartners, identity
+from cascade_keras.errors import InputError
+from cascade_keras.training import AdversarialTrainer
+
+PAIR_LOSSES = ["bidirectional", "pivot"]
+LOSSES = ["kurakin", *PAIR_LOSSES]
+MAX_EPSILON = 6.5  # few iterations; whole epsilons 1..6
+
+
+@functools.cache
+def precise(seed):
+    """Images -> logits so precise that a gradient's sign is the same in a batch of any size."""
+    rng = np.random.default_rng(seed)
+    kernel, dense = rng.normal(0, 0.5, (3, 3, 1, 4)), rng.normal(0, 0.2, (64, 10))
+
+    def logits_fn(images):
+        features = tf.nn.conv2d(tf.cast(images, tf.float64) - 0.3, kernel, 2, "SAME")
+        return tf.cast(tf.reshape(tf.tanh(features), [-1, 64]) @ dense, tf.float32)
+
+    return logits_fn
+
+
+SOURCES = (precise(1), precise(2))
+
+
+def small_network(seed=0, batch_norm=False):
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.Conv2D(4, 3, strides=2, use_bias=not batch_norm)]
+    if batch_norm:
+        layers.append(keras.layers.BatchNormalization())
+    layers += [keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((8, 8, 1)), *layers])
+
+
+def compiled(network, loss, sources=SOURCES, run_eagerly=True, **options):
+    options.setdefault("max_epsilon", MAX_EPSILON)
+    trainer = AdversarialTrainer(network, loss, cascade_sources=sources, **options)
+    trainer.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9), run_eagerly=run_eagerly)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def batch(digits):
+    return tf.constant(digits[0][:12]), tf.constant(digits[1][:12])
+
+
+# The draws.
+
+DRAWS = 20_000
+WHOLE_16 = np.arange(1, 17)
+
+
+def normal_below(value):
+    return 0.5 * (1 + math.erf(value / math.sqrt(2)))
+
+
+def probabilities(sampling, max_epsilon):
+    """The probability of each whole epsilon, 1..floor(max_epsilon), from the formula."""
+    last = math.floor(max_epsilon)
+    if sampling == "max":
+        return np.eye(last)[-1]
+    if sampling == "uniform":
+        below = np.arange(last + 1) / max_epsilon
+    else:
+        below = np.array([2 * normal_below(2 * e / max_epsilon) - 1 for e in range(last + 1)])
+    below[-1] = 1  # everything above is cut off
+    return np.diff(below)
+
+
+def within_4_sigma(counts, expected):
+    sigma = np.sqrt(DRAWS * expected * (1 - expected))
+    return (np.abs(counts - DRAWS * expected) <= 4 * sigma).all()
+
+
+def draw(step=0, seed=0, count=DRAWS, sources=1, max_epsilon=16.0, sampling="clipped_normal"):
+    drawn = cascade.draw(seed, tf.constant(step), count, sources, max_epsilon, sampling)
+    assert {values.dtype for values in drawn} == {tf.int32}
+    return [values.numpy() for values in drawn]
+
+
+@pytest.mark.parametrize("max_epsilon", [16.0, 76.5, 1.0, 1.9])
+@pytest.mark.parametrize("sampling", ["clipped_normal", "uniform", "max"])
+def test_epsilons_are_drawn_as_the_paper_says(sampling, max_epsilon):
+    _, epsilon = draw(max_epsilon=max_epsilon, sampling=sampling)
+    expected = probabilities(sampling, max_epsilon)
+    assert len(expected) == math.floor(max_epsilon)
+    assert epsilon.min() >= 1 and epsilon.max() <= len(expected)
+    counts = np.bincount(epsilon, minlength=len(expected) + 1)[1:]
+    assert within_4_sigma(counts, expected)
+
+
+def test_sources_are_drawn_evenly_whatever_the_epsilon():
+    source, epsilon = draw(sources=3)
+    for some in (epsilon > 0, epsilon <= 5):
+        shares = np.bincount(source[some], minlength=3) / some.sum()
+        np.testing.assert_allclose(shares, 1 / 3, atol=4 * 0.47 / np.sqrt(some.sum()))
+
+
+def test_draws_are_a_function_of_seed_and_step():
+    first = draw(5, seed=1, sources=2)
+    traced = tf.function(lambda step: cascade.draw(1, step, DRAWS, 2, 16.0, "clipped_normal"))
+    for again, equal in [
+        (draw(5, seed=1, sources=2), True),
+        (draw(np.int64(5), seed=1, sources=2), True),
+        (traced(tf.constant(5)), True),
+        (draw(6, seed=1, sources=2), False),
+        (draw(5, seed=2, sources=2), False),
+    ]:  # fmt: skip
+        for a, b in zip(first, again):
+            assert np.array_equal(a, b) == equal
+
+
+def test_attackers_are_drawn_evenly_and_without_state():
+    steps = tf.range(6000)
+    draw_all = tf.function(lambda: tf.map_fn(lambda n: cascade.draw_attacker(7, n, 2), steps))
+    drawn = draw_all().numpy()
+    counts = np.bincount(drawn, minlength=3)
+    np.testing.assert_allclose(counts / 6000, 1 / 3, atol=4 * 0.47 / np.sqrt(6000))
+    for step in (0, 17, 5999):
+        assert cascade.draw_attacker(7, tf.constant(step), 2) == drawn[step]
+    # As likely after each other: the draws of neighbouring steps have nothing in common.
+    assert abs(np.mean(drawn[1:] == drawn[:-1]) - 1 / 3) < 4 * 0.47 / np.sqrt(6000)
+
+
+# The number of gradients.
+
+
+@pytest.mark.parametrize(("max_epsilon", "gradients"), [(16, 44), (76.5, 344), (1, 1), (4.9, 5)])
+def test_gradients_of_a_bank(max_epsilon, gradients):
+    assert cascade.bank_epsilons(max_epsilon) == list(range(1, math.floor(max_epsilon) + 1))
+    assert cascade.bank_gradients(max_epsilon) == gradients
+
+
+@pytest.mark.parametrize("sampling", ["clipped_normal", "uniform", "max"])
+@pytest.mark.parametrize("max_epsilon", [16, 76.5])
+def test_gradients_online_are_the_mean_of_the_distribution(max_epsilon, sampling):
+    epsilon = np.array(cascade.bank_epsilons(max_epsilon))
+    steps = np.floor(np.minimum(epsilon + 4, 1.25 * epsilon))
+    share = probabilities(sampling, max_epsilon)
+    mean = (share * steps).sum()
+    deviation = np.sqrt((share * (steps - mean) ** 2).sum())
+    found = cascade.online_gradients(max_epsilon, sampling)
+    assert abs(found - mean) <= 4 * deviation / np.sqrt(2**16)
+
+
+# Crafting.
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    "source", [[0, 1, 1, 0, 1, 0, 0, 1], [1] * 8], ids=["both sources", "the second only"]
+)
+def test_each_image_is_crafted_by_its_source_to_its_epsilon(source, traced, batch):
+    images, labels = batch[0][:8], batch[1][:8]
+    epsilon = tf.constant([1, 6, 3, 16, 1, 2, 9, 4])
+    taken = tf.Variable(0)
+
+    def counting(logits_fn):
+        def counted(images):
+            taken.assign_add(tf.shape(images)[0])
+            return logits_fn(images)
+
+        return counted
+
+    craft = functools.partial(cascade.craft, [counting(source) for source in SOURCES])
+    if traced:
+        signature = [tf.TensorSpec([None, 8, 8, 1]), *[tf.TensorSpec([None], tf.int32)] * 3]
+        craft = tf.function(craft, input_signature=signature)
+    crafted = craft(images, labels, tf.constant(source), epsilon)
+
+    for i, (number, own) in enumerate(zip(source, epsilon.numpy())):
+        alone = attacks.iter_fgsm(SOURCES[number], images[i : i + 1], labels[i : i + 1], float(own))
+        np.testing.assert_allclose(crafted[i], alone[0], rtol=0, atol=1e-6)
+        assert np.abs(255 * (crafted[i] - images[i])).max() == pytest.approx(own, abs=1e-3)
+    assert int(taken) == attacks.iterations(epsilon).numpy().sum()
+
+
+# The adversarial images of a batch.
+
+
+def drawn_and_crafted(images, labels, step, seed=3):
+    """The cascade images of these images, made one by one."""
+    source, epsilon = draw(step, seed, len(images), len(SOURCES), MAX_EPSILON)
+    return tf.concat(
+        [
+            attacks.iter_fgsm(SOURCES[s], images[i : i + 1], labels[i : i + 1], float(e))
+            for i, (s, e) in enumerate(zip(source, epsilon))
+        ],
+        axis=0,
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("k", "own"), [(12, 6), (7, 4), (2, 1), (1, 1)])
+def test_the_first_images_are_its_own_and_the_last_the_sources(k, own, loss, batch):
+    images, labels = batch[0][:k], batch[1][:k]
+    network = small_network()
+    trainer = compiled(network, loss, seed=3)
+    plain = compiled(network, loss, sources=(), seed=3)
+    for step in (0, 5):
+        adversarial = trainer.make_adversarial(images, labels, tf.constant(step))
+        assert adversarial.shape == images.shape
+        np.testing.assert_array_equal(
+            adversarial[:own], plain.make_adversarial(images[:own], labels[:own], tf.constant(step))
+        )
+        if own < k:
+            expected = drawn_and_crafted(images[own:], labels[own:], step)
+            np.testing.assert_allclose(adversarial[own:], expected, rtol=0, atol=1e-6)
+
+
+def test_cascade_images_crafted_before_take_their_place(batch):
+    images, labels = batch
+    trainer = compiled(small_network(), "pivot", sources=(), seed=3)
+    crafted = tf.random.stateless_uniform([5, 8, 8, 1], (1, 2))
+    adversarial = trainer.make_adversarial(images, labels, tf.constant(4), crafted)
+    one_step = trainer.make_adversarial(images[:7], labels[:7], tf.constant(4))
+    np.testing.assert_array_equal(adversarial, tf.concat([one_step, crafted], axis=0))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sources_stay_as_they_are(loss, batch, randomize):
+    sources = [randomize(small_network(batch_norm=True), seed) for seed in (1, 2)]
+    network = randomize(small_network(batch_norm=True))
+    trainer = compiled(network, loss, sources=sources, ensemble_sources=sources)
+
+    def values(*networks):
+        return [variable.numpy() for network in networks for variable in network.variables]
+
+    before = values(network, *sources)
+    for step in range(3):
+        trainer.make_adversarial(*batch, tf.constant(step))
+    for a, b in zip(before, values(network, *sources)):
+        np.testing.assert_array_equal(a, b)
+    before, own = values(*sources), values(network)
+    trainer.train_on_batch(*batch)
+    for a, b in zip(before, values(*sources)):
+        np.testing.assert_array_equal(a, b)
+    assert not any(np.array_equal(a, b) for a, b in zip(own, values(network)))
+    assert [id(v) for v in trainer.trainable_variables] == [
+        id(v) for v in network.trainable_variables
+    ]
+
+
+# The loss.
+
+
+def formula(network, loss, adversarial, images, labels):
+    """The paper's loss of a batch whose first images have these adversarial ones."""
+    k = len(adversarial)
+    kept = slice(0, None) if loss in PAIR_LOSSES else slice(k, None)
+    logits = network(tf.concat([adversarial, images[kept]], axis=0)).numpy().astype("float64")
+    classes = np.concatenate([labels[:k], labels[kept]])
+    each = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), classes]
+    weights = np.where(np.arange(len(each)) < k, 0.3, 1.0)
+    distance = 0.01 * ((logits[:k] - logits[k : 2 * k]) ** 2).sum() if loss in PAIR_LOSSES else 0
+    return (weights * each).sum() / weights.sum() + distance, distance
+
+
+@pytest.mark.parametrize("form", ["online", "bank"])
+@pytest.mark.parametrize("k", [None, 5])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_cascade_image_is_paired_with_its_own_clean_image(loss, k, form, batch):
+    images, labels = batch
+    network = small_network()
+    options = {"adversarial_batch_size": k, "distance_weight": 0.01, "weight_decay": 0.0, "seed": 3}
+    trainer = compiled(network, loss, sources=SOURCES if form == "online" else (), **options)
+    attacked = k or {"kurakin": 6}.get(loss, 12)
+    own = attacked - attacked // 2
+    crafted = drawn_and_crafted(images[own:attacked], labels[own:attacked], step=0)
+    adversarial = trainer.make_adversarial(
+        images[:attacked], labels[:attacked], tf.constant(0), crafted
+    )
+    expected, distance = formula(network, loss, adversarial, images, labels)
+
+    given = images if form == "online" else (images, crafted)
+    got = trainer.train_on_batch(given, labels, return_dict=True)
+
+    assert got["loss"] == pytest.approx(expected, rel=1e-5)
+    assert got["distance_loss"] == pytest.approx(distance, rel=1e-4)
+    if loss in PAIR_LOSSES:
+        shuffled = tf.concat([adversarial[:own], crafted[::-1]], axis=0)
+        _, other = formula(network, loss, shuffled, images, labels)
+        assert got["distance_loss"] != pytest.approx(other, rel=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["kurakin", "pivot"])
+def test_a_bank_and_online_crafting_train_alike(loss, digits, tmp_path):
+    """The same steps, whether the cascade images were crafted before or within the step."""
+    images = np.round(255 * digits[0][:40]).astype(np.uint8)
+    labels, epsilons = digits[1][:40], cascade.bank_epsilons(MAX_EPSILON)
+    banks = []
+    for number, source in enumerate(SOURCES):
+        known = {"source_hash": str(number), "dataset_hash": "", "split": "train", "crop": 8}
+        wanted = identity(**known, attack="iter_fgsm", epsilons=epsilons, examples=40)
+        banks.append(Bank(tmp_path / str(number)))
+        banks[-1].craft(wanted, source, images, labels, shard_size=16)
+    draws = {"seed": 5, "max_epsilon": MAX_EPSILON, "sampling": "clipped_normal"}
+    results = []
+    for sources, partners in ((SOURCES, None), ((), BankPartners(banks, range(5, 10), **draws))):
+        trainer = compiled(
+            small_network(), loss, sources, run_eagerly=False, adversarial_batch_size=10, seed=5
+        )
+        batches = data.batches(images, labels, 14, seed=5, stop=4, partners=partners)
+        losses = [
+            trainer.train_on_batch(given, classes, return_dict=True) for given, classes in batches
+        ]
+        results.append((losses, trainer.network.get_weights()))
+    (online, online_weights), (bank, bank_weights) = results
+    assert len(online) == 4
+    for a, b in zip(online, bank):
+        assert a == pytest.approx(b, rel=1e-4)
+    for a, b in zip(online_weights, bank_weights):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_last_batch_may_have_a_single_image(digits):
+    trainer = compiled(small_network(), "pivot", run_eagerly=False)
+    trainer.fit(digits[0][:13], digits[1][:13], batch_size=6, verbose=0, shuffle=False)
+    assert int(trainer.optimizer.iterations) == 3
+    assert all(np.isfinite(weights).all() for weights in trainer.network.get_weights())
+
+
+# The ensemble.
+
+
+@pytest.mark.parametrize("attack", ["step_ll", "step_fgsm", "step_both"])
+@pytest.mark.parametrize("sources", [(), SOURCES], ids=["alone", "with a cascade"])
+def test_one_step_images_come_from_the_attacker_drawn(sources, attack, batch):
+    images, labels = batch
+    network = small_network()
+    attackers = [network, small_network(1), small_network(2)]
+    trainer = compiled(
+        network, "pivot", sources, attack=attack, seed=3, ensemble_sources=attackers[1:]
+    )
+    # The same step of a trainer whose own network is the attacker.
+    alone = [compiled(attacker, "pivot", (), attack=attack, seed=3) for attacker in attackers]
+    own = 6 if sources else 12
+    met = set()
+    for step in map(tf.constant, range(8)):
+        attacker = int(cascade.draw_attacker(3, step, 2))
+        adversarial = trainer.make_adversarial(images, labels, step)
+        expected = alone[attacker].make_adversarial(images[:own], labels[:own], step)
+        np.testing.assert_allclose(adversarial[:own], expected, rtol=0, atol=1e-6)
+        if sources:
+            crafted = drawn_and_crafted(images[own:], labels[own:], int(step))
+            np.testing.assert_allclose(adversarial[own:], crafted, rtol=0, atol=1e-6)
+        met.add(attacker)
+    assert met == {0, 1, 2}
+    others = [trainer.make_adversarial(images[:own], labels[:own], step) for trainer in alone]
+    assert not np.array_equal(others[0], others[1]) and not np.array_equal(others[1], others[2])
+
+
+def test_an_ensemble_trains_in_a_graph(batch):
+    """The attacker is drawn anew in every step of one trace."""
+    network = small_network()
+    options = {"seed": 3, "ensemble_sources": [small_network(1), small_network(2)]}
+    eager, traced = (
+        compiled(keras.models.clone_model(network), "pivot", run_eagerly=run_eagerly, **options)
+        for run_eagerly in (True, False)
+    )
+    for trainer in (eager, traced):
+        trainer.network.set_weights(network.get_weights())
+    assert len({int(cascade.draw_attacker(3, tf.constant(step), 2)) for step in range(5)}) > 1
+    for _ in range(5):
+        a, b = (trainer.train_on_batch(*batch, return_dict=True) for trainer in (eager, traced))
+        assert a == pytest.approx(b, rel=1e-3)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "standard", "cascade_sources": SOURCES}, "'standard' has no adversarial images"),
+        ({"loss": "standard", "ensemble_sources": SOURCES}, "'standard' has no adversarial images"),
+        (
+            {"cascade_sources": SOURCES, "adversarial_batch_size": 1},
+            "adversarial_batch_size must be 2 or above with cascade sources",
+        ),
+        (
+            {"cascade_sources": SOURCES, "max_epsilon": 0.9},
+            "max_epsilon must be 1 or above with cascade sources, got 0.9",
+        ),
+    ],
+    ids=["standard cascade", "standard ensemble", "one image", "below one"],
+)
+def test_bad_arguments_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message) as error:
+        AdversarialTrainer(small_network(), **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ensemble_sources": SOURCES, "adversarial_batch_size": 1, "max_epsilon": 0.9},
+        {"cascade_sources": SOURCES, "adversarial_batch_size": 2, "max_epsilon": 1},
+    ],
+    ids=["ensemble", "cascade"],
+)
+def test_the_smallest_arguments_train(options, batch):
+    trainer = AdversarialTrainer(small_network(), **options)
+    trainer.compile(run_eagerly=True)
+    assert np.isfinite(trainer.train_on_batch(*batch, return_dict=True)["loss"])
