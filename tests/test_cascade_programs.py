@@ -136,9 +136,15 @@ def test_auto_takes_fewer_gradients_says_so_and_stays_with_it(place, capsys):
     assert craft_here("--source=saved/piv", "--epsilons=1..6", "--examples=150") == 0
     chosen, _, _, banked, images = mode("--steps=3", "--name=free")
     assert (chosen, banked, images) == ("bank", "0", "0")
-    assert config("runs/free")["cascade"]["bank_examples"] == 150
+    assert config("runs/free")["cascade"]["bank_examples"] == [150]
 
-    # A run that goes on does not choose again, though a bank would be free by now.
+    # Nor does it take a larger bank where its own is gone.
+    os.remove("runs/free/metrics.json")
+    shutil.rmtree("banks")
+    assert train_here("--cascade_source=saved/piv", "--steps=3", "--name=free") == 0
+    assert bank.Bank("banks/piv").load().record["examples"] == 150
+
+    # A run that goes on online does not choose again, though a bank would be free by now.
     os.remove("runs/short/metrics.json")
     assert train_here("--cascade_source=saved/piv", "--steps=2", "--name=short") == 0
     assert config("runs/short")["cascade"]["mode"] == "online"
@@ -364,6 +370,10 @@ TRAIN = [
      "online crafting uses no bank"),
     ("one bank for two", nothing, ["--cascade_source=saved/piv,saved/std", "--cascade_bank=b"],
      "--cascade_bank: name one bank for each source .2., got 1"),
+    ("two sources of one name",
+     lambda p: shutil.copytree(p / "saved/std/1", p / "other/piv/1"),
+     ["--cascade_source=saved/piv,other/piv", "--cascade_mode=bank"],
+     "--cascade_bank: two sources would share banks/piv; name a bank for each"),
     ("too many bank examples", nothing, [*BANK, "--bank_examples=2000"],
      "--bank_examples: digits has 1437 training images, got 2000"),
     ("bank of another source", crafted_bank, ["--cascade_source=saved/std", "--cascade_mode=bank",

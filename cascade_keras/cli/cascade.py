@@ -110,19 +110,17 @@ class Cascade:
         self.dataset = dataset
         self.before = before
         self.partners = None
-        self.examples = chosen["bank_examples"] or len(dataset.train[1])
+        # How many images each bank must have, where that is settled.
+        self.examples = [chosen["bank_examples"]] * len(sources)
+        if before and before["mode"] == "bank":
+            self.examples = before["bank_examples"]
         self.epsilons = cascade.bank_epsilons(chosen["max_epsilon"])
         paths = chosen["cascade_bank"] or [default_bank(source.name) for source in sources]
         self.banks = [bank.Bank(path) for path in paths]
-        shared = named_twice(paths)
-        if shared:
+        count, most = chosen["bank_examples"], len(dataset.train[1])
+        if count and count > most:
             raise InputError(
-                f"--cascade_bank: two sources would share {shared}; name a bank for each"
-            )
-        if self.examples > len(dataset.train[1]):
-            raise InputError(
-                f"--bank_examples: {dataset.name} has {len(dataset.train[1])} training images, "
-                f"got {self.examples}"
+                f"--bank_examples: {dataset.name} has {most} training images, got {count}"
             )
 
     def ready(self) -> dict:
@@ -134,17 +132,17 @@ class Cascade:
         mode = self.before["mode"] if self.before else self._choose()
         record = {"mode": mode, "sources": record_sources(self.sources)}
         if mode == "bank":
+            shared = named_twice([bank.path for bank in self.banks])
+            if shared:
+                raise InputError(
+                    f"--cascade_bank: two sources would share {shared}; name a bank for each"
+                )
             for number, bank in enumerate(self.banks):
                 self._check_bank(number, bank)
             for number, bank in enumerate(self.banks):
                 self._fill_bank(number, bank)
             self.partners = self._partners()
-            record["bank_examples"] = self.partners.examples
-            if self.before and self.before["bank_examples"] != self.partners.examples:
-                raise InputError(
-                    f"--cascade_bank: the run was started with banks of "
-                    f"{self.before['bank_examples']} images, these hold {self.partners.examples}"
-                )
+            record["bank_examples"] = [bank.record["examples"] for bank in self.banks]
         return record
 
     @property
@@ -178,7 +176,7 @@ class Cascade:
             bank.load()
             bank.check(self._wanted(number))
         except InputError:
-            return self.examples
+            return self.examples[number] or len(self.dataset.train[1])
         return bank.record["examples"] - bank.complete_images
 
     def _wanted(self, number: int) -> dict:
@@ -191,9 +189,9 @@ class Cascade:
             crop=self.chosen["crop"],
             attack="iter_fgsm",
             epsilons=self.epsilons,
-            examples=self.examples,
+            examples=self.examples[number],
         )
-        if self.chosen["bank_examples"] is None:
+        if self.examples[number] is None:
             # A bank that was crafted beforehand may hold as many images as its maker chose.
             del wanted["examples"]
         return wanted
@@ -211,7 +209,9 @@ class Cascade:
         from cascade_keras import data
 
         source, (images, labels) = self.sources[number], self.dataset.train
-        count = bank.record["examples"] if bank.exists else self.examples
+        count = self.examples[number] or len(images)
+        if bank.exists:
+            count = bank.record["examples"]
         if not (bank.exists and bank.complete):
             with show_progress(f"crafting {bank.path}", count) as progress:
                 try:
@@ -245,7 +245,7 @@ class Cascade:
         )
 
 
-def named_twice(paths: Sequence[str]) -> str | None:
+def named_twice(paths: Sequence) -> str | None:
     """Return the first path that is there twice, None where each is there once."""
     seen = set()
     for path in paths:

@@ -31,6 +31,22 @@ def check(values: flags.FlagValues, name: str, valid: Callable, expected: str) -
     flags.register_validator(name, validator, flag_values=values)
 
 
+def progress_bar():
+    """Return a rich progress bar on standard error that is nothing but on a terminal."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    return rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        # In a log file a bar is noise, and even an empty one a blank line.
+        disable=not console.is_terminal,
+    )
+
+
 @contextlib.contextmanager
 def show_progress(what: str, total: int, seconds: float = 15) -> Iterator[Callable[[int], None]]:
     """Show how far a long piece of work is, and the time left, on standard error.
@@ -40,17 +56,8 @@ def show_progress(what: str, total: int, seconds: float = 15) -> Iterator[Callab
     Yields:
         A function to be called with the number of images done, first with those done before.
     """
-    import rich.console
-    import rich.progress
-
-    console = rich.console.Console(stderr=True)
-    bar = rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = progress_bar()
+    console = bar.console
     task = bar.add_task(what, total=total)
     started = written = time.monotonic()
     before = None

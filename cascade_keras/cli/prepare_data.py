@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from cascade_keras.cli.common import run_program
+from cascade_keras.cli.common import progress_bar, run_program
 from cascade_keras.errors import InputError
 from cascade_keras.presets import PRESETS
 
@@ -52,23 +52,12 @@ def _program(values: flags.FlagValues) -> None:
     if not values.archive_dir:
         raise InputError("--archive_dir must be given, the directory with the official archives")
 
-    import rich.console
-    import rich.progress
     import tensorflow_datasets as tfds
 
     from cascade_keras import archives
 
     tfds.disable_progress_bar()
-    console = rich.console.Console(stderr=True)
-    progress = rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        # In a log file a bar is noise, and even an empty one a blank line.
-        disable=not console.is_terminal,
-    )
-    with progress:
+    with progress_bar() as progress:
         builder, written = archives.prepare(
             values.dataset,
             values.archive_dir,
