@@ -17,7 +17,7 @@ Crafting: iter_fgsm images at every epsilon of 1..16, alpha = 1, the paper's num
     foolbox, ART            their basic iterative method, called once for each epsilon
       compiled network      the network they are given is a tf.function
       constant weights      the same with its weights made constants; see ``with_constant_weights``
-      eager network         ART given the Keras network as it is
+      eager network         the Keras network as it is
 
 All get the same images, labels, weights and batches, and are warmed up. Their images are compared:
 the ladder's with those of each epsilon alone to the last bit, where both are compiled for the same
@@ -259,14 +259,9 @@ class Contender:
 
 
 def ladder(task: Task) -> Contender:
-    """As ``bank.Bank`` crafts a shard: compiled for shards of any size, to be stored as uint8."""
+    """As ``bank.Bank`` crafts a shard: compiled for its size, to be stored as uint8."""
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, *task.stored.shape[1:]], tf.float32),
-            tf.TensorSpec([None], tf.int32),
-        ]
-    )
+    @tf.function
     def shard(images, labels):
         crafted = attacks.ladder(task.network.logits, images, labels, task.epsilons)
         return tf.cast(tf.round(crafted * attacks.PIXEL_LEVELS), tf.uint8)
@@ -356,6 +351,7 @@ CONTENDERS: dict[str, Callable[[Task], Contender]] = {
     LADDER: ladder,
     ALONE: ours_alone,
     "foolbox, compiled network": lambda task: foolbox_alone(task, compiled(task)),
+    "foolbox, eager network": lambda task: foolbox_alone(task, inference(task.network.model)),
     "foolbox, constant weights": lambda task: foolbox_alone(task, constant(task)),
     "ART, compiled network": lambda task: art_alone(task, compiled(task)),
     "ART, constant weights": lambda task: art_alone(task, constant(task)),

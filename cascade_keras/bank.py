@@ -26,6 +26,8 @@ from cascade_keras import attacks, cascade
 from cascade_keras.errors import InputError
 from cascade_keras.runs import write_atomically, write_json
 
+# Images a batch: larger ones are little faster, and a kill loses what was made of one.
+SHARD_SIZE = 256
 # What two banks must share to be the same, and what a difference is called.
 IDENTITY = {
     "source_hash": "the weights of its source",
@@ -192,7 +194,7 @@ class Bank:
         *,
         source_name: str = "",
         dataset_name: str = "",
-        shard_size: int = 128,
+        shard_size: int = SHARD_SIZE,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         """Craft the bank, or what is missing of it; load it when complete.
@@ -266,7 +268,7 @@ class Bank:
     def _craft_shards(self, logits_fn, images, labels, progress) -> None:
         size = self.record["shard_size"]
         progress(self.complete_images)
-        make = _crafter(logits_fn, self.record, images.shape[1:])
+        make = _crafter(logits_fn, self.record)
         with open(self.images_file, "r+b") as file:
             for shard in range(self.record["complete_shards"], self.shards):
                 first = shard * size
@@ -326,8 +328,12 @@ def as_range(value) -> str:
     return str(value)
 
 
-def _crafter(logits_fn: attacks.LogitsFn, record: dict, image_shape: Sequence[int]):
-    """Return the compiled function of one shard: images, labels, index of the first -> uint8."""
+def _crafter(logits_fn: attacks.LogitsFn, record: dict):
+    """Return the compiled function of one shard: images, labels, index of the first -> uint8.
+
+    It is traced for the size of a full shard, which is faster than for any size, and once more for
+    the last shard where that is shorter.
+    """
     name, epsilons = record["attack"], record["epsilons"]
 
     @tf.function
@@ -336,12 +342,7 @@ def _crafter(logits_fn: attacks.LogitsFn, record: dict, image_shape: Sequence[in
         crafted = attacks.at_epsilons(name, logits_fn, images, labels, epsilons, seed=seed)
         return tf.cast(tf.round(crafted * attacks.PIXEL_LEVELS), tf.uint8)
 
-    # One trace serves every shard, the shorter last one too.
-    return make.get_concrete_function(
-        tf.TensorSpec([None, *image_shape], tf.float32),
-        tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([], tf.int32),
-    )
+    return make
 
 
 class BankPartners:

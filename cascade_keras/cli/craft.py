@@ -50,7 +50,7 @@ def build_flags() -> flags.FlagValues:
         "iter_fgsm images of the training split.",
         **on,
     )
-    flags.DEFINE_integer("batch_size", 128, "Images a shard.", **on)
+    flags.DEFINE_integer("batch_size", 256, "Images a shard.", **on)
     flags.DEFINE_integer("seed", 0, "Of step_rand.", **on)
     for name in ("examples", "batch_size"):
         check(values, name, lambda v: v > 0, "above 0")
