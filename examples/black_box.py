@@ -82,9 +82,10 @@ def main() -> None:
         )
     except InputError as error:
         sys.exit(f"black_box: {error}")
-    table = rich.table.Table("crafted from", title=title)
+    table = rich.table.Table(title=title)
+    table.add_column("crafted from", no_wrap=True)
     for target in rows:
-        table.add_column(target, justify="right", no_wrap=True)
+        table.add_column(target, justify="right", overflow="fold")
     for source, row in rows.items():
         table.add_row(source, *(f"{accuracy:.1f}" for accuracy in row.values()))
     rich.console.Console().print(table)
