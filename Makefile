@@ -28,7 +28,7 @@ demo: $(VENV)/base
 	$(BIN)/python examples/black_box.py saved/demo-standard saved/demo-pivot saved/demo-cascade
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ setup(
         # the attacks are compared with.
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             # A second runtime that loads the saved networks.
             "openvino>=2025",
