@@ -322,10 +322,12 @@ class Bank:
 
 
 def as_range(value) -> str:
-    """Return a value as text, a list of consecutive whole numbers as a range such as 1..16."""
-    if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[-1] + 1)):
+    """Return a value as text: 1..16 for a list of consecutive whole numbers, 2,4,8 for another."""
+    if not isinstance(value, list):
+        return str(value)
+    if len(value) > 2 and value == list(range(value[0], value[-1] + 1)):
         return f"{value[0]}..{value[-1]}"
-    return str(value)
+    return ",".join(map(str, value))
 
 
 def _crafter(logits_fn: attacks.LogitsFn, record: dict):
