@@ -1,0 +1,403 @@
+"""Whether measured robustness is to be believed; needs no TensorFlow.
+
+A network can look robust because the attack fails rather than because its decisions are stable:
+then its gradients are masked. This shows in the numbers (Athalye, Carlini & Wagner, "Obfuscated
+gradients give a false sense of security", 2018, section 3.1; Carlini et al., "On evaluating
+adversarial robustness", 2019): attacks that ought to be stronger do less harm than weaker ones.
+
+``diagnose`` compares such pairs image by image, so that chance is not taken for a sign, and says in
+a sentence what it found. Finding nothing proves nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Of the images that only one of two attacks leaves correct, one's majority follows a binomial
+# distribution if both are equally strong. Beyond three standard deviations is one comparison in
+# 700, and a report makes dozens: they need at least 10 images that differ, all in one direction.
+DEVIATIONS = 3.0
+# Thousands of images make any difference significant; less than this is of no consequence.
+LEAST_POINTS = 2.0
+# Attacks that are both sound differ by a few points; more changes what the network can be said to
+# withstand.
+LEAST_POINTS_OVERSTATED = 10.0
+# iter_ll seeks the least likely class, and an image on its way there often keeps its own: on plain
+# networks of digits it leaves up to 17 points more than step_ll.
+LEAST_POINTS_TARGETED = 25.0
+# Noise is as strong as the gradient if it does this share of the gradient's harm and the rest is
+# not significant: that a few images show no difference does not yet make the two equal.
+NOISE_SHARE = 0.8
+# Far beyond the boundary a one-step image's class is arbitrary, so that accuracy wanders around
+# chance and says nothing. Up to this many times chance (and no more than half way to 100 %).
+NEAR_CHANCE = 2.5
+# From here on any image can become mid-grey or another class's: a working attack leaves nothing.
+ANY_EPSILON = 200.0
+SURVIVING_POINTS = 5.0
+# A single odd image does not make a network's gradients vanish.
+LEAST_ZERO_PERCENT = 1.0
+# If the margin is flat too at nearly all images where the cross entropy is, softmax is not why.
+FLAT_SHARE = 0.9
+
+ONE_STEP_OF = {
+    "iter_fgsm": "step_fgsm",
+    "iter_margin": "step_fgsm",
+    "pgd": "step_fgsm",
+    "iter_ll": "step_ll",
+}
+STRONGEST = ("pgd", "autoattack")
+MANY_STEPS = (*ONE_STEP_OF, "autoattack")
+
+
+class Cell(NamedTuple):
+    """One evaluation.
+
+    Attributes:
+        target: the network that classifies.
+        source: the network the images were made with; the target itself is a white box. None for
+            clean images.
+        attack: "clean" or an attack's name.
+        epsilon: in 0..255 units; 0 for clean images.
+    """
+
+    target: str
+    source: str | None
+    attack: str
+    epsilon: float
+
+
+# (n,) bool: whether the target classifies image i correctly. In all cells i counts the same test
+# images; cells of different lengths are compared on the images they share, the first ones.
+Correct = Mapping[Cell, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Where the gradient with respect to a target's clean image is exactly zero everywhere.
+
+    Attributes:
+        zero: (n,) bool, that of the cross entropy.
+        zero_margin: (n,) bool, that of the margin of the logits.
+    """
+
+    zero: np.ndarray
+    zero_margin: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that a robust network's numbers would not show.
+
+    Attributes:
+        target: the network.
+        kind: one of ``KINDS``.
+        sentence: one line, with both numbers, the number of images and what it usually means.
+        first, second: the numbers in per cent, in the sentence's order.
+        examples: how many images they are of.
+    """
+
+    target: str
+    kind: str
+    sentence: str
+    first: float
+    second: float
+    examples: int
+
+
+class _Evidence(NamedTuple):
+    """Two numbers that fit a rule, and the words for its sentence."""
+
+    first: float
+    second: float
+    examples: int
+    gap: float  # in points: of one kind the largest is reported
+    words: dict
+
+
+class _View:
+    """One target's cells, by (attack, epsilon)."""
+
+    def __init__(self, target: str, correct: Correct, gradients: Gradients | None, classes: int):
+        self.gradients = gradients
+        # Two classes have no room for 2.5 times chance.
+        self.near_chance = 100 * min(NEAR_CHANCE / classes, (1 + 1 / classes) / 2)
+        self.own: dict[tuple[str, float], np.ndarray] = {}
+        self.others: dict[tuple[str, float], dict[str, np.ndarray]] = {}
+        self.noise: dict[float, np.ndarray] = {}
+        self.clean: np.ndarray | None = None
+        for cell, values in correct.items():
+            if cell.target == target and len(values):
+                self._add(cell, np.asarray(values, bool))
+
+    def _add(self, cell: Cell, images: np.ndarray) -> None:
+        if cell.attack == "clean":
+            self.clean = images
+        elif cell.attack == "step_rand":
+            # It asks no network, so whichever source it is listed under will do.
+            self.noise.setdefault(cell.epsilon, images)
+        elif cell.source == cell.target:
+            self.own[cell.attack, cell.epsilon] = images
+        elif cell.source is not None:
+            self.others.setdefault((cell.attack, cell.epsilon), {})[cell.source] = images
+
+
+def _shared(*cells: np.ndarray) -> list[np.ndarray]:
+    """Cut the cells to the images they share."""
+    examples = min(map(len, cells))
+    return [cell[:examples] for cell in cells]
+
+
+def _percent(images: np.ndarray) -> float:
+    return 100.0 * int(np.count_nonzero(images)) / len(images)
+
+
+def _clearly_above(first: np.ndarray, second: np.ndarray, least: float = LEAST_POINTS) -> bool:
+    """Whether the first is correct more often by ``least`` points and beyond chance (McNemar)."""
+    only_first = np.count_nonzero(first & ~second)
+    only_second = np.count_nonzero(~first & second)
+    difference = only_first - only_second
+    chance = DEVIATIONS * math.sqrt(only_first + only_second)
+    return 100 * difference >= least * len(first) and difference > chance
+
+
+def _clear(
+    first: np.ndarray, second: np.ndarray, least: float = LEAST_POINTS, **words
+) -> Iterator[_Evidence]:
+    """Yield evidence if the first is clearly above the second on the images they share."""
+    first, second = _shared(first, second)
+    if _clearly_above(first, second, least):
+        numbers = _percent(first), _percent(second)
+        yield _Evidence(*numbers, len(first), numbers[0] - numbers[1], words)
+
+
+def _many_steps_reach(attack: str, epsilon: float) -> bool:
+    """Whether the paper's number of steps of 1 gets as far as a single step of epsilon does."""
+    return attack in STRONGEST or math.floor(min(epsilon + 4, 1.25 * epsilon)) >= epsilon
+
+
+def _iterative_weaker(view: _View) -> Iterator[_Evidence]:
+    for (attack, epsilon), images in view.own.items():
+        one_step = ONE_STEP_OF.get(attack)
+        weaker = view.own.get((one_step, epsilon))
+        if weaker is None or not _many_steps_reach(attack, epsilon):
+            continue
+        targeted = one_step == "step_ll"
+        if not (targeted and _untargeted_works(view, epsilon, weaker)):
+            least = LEAST_POINTS_TARGETED if targeted else LEAST_POINTS
+            yield from _clear(images, weaker, least, attack=attack, other=one_step, epsilon=epsilon)
+
+
+def _untargeted_works(view: _View, epsilon: float, one_step: np.ndarray) -> bool:
+    """Whether many steps away from the true class do more harm than the targeted single step."""
+    untargeted = (view.own.get((name, epsilon)) for name in MANY_STEPS if name != "iter_ll")
+    pairs = (_shared(images, one_step) for images in untargeted if images is not None)
+    return any(_percent(many) < _percent(one) for many, one in pairs)
+
+
+def _black_box_stronger(view: _View) -> Iterator[_Evidence]:
+    for (attack, epsilon), sources in view.others.items():
+        images = view.own.get((attack, epsilon))
+        if images is None:
+            continue
+        for source, transferred in sources.items():
+            own = _percent(_shared(images, transferred)[0])
+            if own > view.near_chance or not attack.startswith("step_"):
+                words = {"attack": attack, "epsilon": epsilon, "other": _one_line(source)}
+                yield from _clear(images, transferred, **words)
+
+
+def _noise_as_strong(view: _View) -> Iterator[_Evidence]:
+    for epsilon, random in view.noise.items():
+        step = view.own.get(("step_fgsm", epsilon))
+        if step is None or view.clean is None:
+            continue
+        clean, noise, step = _shared(view.clean, random, step)
+        before, first, second = map(_percent, (clean, step, noise))
+        harm = before - second
+        no_weaker = harm >= NOISE_SHARE * (before - first) and not _clearly_above(noise, step)
+        as_strong = no_weaker and _clearly_above(clean, noise)
+        if second > view.near_chance and (as_strong or _clearly_above(step, noise)):
+            words = {"epsilon": epsilon, "clean": before}
+            # The more harm noise does, the more the gradient ought to have done.
+            yield _Evidence(first, second, len(step), harm + first - second, words)
+
+
+def _survives_any_epsilon(view: _View) -> Iterator[_Evidence]:
+    large = [
+        (_percent(images), attack, epsilon)
+        for (attack, epsilon), images in view.own.items()
+        if attack in MANY_STEPS and epsilon >= ANY_EPSILON
+    ]
+    # What a smaller ball of these takes, a larger one holds too: the strongest of all counts.
+    for _, attack, epsilon in sorted(large)[:1]:
+        images = view.own[attack, epsilon]
+        none = np.zeros_like(images)
+        yield from _clear(images, none, SURVIVING_POINTS, attack=attack, epsilon=epsilon)
+
+
+def _zero_gradients(view: _View, *, flat: bool) -> Iterator[_Evidence]:
+    """Yield the shares of zero gradients of both losses, where the margin's are so too or not."""
+    if view.gradients is None:
+        return
+    gradients = view.gradients.zero, view.gradients.zero_margin
+    zero, margin = _shared(*(np.asarray(each, bool) for each in gradients))
+    if not len(zero):
+        return
+    share = _percent(zero)
+    if share > LEAST_ZERO_PERCENT and flat == bool(np.mean(margin[zero]) >= FLAT_SHARE):
+        words = {"attacks": _margin_comparison(view)}
+        yield _Evidence(share, _percent(margin), len(zero), share, words)
+
+
+def _margin_comparison(view: _View) -> str:
+    """Say what the two losses' attacks leave at the largest epsilon that both were run at."""
+    both = [
+        eps for name, eps in view.own if name == "iter_fgsm" and ("iter_margin", eps) in view.own
+    ]
+    if not both:
+        return ""
+    epsilon = max(both)
+    names = "iter_fgsm", "iter_margin"
+    entropy, margin = _shared(*(view.own[name, epsilon] for name in names))
+    return (
+        f", and at epsilon {epsilon:g} iter_fgsm leaves {_percent(entropy):.1f} %, iter_margin "
+        f"{_percent(margin):.1f} % ({len(margin)} images)"
+    )
+
+
+def _label_leaking(view: _View) -> Iterator[_Evidence]:
+    for (attack, epsilon), images in view.own.items():
+        if attack == "step_fgsm" and view.clean is not None:
+            yield from _clear(images, view.clean, epsilon=epsilon)
+
+
+def _iterative_overstates(view: _View) -> Iterator[_Evidence]:
+    for (attack, epsilon), images in view.own.items():
+        iterative = view.own.get(("iter_fgsm", epsilon))
+        if attack in STRONGEST and iterative is not None:
+            words = {"epsilon": epsilon, "other": attack}
+            yield from _clear(iterative, images, LEAST_POINTS_OVERSTATED, **words)
+
+
+class _Rule(NamedTuple):
+    kind: str
+    find: Callable[[_View], Iterator[_Evidence]]
+    sentence: str
+
+
+# By severity. ``first``, ``second`` and ``examples`` are the evidence's, the rest are its words.
+_RULES = (
+    _Rule(
+        "zero_gradients",
+        lambda view: _zero_gradients(view, flat=False),
+        "the gradient of the cross entropy is exactly zero for {first:.1f} % of the images, that "
+        "of the margin for {second:.1f} % ({examples} images){attacks}: the cross entropy leads "
+        "nowhere there, which usually means that the softmax is saturated: trust attacks on the "
+        "margin only",
+    ),
+    _Rule(
+        "zero_gradients",
+        lambda view: _zero_gradients(view, flat=True),
+        "the gradient of the cross entropy is exactly zero for {first:.1f} % of the images, that "
+        "of the margin for {second:.1f} % ({examples} images){attacks}: neither loss leads "
+        "anywhere there, which usually means that the network is not differentiable (a quantised "
+        "input or the like): trust black-box attacks only",
+    ),
+    _Rule(
+        "iterative_weaker",
+        _iterative_weaker,
+        "{attack} at epsilon {epsilon:g} leaves {first:.1f} %, the weaker {other} {second:.1f} % "
+        "({examples} images): many steps do less harm than one, which usually means that gradients "
+        "are masked",
+    ),
+    _Rule(
+        "black_box_stronger",
+        _black_box_stronger,
+        "its own {attack} images at epsilon {epsilon:g} leave {first:.1f} %, those of {other} "
+        "{second:.1f} % ({examples} images): another network's gradients do more harm than its "
+        "own, which usually means that its own are masked",
+    ),
+    _Rule(
+        "noise_as_strong",
+        _noise_as_strong,
+        "step_fgsm at epsilon {epsilon:g} leaves {first:.1f} %, the random signs of step_rand "
+        "{second:.1f} % of {clean:.1f} % clean ({examples} images): the gradient does no more harm "
+        "than noise, which usually means that gradients are masked or that the network learnt this "
+        "one attack",
+    ),
+    _Rule(
+        "survives_any_epsilon",
+        _survives_any_epsilon,
+        "{attack} at epsilon {epsilon:g} leaves {first:.1f} % where about {second:.1f} % is to be "
+        "expected ({examples} images): such images can look like anything, which usually means "
+        "that the attack fails, not that the network is robust",
+    ),
+    _Rule(
+        "label_leaking",
+        _label_leaking,
+        "step_fgsm at epsilon {epsilon:g} leaves {first:.1f} %, no attack {second:.1f} % "
+        "({examples} images): the attack helps the network, which usually means label leaking: "
+        "trained on one-step images of the true label, it reads the label from the perturbation",
+    ),
+    _Rule(
+        "iterative_overstates",
+        _iterative_overstates,
+        "iter_fgsm at epsilon {epsilon:g} leaves {first:.1f} %, {other} {second:.1f} % "
+        "({examples} images): the paper's attack stops short, which usually means that its numbers "
+        "overstate robustness",
+    ),
+)
+KINDS = tuple(dict.fromkeys(rule.kind for rule in _RULES))
+
+
+def diagnose(
+    correct: Correct, gradients: Mapping[str, Gradients], num_classes: int
+) -> list[Finding]:
+    """Say what is suspicious about each target's numbers.
+
+    Args:
+        correct: what each target classifies correctly of what images; any part of the cells.
+        gradients: of targets, by name; may be empty.
+        num_classes: tells when accuracy is near chance.
+
+    Returns:
+        At most one finding of each of ``KINDS`` for each target, that of the largest difference.
+        Targets in the order in which they are first met, kinds in that of ``KINDS``.
+    """
+    findings = []
+    for target in dict.fromkeys(itertools.chain((cell.target for cell in correct), gradients)):
+        view = _View(target, correct, gradients.get(target), num_classes)
+        for rule in _RULES:
+            evidence = max(rule.find(view), key=lambda each: each.gap, default=None)
+            if evidence is not None:
+                findings.append(_finding(target, rule, evidence))
+    return findings
+
+
+def _finding(target: str, rule: _Rule, evidence: _Evidence) -> Finding:
+    numbers = {key: getattr(evidence, key) for key in ("first", "second", "examples")}
+    sentence = rule.sentence.format(**numbers, **evidence.words)
+    return Finding(target, rule.kind, f"{_one_line(target)}: {sentence}", **numbers)
+
+
+def _one_line(name: str) -> str:
+    """Return a user's name of a network without line breaks and control characters."""
+    return "".join(each if each.isprintable() else " " for each in name)
+
+
+def summary(findings: Sequence[Finding], targets: Sequence[str]) -> list[str]:
+    """Return the lines of a report: of each target its sentences, or that there are none."""
+    lines = []
+    for target in dict.fromkeys([*targets, *(finding.target for finding in findings)]):
+        nothing = (
+            f"{_one_line(target)}: nothing suspicious in these numbers, which does not prove "
+            "robustness"
+        )
+        lines += [each.sentence for each in findings if each.target == target] or [nothing]
+    return lines
