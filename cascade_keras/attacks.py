@@ -15,6 +15,8 @@ The iterative attacks repeat a small step (alpha = 1) and stay in the ball of ra
     iter_ll     X_{n+1} = Clip_{X,eps}(X_n - alpha sign(grad J(X_n, y_LL)))
 
 for N = floor(min(eps + 4, 1.25 eps)) steps, y_LL being that of the clean image throughout.
+Projected gradient descent, `pgd`, is not in the paper and is stronger: the same steps from random
+starts, more of them, and the worst image of several starts (Madry et al., 2018).
 
 All are functions ``attack(logits_fn, images, labels, epsilon, ...) -> images``, where ``logits_fn``
 is any callable from images to logits: a Keras network, a SavedModel's endpoint, a lambda. Images
@@ -66,6 +68,21 @@ def margin(labels: tf.Tensor) -> Objective:
     return objective
 
 
+def dlr(labels: tf.Tensor) -> Objective:
+    """Return logits -> difference of logits ratio, (batch, classes) -> (batch,).
+
+    The margin divided by the distance of the largest logit from the third largest, so that it does
+    not depend on the scale of the logits (Croce & Hein, 2020). There must be three classes.
+    """
+
+    def objective(logits: tf.Tensor) -> tf.Tensor:
+        largest = tf.math.top_k(logits, 3).values
+        scale = largest[:, 0] - largest[:, 2]
+        return margin(labels)(logits) / tf.maximum(scale, 1e-12)
+
+    return objective
+
+
 def towards(labels: tf.Tensor) -> Objective:
     """Return logits -> -J(X, labels): ascending it makes an image look like ``labels``."""
     return lambda logits: -cross_entropy(labels)(logits)
@@ -94,6 +111,11 @@ def _gradient(
         # and underflow to a zero sign in low precision.
         total = tf.reduce_sum(objective(logits))
     return tape.gradient(total, images)
+
+
+def input_gradient(logits_fn: LogitsFn, images: tf.Tensor, objective: Objective) -> tf.Tensor:
+    """Return the gradient of the objective with respect to each image, as ``images``."""
+    return _gradient(logits_fn, images, lambda _: objective)
 
 
 def _per_image(epsilon, images: tf.Tensor) -> tf.Tensor:
@@ -238,8 +260,9 @@ def _climb(
     labels: tf.Tensor,
     objective: Callable[[tf.Tensor], Objective],
     epsilons: Sequence,
-    step_size: float,
+    step_size,
     steps,
+    start: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Ascend the objective by sign steps inside each epsilon's ball and the valid pixel range.
 
@@ -253,7 +276,9 @@ def _climb(
 
     Args:
         epsilons: ascending, each in the same one of the shapes that ``_per_image`` takes.
+        step_size: in 0..255 units; one that differs between images only with a single epsilon.
         steps: of every epsilon; the paper's number, for each image its own, when None.
+        start: the perturbation to start from, in pixel units; with a single epsilon only.
 
     Returns:
         Adversarial images, (len(epsilons), batch, H, W, C).
@@ -301,7 +326,7 @@ def _climb(
         return e + 1, shared[e], trunk, trunk, tf.where(here, current, results)
 
     # A while loop is traced once; unrolled, the trace alone takes several times longer.
-    start = tf.zeros_like(images)
+    start = tf.zeros_like(images) if start is None else start
     results = tf.stack([start] * count)
     *_, results = tf.while_loop(
         lambda e, *_: e < count,
@@ -354,6 +379,90 @@ def iter_ll(
     return _climb(logits_fn, images, target, towards, [epsilon], step_size, steps)[0]
 
 
+def pgd(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilon,
+    *,
+    seed,
+    steps: int = 40,
+    step_size=None,
+    restarts: int = 1,
+    random_start: bool = True,
+    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+) -> tf.Tensor:
+    """Projected gradient descent: sign steps away from the true class from random starts.
+
+    Of several starts an image keeps the first result that is misclassified, else the one with the
+    largest margin; images that are misclassified already are not attacked again.
+
+    Args:
+        logits_fn, images, labels, epsilon: as for ``step_fgsm``.
+        seed: two integers; the same seed gives the same starts.
+        steps: of each start.
+        step_size: in 0..255 units; 2.5 epsilon / steps when None, so that every corner of the ball
+            can be reached from any other.
+        restarts: number of starts.
+        random_start: uniform in the epsilon ball; otherwise from the image itself.
+        objective: what is ascended: ``cross_entropy``, ``margin`` or ``dlr``.
+
+    Raises:
+        ValueError: fewer than one step or start, or several starts that are not random.
+    """
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be 1 or above, got {steps} and {restarts}")
+    if restarts > 1 and not random_start:
+        raise ValueError("several restarts need random_start: they would all give the same images")
+    images = tf.convert_to_tensor(images)
+    radius = _per_image(epsilon, images)
+    pixels = images * PIXEL_LEVELS
+    stride = 2.5 * radius / steps if step_size is None else _per_image(step_size, images)
+    everywhere = tf.ones_like(images)
+
+    def attack(number: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        start = None
+        if random_start:
+            # Drawn for all images, so that none depends on which others are still attacked.
+            start = tf.random.stateless_uniform(
+                tf.shape(images),
+                tf.random.fold_in(seed, number, alg=GENERATOR),
+                -1.0,
+                1.0,
+                images.dtype,
+                alg=GENERATOR,
+            )
+            start = tf.clip_by_value(start * radius, -pixels, PIXEL_LEVELS - pixels)
+            start = tf.gather(start, rows)
+        return _climb(
+            logits_fn,
+            tf.gather(images, rows),
+            tf.gather(labels, rows),
+            objective,
+            [tf.gather(radius * everywhere, rows)],
+            tf.gather(stride * everywhere, rows),
+            steps,
+            start,
+        )[0]
+
+    def restart(number, best, margins):
+        rows = tf.where(margins <= 0)
+        found = attack(number, rows[:, 0])
+        reached = margin(tf.gather(labels, rows[:, 0]))(logits_fn(found))
+        gains = reached > tf.gather_nd(margins, rows)
+        best = tf.tensor_scatter_nd_update(best, rows[gains], found[gains])
+        margins = tf.tensor_scatter_nd_update(margins, rows[gains], reached[gains])
+        return number + 1, best, margins
+
+    nothing_yet = tf.fill([tf.shape(images)[0]], images.dtype.min)
+    *_, best, _ = tf.while_loop(
+        lambda number, best, margins: (number < restarts) & tf.reduce_any(margins <= 0),
+        restart,
+        (tf.constant(0), images, nothing_yet),
+    )
+    return tf.stop_gradient(best)
+
+
 def ladder(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -402,18 +511,19 @@ def at_epsilons(
     epsilons: Sequence[float],
     *,
     seed=None,
-    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+    **options,
 ) -> tf.Tensor:
     """Return the images of any attack for several epsilons, computing what they share once.
 
-    The iterative attacks climb the ``ladder``; the one-step attacks take a single gradient.
+    The iterative attacks climb the ``ladder``; the one-step attacks take a single gradient; pgd
+    shares nothing, as its step and its starts depend on epsilon.
 
     Args:
-        attack: a name of ``STEP_ATTACKS`` or ``ITERATIVE_ATTACKS``.
+        attack: a name of ``ATTACKS``.
         logits_fn, images, labels: as for ``step_fgsm``.
         epsilons: in 0..255 units, in any order.
-        seed: of step_rand, two integers.
-        objective: of step_fgsm and iter_fgsm, ``cross_entropy`` or ``margin``.
+        seed: of step_rand and pgd, two integers; the others do not use it.
+        **options: of the attack, such as ``objective`` or ``restarts``.
 
     Returns:
         (len(epsilons), batch, H, W, C), in the order of ``epsilons``.
@@ -423,17 +533,19 @@ def at_epsilons(
     """
     if not len(epsilons):
         raise ValueError("epsilons must name at least one epsilon")
-    if attack in ITERATIVE_ATTACKS:
-        return ladder(logits_fn, images, labels, epsilons, attack=attack, objective=objective)
-    if attack not in STEP_ATTACKS:
+    if attack not in ATTACKS:
         raise ValueError(f"attack {attack!r} is none of {', '.join(ATTACKS)}")
-    options = {}
-    if attack == "step_rand":
+    if attack in ITERATIVE_ATTACKS:
+        return ladder(logits_fn, images, labels, epsilons, attack=attack, **options)
+    if attack in RANDOM_ATTACKS:
         options["seed"] = seed
-    elif attack == "step_fgsm":
-        options["objective"] = objective
-    versions = tf.reshape(tf.constant(list(epsilons), tf.float32), [-1, 1, 1, 1, 1])
-    return STEP_ATTACKS[attack](logits_fn, images, labels, versions, **options)
+    if attack in STEP_ATTACKS:
+        versions = tf.reshape(tf.constant(list(epsilons), tf.float32), [-1, 1, 1, 1, 1])
+        return STEP_ATTACKS[attack](logits_fn, images, labels, versions, **options)
+    return tf.map_fn(
+        lambda epsilon: ATTACKS[attack](logits_fn, images, labels, epsilon, **options),
+        tf.constant(list(epsilons), images.dtype),
+    )
 
 
 def ladder_gradients(epsilons: Sequence[float]) -> int:
@@ -450,7 +562,9 @@ STEP_ATTACKS = {
     "step_rand": step_rand,
 }
 ITERATIVE_ATTACKS = {"iter_ll": iter_ll, "iter_fgsm": iter_fgsm}
-ATTACKS = {**STEP_ATTACKS, **ITERATIVE_ATTACKS}
+ATTACKS = {**STEP_ATTACKS, **ITERATIVE_ATTACKS, "pgd": pgd}
+RANDOM_ATTACKS = ("step_rand", "pgd")  # those that take a seed
+OBJECTIVES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 # How far a training image is perturbed (appendix A): epsilon drawn for each image.

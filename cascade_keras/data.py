@@ -123,8 +123,10 @@ def check(images: np.ndarray, labels: np.ndarray, preset: Preset, what: str) -> 
             f"{what}: images must be uint8 of shape (N, {preset.image_shape}), "
             f"got {images.dtype} {images.shape}"
         )
-    if len(images) != len(labels) or not len(images):
+    if len(images) != len(labels):
         raise InputError(f"{what}: {len(images)} images but {len(labels)} labels")
+    if not len(images):
+        raise InputError(f"{what}: the dataset is empty; prepare it again")
     if labels.min() < 0 or labels.max() >= preset.num_classes:
         raise InputError(
             f"{what}: labels must be 0..{preset.num_classes - 1}, "
@@ -147,7 +149,12 @@ def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
 def test_images(dataset: Dataset, crop: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the test split as networks see it: centre crops in [0, 1], float32, and labels."""
     images, labels = dataset.test
-    return centre_crop(images, crop).astype(np.float32) / np.float32(PIXEL_LEVELS), labels
+    return as_network_input(images, crop), labels
+
+
+def as_network_input(images: np.ndarray, crop: int) -> np.ndarray:
+    """Return stored images, uint8 (N, H, W, C), as centre crops in [0, 1], float32."""
+    return centre_crop(images, crop).astype(np.float32) / np.float32(PIXEL_LEVELS)
 
 
 def check_batch_size(batch_size: int, size: int) -> None:

@@ -59,8 +59,22 @@ class Source:
             num_classes: number of classes.
 
         Raises:
-            InputError: other images or classes, probabilities instead of logits, numbers that are
-                not finite, or no gradient with respect to the images.
+            InputError: as ``check_outputs``, or no gradient with respect to the images.
+        """
+        self.check_outputs(image_shape, num_classes)
+        reason = self.why_no_gradient(image_shape)
+        if reason:
+            raise InputError(
+                f"{self.path} has no gradient with respect to its images ({reason}); a source must "
+                "be differentiable"
+            )
+
+    def check_outputs(self, image_shape: Sequence[int], num_classes: int) -> None:
+        """Refuse a network that cannot classify the images of such a dataset.
+
+        Raises:
+            InputError: other images or classes, probabilities instead of logits, or numbers that
+                are not finite.
         """
         expected = tuple(image_shape)
         fits = len(self.input_shape) == len(expected) and all(
@@ -71,17 +85,10 @@ class Source:
                 f"{self.path} takes images of shape {self.input_shape}, the dataset's are "
                 f"{expected}; name a network trained on such images"
             )
-        images = tf.random.stateless_uniform([_PROBES, *expected], (0, 0), alg=attacks.GENERATOR)
         try:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(images)
-                logits = self.logits(images)
-                # Not the cross entropy: it vanishes for networks that are merely confident.
-                objective = attacks.margin(tf.argmax(logits, -1))(logits)
+            logits = self.logits(_probes(expected))
         except InputError:
             raise
-        except LookupError as error:
-            raise InputError(f"{self.path} has no gradient ({_first_line(error)})") from error
         except (ValueError, tf.errors.OpError) as error:
             raise InputError(
                 f"{self.path} cannot be run on images of shape {expected} ({_first_line(error)})"
@@ -96,18 +103,30 @@ class Source:
             raise InputError(f"{self.path} gives logits that are not finite numbers")
         if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-4):
             raise InputError(
-                f"{self.path} gives probabilities (rows sum to 1); sources give logits: save the "
-                "network without its softmax"
+                f"{self.path} gives probabilities (rows sum to 1), not logits: their gradients "
+                "would vanish; save the network without its softmax"
             )
+
+    def why_no_gradient(self, image_shape: Sequence[int]) -> str | None:
+        """Return why random images have no gradient that is not zero, None where they have one."""
+        images = _probes(image_shape)
         try:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                logits = self.logits(images)
+                # Not the cross entropy: it vanishes for networks that are merely confident.
+                objective = attacks.margin(tf.argmax(logits, -1))(logits)
             gradient = tape.gradient(objective, images)
         except (LookupError, tf.errors.OpError) as error:
-            raise InputError(f"{self.path} has no gradient ({_first_line(error)})") from error
-        if gradient is None or not np.any(gradient):
-            raise InputError(
-                f"{self.path} has no gradient with respect to its images; a source must be "
-                "differentiable"
-            )
+            return _first_line(error)
+        if gradient is None:
+            return "its output does not depend on them differentiably"
+        return None if np.any(gradient) else "it is zero everywhere"
+
+
+def _probes(image_shape: Sequence[int]) -> tf.Tensor:
+    """Return random images on which a network is tried out."""
+    return tf.random.stateless_uniform([_PROBES, *image_shape], (0, 0), alg=attacks.GENERATOR)
 
 
 def load_source(

@@ -323,5 +323,5 @@ def test_no_epsilon_is_refused(attack, batch):
 
 
 def test_an_unknown_attack_is_refused(batch):
-    with pytest.raises(ValueError, match=r"attack 'pgd' is none of step_ll, .*iter_fgsm"):
-        attacks.at_epsilons("pgd", smooth, *batch, [1])
+    with pytest.raises(ValueError, match=r"attack 'bim' is none of step_ll, .*pgd"):
+        attacks.at_epsilons("bim", smooth, *batch, [1])

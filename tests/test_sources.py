@@ -378,7 +378,7 @@ REFUSED = {
     ),
     "softmax": (
         function(lambda pixels: tf.nn.softmax(dense(pixels))),
-        "gives probabilities .rows sum to 1.; sources give logits: save the network without",
+        "gives probabilities .rows sum to 1., not logits.*save the network without",
     ),
     "keras softmax": (
         sequential(

@@ -26,6 +26,7 @@ from cascade_keras.cli.train_flags import (
     OPERATIONAL,
     PAIR_LOSSES,
     SOURCE_FLAGS,
+    STEP_ATTACKS,
     build_flags,
     resolve,
 )
@@ -327,7 +328,7 @@ def evaluate_network(trainer, dataset, chosen: dict) -> list[dict]:
         console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         for attack in ("clean", *chosen["eval_attacks"]):
-            iterative = attack.startswith("iter")
+            iterative = attack not in ("clean", *STEP_ATTACKS)
             examples = min(len(images), chosen["eval_examples"]) if iterative else len(images)
             task = bar.add_task(f"evaluating {attack}", total=examples)
             found = sweep(

@@ -24,7 +24,7 @@ OPERATIONAL = {
     "flagfile",
 }
 STEP_ATTACKS = ("step_ll", "step_fgsm", "step_both", "step_rand")
-EVALUATION_ATTACKS = (*STEP_ATTACKS, "iter_ll", "iter_fgsm", "iter_margin")
+EVALUATION_ATTACKS = (*STEP_ATTACKS, "iter_ll", "iter_fgsm", "iter_margin", "pgd")
 PAIR_LOSSES = ("bidirectional", "pivot")
 SOURCE_FLAGS = ("cascade_source", "ensemble_source")
 
