@@ -42,6 +42,7 @@ setup(
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
         "lint": ["ruff>=0.15"],
+        "autoattack": ["adversarial-robustness-toolbox>=1.20,<2"],
         "benchmark": [
             "torch>=2.2",
             "foolbox>=3.3.4,<4",
@@ -53,6 +54,7 @@ setup(
             "cascade-train=cascade_keras.cli.train:main",
             "cascade-export=cascade_keras.cli.export:main",
             "cascade-craft=cascade_keras.cli.craft:main",
+            "cascade-evaluate=cascade_keras.cli.evaluate:main",
             "cascade-prepare-data=cascade_keras.cli.prepare_data:main",
         ]
     },
