@@ -183,6 +183,7 @@ def sweep(
     seed: int = 0,
     batch_size: int = 250,
     progress: Callable[[int], None] = lambda done: None,
+    show: Callable[[int, np.ndarray], None] = lambda first, versions: None,
     **options,
 ) -> list[Result]:
     """Attack a network with itself as the source, at several epsilons; count what is still right.
@@ -195,6 +196,8 @@ def sweep(
         epsilons: in 0..255 units.
         seed: of the noise of step_rand and the starts of pgd.
         progress: called with the number of images done after each batch.
+        show: called with the index of the first image of each batch and its adversarial images,
+            (epsilons, batch, H, W, C).
         **options: of the attack, see ``crafter``.
 
     Returns:
@@ -208,7 +211,9 @@ def sweep(
     predict = predictor(logits_fn, shape)
     correct = np.zeros(len(epsilons), np.int64)
     for first, batch, true in slices(images, labels, batch_size):
-        correct += np.count_nonzero(predict(craft(batch, true, first), first) == true, axis=1)
+        versions = craft(batch, true, first)
+        show(first, versions)
+        correct += np.count_nonzero(predict(versions, first) == true, axis=1)
         progress(first + len(batch))
     return [
         Result(attack, float(epsilon), int(count), len(images), 100.0 * int(count) / len(images))

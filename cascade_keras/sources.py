@@ -123,6 +123,10 @@ class Source:
             return "its output does not depend on them differentiably"
         return None if np.any(gradient) else "it is zero everywhere"
 
+    def on_probes(self, image_shape: Sequence[int]) -> np.ndarray:
+        """Return the logits of a few random images: what tells networks of equal weights apart."""
+        return self.logits(_probes(image_shape)).numpy()
+
 
 def _probes(image_shape: Sequence[int]) -> tf.Tensor:
     """Return random images on which a network is tried out."""
