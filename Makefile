@@ -2,6 +2,7 @@
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
+DEMO = saved/demo-standard,saved/demo-pivot,saved/demo-cascade
 
 .PHONY: help demo test lint format clean
 help:
@@ -24,8 +25,10 @@ demo: $(VENV)/base
 	$(BIN)/python bin/train --dataset=digits --loss=pivot --name=demo-pivot --log_steps=100
 	$(BIN)/python bin/train --loss=pivot --cascade_source=saved/demo-pivot --name=demo-cascade \
 	    --log_steps=100
-	$(BIN)/python examples/compare_runs.py runs/demo-standard runs/demo-pivot runs/demo-cascade
-	$(BIN)/python examples/black_box.py saved/demo-standard saved/demo-pivot saved/demo-cascade
+	$(BIN)/python bin/evaluate --target=$(DEMO) --attack=step_ll,step_fgsm,iter_fgsm,pgd \
+	    --output=reports/demo
+	$(BIN)/python bin/evaluate --target=$(DEMO) --source=$(DEMO) --attack=iter_fgsm \
+	    --diagnosis_images=0 --output=reports/demo-black-box
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -39,4 +42,4 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs/demo-* saved/demo-* banks/demo-*
+	rm -rf $(VENV) runs/demo-* saved/demo-* banks/demo-* reports/demo*

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -275,20 +274,6 @@ def test_craft_makes_test_images_of_any_attack(place, capsys):
         clean = data.load("digits").test[0].astype(int)
         assert np.abs(found.images - clean).max(axis=(1, 2, 3, 4)).tolist() == [2, 8]
     assert "iter_ll images of 360 digits test images by std" in capsys.readouterr().out
-
-
-def test_the_black_box_example_shows_each_sources_images_to_all(place):
-    example = runpy.run_path(str(ROOT / "examples" / "black_box.py"))
-    title, rows = example["accuracies"](["saved/std", "runs/piv"], "step_fgsm", 60, 200, None)
-    assert "200 digits test images; step_fgsm, epsilon 60" in title
-    images, labels = data.test_images(data.load("digits"), 8)
-    networks = {name: load_source(f"saved/{name}") for name in ("std", "piv")}
-    for source, attacker in networks.items():
-        adversarial = attacks.step_fgsm(attacker.logits, images[:200], labels[:200], 60)
-        for target, network in networks.items():
-            right = np.argmax(network.logits(adversarial), -1) == labels[:200]
-            assert rows[source][target] == pytest.approx(100 * right.mean(), abs=0.5)
-    assert rows["std"]["std"] < rows["std"]["piv"]
 
 
 # Bad input. Each row: what is wrong, what spoils the place, flags, part of the message. Every row
