@@ -55,6 +55,7 @@ setup(
             "cascade-export=cascade_keras.cli.export:main",
             "cascade-craft=cascade_keras.cli.craft:main",
             "cascade-evaluate=cascade_keras.cli.evaluate:main",
+            "cascade-analyze=cascade_keras.cli.analyze:main",
             "cascade-prepare-data=cascade_keras.cli.prepare_data:main",
         ]
     },

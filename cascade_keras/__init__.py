@@ -20,6 +20,7 @@ _HOME = {
     "resnet": "models",
 }
 _MODULES = (
+    "analysis",
     "attacks",
     "bank",
     "carlini_wagner",

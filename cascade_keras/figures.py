@@ -12,6 +12,7 @@ has a title: that is the caption's. Epsilons are in 0..255 units, accuracies in 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -21,12 +22,15 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextToPath
+from matplotlib.ticker import NullFormatter
 
 from cascade_keras.runs import write_atomically
 
@@ -61,11 +65,27 @@ STYLE = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # text stays text; conferences refuse Type 3
 }
+# One look an attack, in every figure; the last ones are rare, and yellow is faint.
+ATTACKS = (
+    "step_ll",
+    "step_fgsm",
+    "step_rand",
+    "iter_fgsm",
+    "pgd",
+    "iter_ll",
+    "clean",
+    "step_both",
+    "iter_margin",
+)
 _COLOURS = "cividis"
 _POINT = 1 / 72  # inches
 _LINE = 1.25 * STYLE["font.size"] * _POINT
 _NAME_ROOM = 1.7  # inches
 _EPSILON = "epsilon, pixel values of 0..255"
+_PANEL = (2.1, 1.7)  # width and height in inches
+_COLUMNS = 3  # of panels
+_BAND = {"alpha": 0.16, "linewidth": 0}
+_UNATTACKED = {"color": "0.35", "linestyle": ":", "linewidth": 1}
 
 
 def colour(index: int) -> str:
@@ -86,6 +106,15 @@ def line_style(index: int) -> dict[str, object]:
         "markeredgecolor": "white",
         "markeredgewidth": 0.4,
     }
+
+
+def attack_style(name: str) -> dict[str, object]:
+    """As ``line_style``, the same for this attack in every figure.
+
+    Raises:
+        ValueError: none of ``ATTACKS``.
+    """
+    return line_style(ATTACKS.index(name))
 
 
 def heat_map(
@@ -178,6 +207,199 @@ def confusion(path: str | os.PathLike, matrix: np.ndarray, classes: Sequence[str
         OSError: the file cannot be written; what was there before still is.
     """
     _save(_draw_confusion(matrix, classes), path)
+
+
+def noise_correlation(
+    path: str | os.PathLike,
+    epsilons: Sequence[float],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    pairs: Sequence[str],
+    kinds: Sequence[str],
+    *,
+    band: float,
+) -> None:
+    """Draw how alike the noises of two networks are, over epsilon (figures 1 and 6).
+
+    Args:
+        path: what to write, .png or .pdf.
+        epsilons: (E,), ascending, in 0..255 units.
+        mean, deviation: (P, E), of the correlations of each pair.
+        pairs: P names.
+        kinds: of each pair, such as whether both start from the same weights; each has its dashes.
+        band: half the height of the bands, in deviations.
+
+    Raises:
+        ValueError: shapes that do not fit, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    _save(_draw_noise_correlation(epsilons, mean, deviation, pairs, kinds, band), path)
+
+
+def gradient_correlation(
+    path: str | os.PathLike,
+    epsilons: Sequence[float],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    networks: Sequence[str],
+    *,
+    band: float,
+) -> None:
+    """Draw how fast input gradients become others as epsilon grows (figure 8).
+
+    Args:
+        path: what to write, .png or .pdf.
+        epsilons: (E,), ascending, in 0..255 units.
+        mean, deviation: (networks, 4, E): clean and step_ll, clean and step_fgsm, clean and
+            step_rand, step_ll and step_fgsm.
+        networks: names, a panel each.
+        band: half the height of the bands, in deviations.
+
+    Raises:
+        ValueError: shapes that do not fit, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    _save(_draw_gradient_correlation(epsilons, mean, deviation, networks, band), path)
+
+
+def logits(
+    path: str | os.PathLike,
+    epsilons: Sequence[float],
+    true: tuple[np.ndarray, np.ndarray],
+    false: tuple[np.ndarray, np.ndarray],
+    largest: np.ndarray,
+    networks: Sequence[str],
+    attacks: Sequence[str],
+    *,
+    band: float,
+) -> None:
+    """Draw the argument to the softmax over epsilon: attacks by networks (figure 7).
+
+    Args:
+        path: what to write, .png or .pdf.
+        epsilons: (E,), ascending, in 0..255 units.
+        true: mean and deviation of the true class's, (networks, attacks, E) each.
+        false: the same of the mean over the false classes.
+        largest: mean of the largest false one, (networks, attacks, E).
+        networks, attacks: names.
+        band: half the height of the bands, in deviations.
+
+    Raises:
+        ValueError: shapes that do not fit, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    _save(_draw_logits(epsilons, true, false, largest, networks, attacks, band), path)
+
+
+def accuracy_curves(
+    path: str | os.PathLike,
+    epsilons: Sequence[float],
+    accuracy: np.ndarray,
+    networks: Sequence[str],
+    attacks: Sequence[str],
+) -> None:
+    """Draw accuracy over epsilon, a panel a network, a line an attack.
+
+    Epsilon is on a square root scale, which leaves small ones room and shows 0.
+
+    Args:
+        path: what to write, .png or .pdf.
+        epsilons: (E,), ascending, 0 or above, in 0..255 units.
+        accuracy: (networks, attacks, E), in per cent.
+        networks: names.
+        attacks: names of ``ATTACKS``.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown attack, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    _save(_draw_accuracy_curves(epsilons, accuracy, networks, attacks), path)
+
+
+def distance_sweep(
+    path: str | os.PathLike,
+    weights: np.ndarray,
+    clean: np.ndarray,
+    accuracy: np.ndarray,
+    epsilons: Sequence[float],
+    attacks: Sequence[str],
+    *,
+    levels: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Draw accuracy over lambda_2, a dot a run, lines through their means (figure 5).
+
+    Args:
+        path: what to write, .png or .pdf.
+        weights: (runs,), lambda_2 of each, 0 or above.
+        clean: (runs,), in per cent.
+        accuracy: (attacks, E, runs), in per cent.
+        epsilons: (E,), in 0..255 units.
+        attacks: names of ``ATTACKS``.
+        levels: the different lambda_2, (L,), ascending, and the means there, as ``clean`` and
+            ``accuracy``.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown attack, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    _save(_draw_distance_sweep(weights, clean, accuracy, epsilons, attacks, levels), path)
+
+
+def embedding_map(
+    path: str | os.PathLike,
+    points: np.ndarray,
+    labels: np.ndarray,
+    traces: np.ndarray,
+    trace_labels: np.ndarray,
+    centres: np.ndarray,
+    networks: Sequence[str],
+    axis_labels: Sequence[tuple[str, str]],
+) -> None:
+    """Draw embeddings as dots in the colour of their class, and the ways of some (figure 4).
+
+    Args:
+        path: what to write, .png or .pdf.
+        points: (networks, N, 2).
+        labels: (N,), classes.
+        traces: (networks, T, E, 2), an arrow from each to the next.
+        trace_labels: (T,), classes.
+        centres: (networks, classes, 2), where the class is written, in the order of
+            np.unique(labels).
+        networks: names, a panel each.
+        axis_labels: of each panel, for x and y.
+
+    Raises:
+        ValueError: shapes that do not fit, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    figure = _draw_embedding_map(
+        points, labels, traces, trace_labels, centres, networks, axis_labels
+    )
+    _save(figure, path)
+
+
+def loss_surface(
+    path: str | os.PathLike,
+    offsets: Sequence[float],
+    loss: np.ndarray,
+    margin: np.ndarray,
+    networks: Sequence[str],
+    images: Sequence[str],
+) -> None:
+    """Draw the loss around images as colours, a row an image, a column a network.
+
+    Args:
+        path: what to write, .png or .pdf.
+        offsets: (P,), ascending, of both axes, in 0..255 units.
+        loss: (networks, images, P, P); rows along random signs, columns along the gradient's.
+        margin: as ``loss``; a line is drawn where it is 0, the border of the true class.
+        networks, images: names.
+
+    Raises:
+        ValueError: shapes that do not fit, or the suffix is another.
+        OSError: the file cannot be written; what was there before still is.
+    """
+    _save(_draw_loss_surface(offsets, loss, margin, networks, images), path)
 
 
 def _styled():
@@ -467,3 +689,345 @@ def _check_examples(clean, adversarial, titles, epsilon) -> None:
         raise ValueError("images must be float, in [0, 1]")
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon}, not above 0")
+
+
+# Curves and panels of analysis.py.
+
+
+def _ascending(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not values.size or not (np.diff(values) > 0).all():
+        raise ValueError(f"epsilons must ascend, got {values}")
+    return values
+
+
+def _shaped(what: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.shape != shape or not values.size:
+        raise ValueError(f"{what} is {values.shape}, wanted {shape}")
+    return values
+
+
+def _panels(names: Sequence[str], rows: int = 0, **shared) -> tuple[Figure, np.ndarray, list[Axes]]:
+    """Make a panel for each name, side by side, or ``rows`` of them with the names on top.
+
+    Returns:
+        The figure, its grid (rows, columns) of panels, and those that are used.
+    """
+    columns = len(names)
+    if not rows:
+        rows = max(1, -(-len(names) // _COLUMNS))
+        columns = max(1, -(-len(names) // rows))  # four are two by two
+    figure = Figure(layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **shared)
+    used = list(grid.flat)
+    if len(names) % columns:
+        used = used[: len(names)]
+    for axes in grid.flat[len(used) :]:
+        axes.set_visible(False)
+    for axes, name in zip(used, names, strict=False):
+        axes.set_title(_wrap(name, _PANEL[0]), fontsize=STYLE["font.size"], pad=4)
+    for axes in used:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid, used
+
+
+def _curve(axes: Axes, x: np.ndarray, mean: np.ndarray, spread, style: dict, number: int = 0):
+    """Draw a line, with a light band of mean ± spread below it where there is one."""
+    if spread is not None:
+        axes.fill_between(x, mean - spread, mean + spread, color=style["color"], **_BAND)
+    # Markers of different lines at different places, as far as the points allow.
+    every = max(1, len(x) // 8)
+    (line,) = axes.plot(x, mean, markevery=(number % every, every), **style)
+    return line
+
+
+@_styled()
+def _draw_noise_correlation(epsilons, mean, deviation, pairs, kinds, band) -> Figure:
+    epsilons = _ascending(epsilons)
+    shape = len(pairs), len(epsilons)
+    mean, deviation = _shaped("mean", mean, shape), _shaped("deviation", deviation, shape)
+    if len(kinds) != len(pairs):
+        raise ValueError(f"{len(pairs)} pairs have {len(kinds)} kinds")
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    dashes = dict(zip(dict.fromkeys(kinds), itertools.cycle(_DASHES), strict=False))
+    handles, labels = [], []
+    for index, (name, kind) in enumerate(zip(pairs, kinds, strict=True)):
+        style = line_style(index) | {"linestyle": dashes[kind]}
+        handles.append(
+            _curve(axes, epsilons, mean[index], band * deviation[index], style, 3 * index)
+        )
+        # The two names below each other, where they do not fit beside each other.
+        parts = [name] if _text_width(name) <= _NAME_ROOM else name.split(", ")
+        labels.append(",\n".join(_wrap(part, _NAME_ROOM) for part in parts))
+    for kind, dash in dashes.items():
+        handles.append(Line2D([], [], color="0.35", linestyle=dash))
+        labels.append(_wrap(kind, _NAME_ROOM))
+    lowest, highest = axes.get_ylim()
+    axes.set(
+        ylim=(min(lowest, -0.02), max(highest, 0.1)),
+        xlabel=_EPSILON,
+        ylabel="correlation of the noises",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    _fit(figure, axes, 3.6, _legend_beside(figure, handles, labels, 2.6))
+    return figure
+
+
+_GRADIENTS = {
+    "clean, step_ll": "step_ll",
+    "clean, step_fgsm": "step_fgsm",
+    "clean, step_rand": "step_rand",
+    "step_ll, step_fgsm": "clean",
+}
+
+
+@_styled()
+def _draw_gradient_correlation(epsilons, mean, deviation, networks, band) -> Figure:
+    epsilons = _ascending(epsilons)
+    shape = len(networks), len(_GRADIENTS), len(epsilons)
+    mean, deviation = _shaped("mean", mean, shape), _shaped("deviation", deviation, shape)
+    figure, grid, used = _panels(networks, sharey=True)
+    for axes, means, spreads in zip(used, mean, band * deviation, strict=True):
+        handles = [
+            _curve(axes, epsilons, means[index], spreads[index], attack_style(name), index)
+            for index, name in enumerate(_GRADIENTS.values())
+        ]
+    lowest, highest = used[0].get_ylim()
+    used[0].set_ylim(min(lowest, -0.02), max(highest, 1.02))
+    _finish_panels(figure, grid, handles, list(_GRADIENTS), "correlation of the gradients")
+    return figure
+
+
+def _finish_panels(
+    figure: Figure, grid: np.ndarray, handles: list, labels: Sequence[str], y_label: str = ""
+) -> None:
+    """Label the axes for all panels at once, put the legend beside them, and size them."""
+    figure.supxlabel(_EPSILON, fontsize=STYLE["font.size"])
+    if y_label:
+        figure.supylabel(y_label, fontsize=STYLE["font.size"])
+    labels = [_wrap(label, _NAME_ROOM) for label in labels]
+    height = _legend_beside(figure, handles, labels, grid.shape[0] * _PANEL[1]) / grid.shape[0]
+    _fit(figure, grid[0, 0], _PANEL[0], height, grid.shape)
+
+
+@_styled()
+def _draw_logits(epsilons, true, false, largest, networks, attacks, band) -> Figure:
+    epsilons = _ascending(epsilons)
+    shape = len(networks), len(attacks), len(epsilons)
+    true, false = ([_shaped("logits", part, shape) for part in pair] for pair in (true, false))
+    largest = _shaped("largest", largest, shape)
+    # One scale for a network, so that its attacks compare; other networks have other scales.
+    figure, grid, _ = _panels(networks, len(attacks), sharex=True, sharey="col")
+    lines = {"true class": (true, 0), "mean of the false classes": (false, 1)}
+    for (row, column), axes in np.ndenumerate(grid):
+        at = column, row
+        handles = []
+        for (mean, deviation), index in lines.values():
+            style = line_style(index)
+            handles.append(_curve(axes, epsilons, mean[at], band * deviation[at], style, 2 * index))
+        handles += axes.plot(epsilons, largest[at], color="0.2", linestyle=_DASHES[3], linewidth=1)
+        if column == 0:
+            axes.set_ylabel(_wrap(f"logit, {attacks[row]}", _PANEL[1]))
+        if epsilons[0] < 0 < epsilons[-1]:
+            axes.axvline(0, color="0.8", linewidth=0.6, zorder=0)
+    _finish_panels(figure, grid, handles, [*lines, "largest false class"])
+    return figure
+
+
+@_styled()
+def _draw_accuracy_curves(epsilons, accuracy, networks, attacks) -> Figure:
+    epsilons = _ascending(epsilons)
+    if epsilons[0] < 0:
+        raise ValueError("epsilons of an accuracy curve must not be negative")
+    accuracy = _shaped("accuracy", accuracy, (len(networks), len(attacks), len(epsilons)))
+    figure, grid, used = _panels(networks, sharey=True)
+    end = epsilons[-1] or 1.0
+    for axes, lines in zip(used, accuracy, strict=True):
+        handles = [
+            _curve(axes, epsilons, values, None, attack_style(name), index)
+            for index, (name, values) in enumerate(zip(attacks, lines, strict=True))
+        ]
+        axes.set_xscale("function", functions=(_signed_root, _signed_square))
+        ticks = [tick for tick in _root_ticks(end) if tick <= end]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set(xlim=(0, end), ylim=(-2, 102))
+    _finish_panels(figure, grid, handles, attacks, "accuracy, %")
+    return figure
+
+
+def _signed_root(values):
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _signed_square(values):
+    return np.sign(values) * np.square(values)
+
+
+def _root_ticks(end: float) -> tuple[float, ...]:
+    """Return ticks whose numbers do not touch on a square root scale up to ``end``."""
+    if end > 40:
+        return (0, 4, 16, 32, 64, 128, 192, 255)
+    return (0, 1, 2, 4, 8, 12, 16, 24, 32) if end > 3 else (0, 0.25, 0.5, 1, 1.5, 2, 3)
+
+
+@_styled()
+def _draw_distance_sweep(weights, clean, accuracy, epsilons, attacks, levels) -> Figure:
+    weights = np.asarray(weights, float)
+    shape = len(attacks), len(epsilons), len(weights)
+    clean, accuracy = _shaped("clean", clean, shape[2:]), _shaped("accuracy", accuracy, shape)
+    level, level_clean, level_accuracy = levels
+    level = _ascending(level)
+    level_clean = _shaped("levels", level_clean, level.shape)
+    level_accuracy = _shaped("levels", level_accuracy, (*shape[:2], len(level)))
+    if level[0] < 0:
+        raise ValueError("lambda_2 must not be negative")
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    lines = [("clean", attack_style("clean"), clean, level_clean)]
+    for (row, column), style in _attack_styles(attacks, len(epsilons)):
+        name = f"{attacks[row]}, epsilon {epsilons[column]:g}"
+        lines.append((name, style, accuracy[row, column], level_accuracy[row, column]))
+    handles, labels = [], []
+    for name, style, dots, means in lines:
+        axes.plot(level, means, **style | {"marker": ""})
+        axes.plot(weights, dots, **style | {"linestyle": ""})
+        handles.append(Line2D([], [], **style))
+        labels.append(_wrap(name, _NAME_ROOM))
+    _scale_by_decades(axes, level)
+    axes.set(ylim=(-2, 102), xlabel="lambda_2", ylabel="accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    _fit(figure, axes, 3.6, _legend_beside(figure, handles, labels, 2.6))
+    return figure
+
+
+def _scale_by_decades(axes: Axes, ascending: np.ndarray) -> None:
+    """Make x logarithmic over whole decades, so that two of them at least are written; 0 too."""
+    above_zero = np.log10(ascending[ascending > 0])
+    if not above_zero.size:
+        return
+    first, last = np.floor(above_zero[0] + 1e-9), np.ceil(above_zero[-1] - 1e-9)
+    last = max(last, first + 1)
+    if ascending[0] > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(0.8 * 10**first, 1.25 * 10**last)
+    else:
+        axes.set_xscale("symlog", linthresh=10**first)
+        axes.set_xlim(-0.2 * 10**first, 1.25 * 10**last)
+    _write_decades(axes.xaxis)
+
+
+def _write_decades(axis: Axis) -> None:
+    """Write 0.01 instead of powers, which are formulas."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _attack_styles(attacks: Sequence[str], epsilons: int):
+    """Yield (attack, epsilon) and a style: the attack's colour and marker, the epsilon's dashes."""
+    for row, name in enumerate(attacks):
+        for column in range(epsilons):
+            yield (row, column), attack_style(name) | {"linestyle": _DASHES[column % len(_DASHES)]}
+
+
+@_styled()
+def _draw_embedding_map(points, labels, traces, trace_labels, centres, networks, axis_labels):
+    points, traces, labels = np.asarray(points), np.asarray(traces), np.asarray(labels)
+    _shaped("points", points, (len(networks), len(labels), 2))
+    _shaped("traces", traces, (len(networks), len(trace_labels), *traces.shape[2:3], 2))
+    classes = np.unique(labels)
+    _shaped("centres", centres, (len(networks), len(classes), 2))
+    if len(axis_labels) != len(networks):
+        raise ValueError(f"{len(networks)} panels have {len(axis_labels)} pairs of axis labels")
+    figure, grid, used = _panels(networks)
+    for panel, axes in enumerate(used):
+        for index, label in enumerate(classes):
+            own = points[panel, labels == label]
+            axes.scatter(*own.T, s=3, linewidths=0, alpha=0.55, **_class_style(index))
+        for trace, label in zip(traces[panel], trace_labels, strict=True):
+            _draw_trace(axes, trace, _class_style(int(np.searchsorted(classes, label))))
+        for centre, label in zip(centres[panel], classes, strict=True):
+            axes.text(
+                *centre,
+                str(label),
+                ha="center",
+                va="center",
+                weight="bold",
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+                zorder=5,
+                clip_on=True,
+            ).set_in_layout(False)
+        x_label, y_label = (_wrap(text, _PANEL[0]) for text in axis_labels[panel])
+        axes.set(xlabel=x_label, ylabel=y_label)
+    _fit(figure, grid[0, 0], _PANEL[0], _PANEL[0], grid.shape)
+    return figure
+
+
+def _class_style(index: int) -> dict[str, str]:
+    """Colour of a class, and the marker that tells those of the same colour apart."""
+    return {"color": colour(index), "marker": "o^sDv"[index // len(PALETTE) % 5]}
+
+
+def _draw_trace(axes: Axes, trace: np.ndarray, style: dict[str, str]) -> None:
+    """Draw arrows from each place (E, 2) to the next, from a large marker where it begins."""
+    axes.plot(*trace[0], markersize=5.5, mec="black", mew=0.8, zorder=4, **style)
+    for start, end in itertools.pairwise(trace):
+        axes.annotate(
+            "",
+            end,
+            start,
+            arrowprops={
+                "arrowstyle": "-|>,head_length=0.25,head_width=0.12",
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "color": style["color"],
+                "linewidth": 0.8,
+                "path_effects": [withStroke(linewidth=1.8, foreground="0.15")],
+            },
+            zorder=3,
+            annotation_clip=False,
+        ).set_in_layout(False)
+    # Arrows do not widen the axes by themselves.
+    axes.update_datalim(trace)
+
+
+_FAINTEST_LOSS = 1e-3  # anything below is as good as none
+
+
+@_styled()
+def _draw_loss_surface(offsets, loss, margin, networks, images) -> Figure:
+    offsets = _ascending(offsets)
+    shape = len(networks), len(images), len(offsets), len(offsets)
+    loss, margin = _shaped("loss", loss, shape), _shaped("margin", margin, shape)
+    figure, grid, used = _panels(networks, len(images), sharex=True, sharey=True)
+    norm = LogNorm(_FAINTEST_LOSS, max(1.0, loss.max()))
+    halo = [withStroke(linewidth=2.6, foreground="black")]
+    for (row, column), axes in np.ndenumerate(grid):
+        mesh = axes.pcolormesh(
+            offsets,
+            offsets,
+            np.maximum(loss[column, row], _FAINTEST_LOSS),
+            cmap=_COLOURS,
+            norm=norm,
+            shading="nearest",
+            rasterized=True,
+        )
+        own = margin[column, row]
+        if len(offsets) > 1 and own.min() < 0 < own.max():
+            border = axes.contour(offsets, offsets, own, levels=[0], colors="white", linewidths=1.2)
+            border.set(path_effects=halo)
+        axes.plot(0, 0, "+", color="white", markersize=6, mew=1.2, path_effects=halo)
+        axes.set_aspect("equal")
+        if column == 0:
+            axes.set_ylabel(_wrap(images[row], _PANEL[1]))
+    side = _PANEL[1]
+    bar = figure.colorbar(mesh, ax=used, pad=0.02, extend="min", aspect=len(images) * side / 0.13)
+    bar.set_label("cross entropy of the true class")
+    bar.set_ticks(10.0 ** np.arange(np.log10(norm.vmin), np.log10(norm.vmax) + 1e-9))
+    _write_decades(bar.ax.yaxis)
+    size = {"fontsize": STYLE["font.size"]}
+    figure.supxlabel(_wrap(f"along the gradient's signs, {_EPSILON}", len(networks) * side), **size)
+    figure.supylabel(_wrap(f"along random signs, {_EPSILON}", len(images) * side), **size)
+    _fit(figure, grid[0, 0], side, side, grid.shape)
+    return figure

@@ -22,6 +22,33 @@ NAMES += [f"resnet20_e{index}" for index in range(5)]
 VALUES = RNG.uniform(0, 100, (13, 7))
 IMAGES = RNG.uniform(size=(2, 6, 8, 3))
 
+CURVES = RNG.uniform(size=(20, 5))
+PAIRED = CURVES.reshape(5, 2, 2, 5)[:2]
+SURFACE = RNG.gamma(1, 1, size=(2, 2, 5, 5))
+# Four runs of three lambdas: weights, clean, accuracy, epsilons, attacks; and the means.
+SWEEP = (
+    np.array([1e-4, 1e-3, 1e-3, 1e-2]),
+    np.array([99, 97, 98, 95.0]),
+    np.array([[[10, 20, 30, 40], [1, 2, 3, 4]], [[50, 60, 70, 80], [5, 6, 7, 8.0]]]),
+    (2, 16),
+    ["step_ll", "iter_fgsm"],
+)
+LEVELS = (
+    np.array([1e-4, 1e-3, 1e-2]),
+    np.array([99, 97.5, 95]),
+    np.array([[[10, 25, 40], [1, 2.5, 4]], [[50, 65, 80], [5, 6.5, 8.0]]]),
+)
+# Twelve classes of which three are traced.
+MAP = (
+    RNG.normal(size=(2, 36, 2)),
+    np.repeat(np.arange(12), 3),
+    RNG.normal(size=(2, 3, 4, 2)),
+    np.array([0, 7, 11]),
+    RNG.normal(size=(2, 12, 2)),
+    ["mnist$", LONG],
+    [("embedding 1", "embedding 2"), ("component 1 (30 %)", "component 2 (20 %)")],
+)
+
 PICTURES = {
     "heat_map": lambda path: figures.heat_map(
         path, VALUES, NAMES, NAMES[:7], row_label="source", column_label="target"
@@ -33,6 +60,23 @@ PICTURES = {
         path, IMAGES, IMAGES, [("cat -> cat", "cat -> $og"), (LONG, "")], epsilon=8
     ),
     "confusion": lambda path: figures.confusion(path, np.eye(3), NAMES[:3]),
+    "noise_correlation": lambda path: figures.noise_correlation(
+        path, range(5), CURVES[:3], CURVES[3:6], NAMES[:3], ["a", "b", "a"], band=0.1
+    ),
+    "gradient_correlation": lambda path: figures.gradient_correlation(
+        path, range(5), CURVES[:8].reshape(2, 4, 5), CURVES[:8].reshape(2, 4, 5), NAMES[:2], band=1
+    ),
+    "logits": lambda path: figures.logits(
+        path, range(-2, 3), PAIRED, PAIRED, PAIRED[0], NAMES[:2], ["step_ll", "step_fgsm"], band=1
+    ),
+    "accuracy_curves": lambda path: figures.accuracy_curves(
+        path, range(5), 100 * PAIRED[0], NAMES[:2], ["pgd", "step_ll"]
+    ),
+    "distance_sweep": lambda path: figures.distance_sweep(path, *SWEEP, levels=LEVELS),
+    "embedding_map": lambda path: figures.embedding_map(path, *MAP),
+    "loss_surface": lambda path: figures.loss_surface(
+        path, range(5), SURFACE, SURFACE - 1, NAMES[:2], ["image 1", "image 2"]
+    ),
 }
 all_pictures = pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
 
@@ -116,6 +160,34 @@ LAID_OUT = {
     "30 classes": lambda: figures._draw_confusion(np.eye(30), list(map(str, range(30)))),
     "100 classes": lambda: figures._draw_confusion(np.eye(100), [LONG] * 100),
     "images": lambda: figures._draw_examples(IMAGES, IMAGES, [(LONG, "W" * 30)] * 2, 0.125),
+    "noises": lambda: figures._draw_noise_correlation(
+        range(1, 6), CURVES[:13], CURVES[:13], [f"{name}, {LONG}" for name in NAMES], NAMES, 0.1
+    ),
+    "gradients": lambda: figures._draw_gradient_correlation(
+        range(5), np.ones((5, 4, 5)), np.zeros((5, 4, 5)), NAMES[:5], 0.5
+    ),
+    "one gradient": lambda: figures._draw_gradient_correlation(
+        [8], np.ones((1, 4, 1)), np.zeros((1, 4, 1)), [LONG], 0.5
+    ),
+    "logits": lambda: figures._draw_logits(
+        range(-2, 3), PAIRED, PAIRED, 100 * PAIRED[0], NAMES[:2], ["step_ll", "step_fgsm"], 1
+    ),
+    "accuracies": lambda: figures._draw_accuracy_curves(
+        [0, 1, 255], 50 * np.ones((7, 9, 3)), NAMES[:7], figures.ATTACKS
+    ),
+    "small epsilons": lambda: figures._draw_accuracy_curves(
+        [0, 1.5], 50 * np.ones((1, 1, 2)), ["a"], ["pgd"]
+    ),
+    "lambdas": lambda: figures._draw_distance_sweep(*SWEEP, LEVELS),
+    "one lambda": lambda: figures._draw_distance_sweep(
+        [0.0], [99.0], [[[5.0]]], [4], ["pgd"], ([0.0], [99.0], [[[5.0]]])
+    ),
+    "map": lambda: figures._draw_embedding_map(
+        *MAP[:4], np.tile(np.arange(-2, 2.8, 0.4)[:, None], (2, 1, 2)), *MAP[5:]
+    ),
+    "surface": lambda: figures._draw_loss_surface(
+        range(5), SURFACE, SURFACE - 1, ["lenet", LONG], ["image 12345, class 9"] * 2
+    ),
     "bands": lambda: figures._draw_examples(
         np.zeros((7, 9, 4, 1)), np.zeros((7, 9, 4, 1)), [("W" * 30, "$a$")] * 7, 8
     ),
@@ -289,7 +361,165 @@ def test_confusion_of_many_classes_has_no_counts():
     assert not cell_texts(figures._draw_confusion(np.eye(21), NAMES[:1] * 21))
 
 
+def test_an_attack_looks_the_same_everywhere():
+    styles = [figures.attack_style(name) for name in figures.ATTACKS]
+    assert styles == [figures.line_style(index) for index in range(len(styles))]
+    gradients = figures._draw_gradient_correlation(
+        range(5), np.ones((1, 4, 5)), np.ones((1, 4, 5)), ["a"], 1
+    )
+    curves = figures._draw_accuracy_curves(
+        range(5), 100 * PAIRED[0][:1], ["a"], ["step_rand", "step_ll"]
+    )
+    colours = [line.get_color() for line in gradients.axes[0].lines]
+    assert [line.get_color() for line in curves.axes[0].lines] == [colours[2], colours[0]]
+    with pytest.raises(ValueError):
+        figures.attack_style("fgsm")
+
+
+def band(axes, index):
+    """Return lower and upper edge of a band."""
+    (path,) = axes.collections[index].get_paths()
+    x = path.vertices[:, 0]
+    places = np.unique(x)
+    return np.array([[f(path.vertices[x == at, 1]) for at in places] for f in (min, max)])
+
+
+def test_noise_correlation_has_bands_and_dashes_of_its_kinds():
+    kinds = ["same", "other", "same"]
+    figure = figures._draw_noise_correlation(
+        range(1, 6), CURVES[:3], CURVES[3:6], ["a, b", "a, c", "b, c"], kinds, 0.1
+    )
+    axes = figure.axes[0]
+    for index, line in enumerate(axes.get_lines()):
+        np.testing.assert_array_equal(line.get_xydata(), np.c_[range(1, 6), CURVES[index]])
+        edges = CURVES[index] + 0.1 * np.array([[-1], [1]]) * CURVES[3 + index]
+        np.testing.assert_allclose(band(axes, index), edges)
+    dashes = [line.get_linestyle() for line in axes.get_lines()]
+    assert dashes[0] == dashes[2] != dashes[1]
+    assert shown(figure.legends[0].get_texts()) == ["a, b", "a, c", "b, c", "same", "other"]
+    assert axes.get_ylim()[0] < 0  # the zero is shown
+    assert axes.get_xlabel() == "epsilon, pixel values of 0..255"
+
+
+def test_panels_share_what_is_compared():
+    mean = RNG.uniform(-1, 1, size=(4, 4, 5))
+    figure = figures._draw_gradient_correlation(range(5), mean, 0 * mean, NAMES[:4], 1)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().replace(r"\$", "$").replace("\n", "") for axes in panels] == NAMES[:4]
+    for panel, axes in enumerate(panels):
+        for index, line in enumerate(axes.get_lines()):
+            np.testing.assert_array_equal(line.get_ydata(), mean[panel, index])
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    assert shown(figure.legends[0].get_texts()) == [
+        "clean, step_ll", "clean, step_fgsm", "clean, step_rand", "step_ll, step_fgsm"
+    ]  # fmt: skip
+
+
+def test_logits_are_rows_of_attacks_and_columns_of_networks():
+    true, false = PAIRED, PAIRED + 5
+    figure = figures._draw_logits(
+        range(-2, 3), true, false, 9 * PAIRED[0], ["a", "b"], ["step_ll", "step_fgsm"], 1
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == [
+        "logit, step_ll",
+        "logit, step_fgsm",
+    ]
+    for place, axes in enumerate(figure.axes):
+        row, column = divmod(place, 2)
+        lines = axes.get_lines()
+        np.testing.assert_array_equal(lines[0].get_ydata(), true[0][column, row])
+        np.testing.assert_array_equal(lines[1].get_ydata(), false[0][column, row])
+        np.testing.assert_array_equal(lines[2].get_ydata(), 9 * PAIRED[0][column, row])
+        mean, deviation = (part[column, row] for part in true)
+        np.testing.assert_allclose(band(axes, 0), [mean - deviation, mean + deviation])
+    assert figure.axes[0].get_ylim() == figure.axes[2].get_ylim()
+
+
+def test_accuracy_curves_leave_small_epsilons_room():
+    accuracy = RNG.uniform(0, 100, size=(2, 2, 4))
+    figure = figures._draw_accuracy_curves(
+        [0, 4, 16, 255], accuracy, ["a", "b"], ["pgd", "step_ll"]
+    )
+    for panel, axes in enumerate(figure.axes):
+        for index, line in enumerate(axes.get_lines()):
+            np.testing.assert_array_equal(line.get_ydata(), accuracy[panel, index])
+        places = axes.transData.transform([(e, 0) for e in (0, 4, 16, 64)])[:, 0]
+        np.testing.assert_allclose(np.diff(places) / (places[1] - places[0]), [1, 1, 2])
+        assert axes.get_ylim() == (-2, 102) and axes.get_xlim() == (0, 255)
+
+
+def test_distance_sweep_has_dots_of_runs_and_lines_of_means():
+    axes = figures._draw_distance_sweep(*SWEEP, LEVELS).axes[0]
+    assert axes.get_xscale() == "log"
+    assert shown(axes.get_xticklabels())[1:-1] == ["0.0001", "0.001", "0.01"]
+    lines = axes.get_lines()
+    means, dots = lines[::2], lines[1::2]
+    np.testing.assert_array_equal(means[0].get_xydata(), np.c_[LEVELS[0], LEVELS[1]])
+    np.testing.assert_array_equal(dots[0].get_xydata(), np.c_[SWEEP[0], SWEEP[1]])
+    for number in range(4):
+        row, column = divmod(number, 2)
+        np.testing.assert_array_equal(means[1 + number].get_ydata(), LEVELS[2][row, column])
+        np.testing.assert_array_equal(dots[1 + number].get_ydata(), SWEEP[2][row, column])
+    assert not {dot.get_linestyle() for dot in dots} - {"None", ""}
+    labels = shown(axes.figure.legends[0].get_texts())
+    assert labels == ["clean", "step_ll, epsilon 2", "step_ll, epsilon 16",
+                      "iter_fgsm, epsilon 2", "iter_fgsm, epsilon 16"]  # fmt: skip
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in means}) == 5
+
+
+def test_lambda_zero_has_a_place():
+    weights = [0.0, 1e-4]
+    axes = figures._draw_distance_sweep(
+        weights, [1, 2], [[[3, 4]]], [4], ["pgd"], (weights, [1, 2], [[[3, 4]]])
+    ).axes[0]
+    assert axes.get_xscale() == "symlog"
+    assert np.isfinite(axes.transData.transform([(0, 1)])).all()
+
+
+def test_embedding_map_draws_points_and_arrows_inside():
+    points, labels, traces, *_ = MAP
+    figure = figures._draw_embedding_map(points, labels, 10 * traces, *MAP[3:])
+    for panel, axes in enumerate(figure.axes):
+        assert len(axes.collections) == 12
+        for label, dots in enumerate(axes.collections):
+            np.testing.assert_array_equal(dots.get_offsets(), points[panel, labels == label])
+        looks = {
+            (tuple(dots.get_facecolor()[0]), len(dots.get_paths()[0])) for dots in axes.collections
+        }
+        assert len(looks) == 12  # more classes than colours
+        arrows = [text for text in axes.texts if text.get_text() == ""]
+        assert len(arrows) == 3 * 3
+        np.testing.assert_array_equal(arrows[0].xyann, 10 * traces[panel, 0, 0])
+        np.testing.assert_array_equal(arrows[0].xy, 10 * traces[panel, 0, 1])
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        inside = (10 * traces[panel] >= (left, low)) & (10 * traces[panel] <= (right, high))
+        assert inside.all()
+        assert [text.get_text() for text in axes.texts if text.get_text()] == [
+            str(label) for label in range(12)
+        ]
+    assert figure.axes[0].get_xlabel() == "embedding 1"
+    assert figure.axes[1].get_ylabel() == "component 2 (20 %)"
+
+
+def test_loss_surface_has_one_scale_and_the_border():
+    loss = np.full((2, 1, 3, 3), 1e-9)
+    loss[1, 0, 2] = 50
+    margin = np.array([[[[-1, -1, 1]] * 3], [[[-1, -1, -1]] * 3]])
+    figure = figures._draw_loss_surface([-8, 0, 8], loss, margin, ["a", "b"], ["image 3"])
+    first, second, bar = figure.axes
+    meshes = [axes.collections[0] for axes in (first, second)]
+    assert {mesh.get_clim() for mesh in meshes} == {(1e-3, 50)}
+    np.testing.assert_allclose(meshes[1].get_array()[2], 50)
+    border = first.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(border[:, 0], 4)
+    assert len(second.collections) == 1
+    assert bar.get_ylabel() == "cross entropy of the true class"
+    assert first.get_ylabel() == "image 3"
+
+
 PAIR = [("a", "b")] * 2
+THREE = np.zeros((1, 1, 3))
 BAD = {
     "heat map transposed": lambda: heat_map(VALUES.T, NAMES, NAMES[:7]),
     "heat map flat": lambda: heat_map([1, 2], ["a", "b"], ["c"]),
@@ -309,6 +539,32 @@ BAD = {
     "other classes": lambda: figures._draw_confusion(np.eye(2), ["a"]),
     "no classes": lambda: figures._draw_confusion(np.empty((0, 0)), []),
     "negative count": lambda: figures._draw_confusion([[-1]], ["a"]),
+    "noises of other pairs": lambda: figures._draw_noise_correlation(
+        range(5), CURVES[:3], CURVES[:3], ["a", "b"], ["c", "c"], 1
+    ),
+    "pairs without kinds": lambda: figures._draw_noise_correlation(
+        range(5), CURVES[:2], CURVES[:2], ["a", "b"], [], 1
+    ),
+    "epsilons descend": lambda: figures._draw_noise_correlation(
+        [2, 1], CURVES[:1, :2], CURVES[:1, :2], ["a"], ["b"], 1
+    ),
+    "gradients of three lines": lambda: figures._draw_gradient_correlation(
+        [0], np.ones((1, 3, 1)), np.ones((1, 3, 1)), ["a"], 1
+    ),
+    "logits of others": lambda: figures._draw_logits(
+        range(5), PAIRED, PAIRED, PAIRED[0], ["a"], ["step_ll"], 1
+    ),
+    "accuracy at -1": lambda: figures._draw_accuracy_curves([-1, 0, 1], THREE, ["a"], ["pgd"]),
+    "unknown attack": lambda: figures._draw_accuracy_curves([0, 1, 2], THREE, ["a"], ["fgsm"]),
+    "lambda negative": lambda: figures._draw_distance_sweep(
+        [-1.0], [9], [[[9]]], [1], ["pgd"], ([-1.0], [9], [[[9]]])
+    ),
+    "no networks": lambda: figures._draw_accuracy_curves([0, 1, 2], THREE[:0], [], ["pgd"]),
+    "map without axis labels": lambda: figures._draw_embedding_map(*MAP[:-1], []),
+    "map of three dimensions": lambda: figures._draw_embedding_map(np.zeros((2, 36, 3)), *MAP[1:]),
+    "surface not square": lambda: figures._draw_loss_surface(
+        range(5), SURFACE[..., :4], SURFACE[..., :4], NAMES[:2], NAMES[:2]
+    ),
 }
 
 
