@@ -22,8 +22,9 @@ Two searches share that iteration:
     fails is done. Half of the lanes aim at one class, the nearest or the second.
 
 The grid's result is where an iterate happened to pass on its way to one of the taus; the descent
-goes on until no lane gets any lower, so its result is equal or better (benchmarks/carlini_wagner.py
-compares the two image by image) for less than a hundredth of the gradients.
+goes on until no lane gets any lower. Its epsilons are the smaller ones on average, though neither
+search proves a minimum (benchmarks/carlini_wagner.py compares the two image by image), and it takes
+less than a hundredth of the gradients.
 """
 
 from __future__ import annotations

@@ -205,7 +205,10 @@ def print_report(content: dict, report) -> None:
     numbers = headings.index("epsilon")
     for place, heading in enumerate(headings):
         justify = "left" if place < numbers else "right"
-        table.add_column(rich.text.Text(heading), justify=justify, overflow="fold")
+        # Only the targets' names may be folded where a terminal is narrow.
+        table.add_column(
+            rich.text.Text(heading), justify=justify, overflow="fold", no_wrap=place <= numbers
+        )
     for row in rows:
         table.add_row(*(rich.text.Text(c, "bold red" if c.endswith("*") else "") for c in row))
     console.print(table)
