@@ -28,6 +28,8 @@ setup(
         "rich>=13",
         "scikit-learn>=1.3",
         "matplotlib>=3.8",
+        # matplotlib needs it too: the panels and thumbnails in TensorBoard.
+        "pillow>=10",
     ],
     extras_require={
         # foolbox and the Adversarial Robustness Toolbox are the independent implementations that

@@ -1,10 +1,11 @@
-"""Keras callbacks of a training run: divergence, checkpoints, scalars and progress."""
+"""Keras callbacks of a training run: divergence, checkpoints, scalars, looks, profile."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -105,14 +106,32 @@ _SHOWN_LOSSES = (
 )
 
 
+# Where TensorBoard shows each metric, and what it multiplies it by: accuracies are per cent.
+_TAGS = {
+    "loss": ("loss/total", 1),
+    "clean_loss": ("loss/clean", 1),
+    "adversarial_loss": ("loss/adversarial", 1),
+    "distance_loss": ("loss/distance", 1),
+    "decay_loss": ("loss/decay", 1),
+    "clean_accuracy": ("accuracy/clean", 100),
+    "adversarial_accuracy": ("accuracy/adversarial", 100),
+    "embedding_distance": ("embedding_distance/training", 1),
+    "max_logit": ("network/max_logit", 1),
+    "gradient_norm": ("optimizer/gradient_norm", 1),
+    "learning_rate": ("optimizer/learning_rate", 1),
+    "images_per_second": ("speed/images_per_second", 1),
+}
+
+
 class Report(keras.callbacks.Callback):
     """Shows and records the metrics, averaged over every ``every`` steps.
 
     On a terminal a progress bar with the time left and the newest metrics; elsewhere a line each
-    time. TensorBoard gets each metric, the learning rate and the images a second.
+    time. TensorBoard gets each metric, the learning rate and the images a second. What other
+    callbacks do between two reports' windows does not count as time of the steps.
 
     Args:
-        directory: of the event files.
+        writer: of the event files; its owner closes it.
         first_step: steps done before, by a run that is resumed.
         last_step: of the schedule.
         images_per_step: clean and adversarial.
@@ -120,15 +139,19 @@ class Report(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, directory, first_step: int, last_step: int, images_per_step: int, every: int
+        self,
+        writer: tf.summary.SummaryWriter,
+        first_step: int,
+        last_step: int,
+        images_per_step: int,
+        every: int,
     ):
         super().__init__()
-        self.directory = directory
+        self.writer = writer
         self.first_step = first_step
         self.last_step = last_step
         self.images_per_step = images_per_step
         self.every = every
-        self._writer = None
         self.console = rich.console.Console(stderr=True)
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("step"),
@@ -141,12 +164,11 @@ class Report(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
-        self._writer = tf.summary.create_file_writer(str(self.directory))
         self._task = self._progress.add_task(
             "tracing the training step", total=self.last_step, completed=self.first_step
         )
         self._progress.start()
-        self._since, self._steps = time.monotonic(), 0
+        self._since, self._steps = None, 0
 
     def on_train_end(self, logs=None):
         self.close()
@@ -154,8 +176,10 @@ class Report(keras.callbacks.Callback):
     def close(self) -> None:
         """End the display and write out the events; safe to call twice."""
         self._progress.stop()
-        if self._writer:
-            self._writer.close()
+        self.writer.flush()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._since = time.monotonic() if self._since is None else self._since
 
     def on_train_batch_end(self, batch, logs=None):
         step = int(self.model.optimizer.iterations)
@@ -170,9 +194,7 @@ class Report(keras.callbacks.Callback):
             "learning_rate": float(self.model.optimizer.learning_rate),
             "images_per_second": speed,
         }
-        with self._writer.as_default(step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
+        self._write(scalars, step)
         text = self._text(scalars)
         self._progress.update(self._task, description=text)
         if not self.console.is_terminal:
@@ -182,8 +204,18 @@ class Report(keras.callbacks.Callback):
                 file=self.console.file,
                 flush=True,
             )
-        self._since, self._steps = now, 0
+        self._since, self._steps = None, 0
         self.model.reset_metrics()
+
+    def _write(self, scalars: dict[str, float], step: int) -> None:
+        with self.writer.as_default(step):
+            for name, value in scalars.items():
+                # Without adversarial images a flat line at 0 would look like a measurement.
+                if name.startswith("adversarial_") and not scalars["adversarial_loss"]:
+                    continue
+                tag, factor = _TAGS[name]
+                tf.summary.scalar(tag, factor * value)
+        self.writer.flush()
 
     def _text(self, scalars: dict[str, float]) -> str:
         parts = " ".join(f"{short} {scalars[name]:.3g}" for name, short in _SHOWN_LOSSES)
@@ -193,3 +225,104 @@ class Report(keras.callbacks.Callback):
         return f"{parts}  {accuracy}  lr {scalars['learning_rate']:g}  " + (
             f"{scalars['images_per_second']:.0f} images/s"
         )
+
+
+class Looks(keras.callbacks.Callback):
+    """Takes a closer look at the network now and then, which is not part of the training.
+
+    With ``every`` it does so at multiples of so many steps. Without, as often as takes ``SHARE`` of
+    the training's time: a look is expected to take what the last one took, the first as long as
+    ``expected_steps``. So the cost has a bound on any machine, and only the steps at which there
+    are pictures depend on the clock. There is none after the last step, when the network is final.
+
+    Args:
+        look: what to do, given the number of steps done.
+        last_step: of the schedule.
+        every: steps between two looks; 0 for as often as is cheap.
+        window: without ``every``, looks are at multiples of so many steps.
+        expected_steps: how many training steps take as long as the first look, roughly.
+    """
+
+    SHARE = 0.015
+
+    def __init__(
+        self,
+        look: Callable[[int], None],
+        last_step: int,
+        *,
+        every: int = 0,
+        window: int = 1,
+        expected_steps: float = 1.0,
+    ):
+        super().__init__()
+        self.look = look
+        self.last_step = last_step
+        self.every = every
+        self.window = window
+        self.expected_steps = expected_steps
+
+    def on_train_begin(self, logs=None):
+        self._started = self._cost = None
+        self._steps = self._looked = 0
+        self._looking = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        if self._started is not None:
+            self._steps += 1
+        else:
+            self._started = now  # the first step took longer, it traced the graph
+        step = int(self.model.optimizer.iterations)
+        stopping = step == self.last_step or self.model.stop_training
+        if stopping or not self._is_due(step, now):
+            return
+        self.look(step)
+        self._cost = time.monotonic() - now
+        self._looking += self._cost
+        self._looked = self._steps
+
+    def _is_due(self, step: int, now: float) -> bool:
+        if self.every:
+            return step % self.every == 0
+        if step % self.window or not self._steps:
+            return False
+        step_seconds = (now - self._started - self._looking) / self._steps
+        cost = self.expected_steps * step_seconds if self._cost is None else self._cost
+        return cost <= self.SHARE * (self._steps - self._looked) * step_seconds
+
+
+class Profile(keras.callbacks.Callback):
+    """Writes a profile of a few steps, for TensorBoard's plugin of that name.
+
+    Args:
+        directory: of the event files; the profile goes into plugins/profile below it.
+        steps: how many.
+        skipped: steps before them, the first of which traces the graph.
+    """
+
+    def __init__(self, directory, steps: int, skipped: int):
+        super().__init__()
+        self.directory = directory
+        self.steps = range(skipped, skipped + steps)
+        self._trace = None
+        self._running = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.steps.start:
+            tf.profiler.experimental.start(str(self.directory))
+            self._running = True
+        if batch in self.steps:
+            self._trace = tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
+            self._trace.__enter__()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._trace:
+            self._trace.__exit__(None, None, None)
+            self._trace = None
+        if batch + 1 == self.steps.stop:
+            self.on_train_end()
+
+    def on_train_end(self, logs=None):
+        if self._running:
+            tf.profiler.experimental.stop()
+            self._running = False

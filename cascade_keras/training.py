@@ -44,6 +44,8 @@ METRICS = (
     "clean_accuracy",
     "adversarial_accuracy",
     "max_logit",
+    "gradient_norm",
+    "embedding_distance",
 )
 
 
@@ -68,6 +70,10 @@ class AdversarialTrainer(keras.Model):
     the network itself, drawn anew (Tramer et al., 2018).
 
     The loss is ``losses.mixed_cross_entropy`` + distance_weight * distance + weight decay.
+
+    Beside the parts of the loss and the accuracies, a step reports the largest logit, the norm of
+    the gradient of all weights (before it is clipped) and, where the batch has pairs, the mean
+    L2 distance of their embeddings.
 
     Args:
         network: images (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}, or logits alone,
@@ -324,9 +330,15 @@ class AdversarialTrainer(keras.Model):
             decay = self._decay()
             loss = classification + distance + decay + sum(self.network.losses)
             scaled_loss = self.optimizer.scale_loss(loss)
+        loss_scale = self.optimizer.scale_loss(1.0)  # applying the gradient may change it
         variables = self.network.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled_loss, variables), variables)
-        return self._track(loss, distance, decay, per_image, outputs["logits"], mixed_labels, k)
+        gradients = tape.gradient(scaled_loss, variables)
+        self.optimizer.apply(gradients, variables)
+        self._track_gradient(gradients, loss_scale)
+        if self.pairs:
+            self._track_distance(embedding[:k], embedding[k : 2 * k])
+        self._track(loss, distance, decay, per_image, outputs["logits"], mixed_labels, k)
+        return self._results(*([] if self.pairs else ["embedding_distance"]))
 
     def test_step(self, data):
         """Measure clean images, and the training attack at max_epsilon on each of them."""
@@ -335,12 +347,15 @@ class AdversarialTrainer(keras.Model):
             images, labels, self.max_epsilon, [self.seed, 0], self.inference_logits
         )
         k = tf.shape(images)[0]
-        logits = self.inference_logits(tf.concat([adversarial, images], axis=0))
+        outputs = self(tf.concat([adversarial, images], axis=0), training=False)
+        logits, embedding = outputs["logits"], outputs["embedding"]
         labels = tf.concat([labels, labels], axis=0)
         per_image = losses.cross_entropy(logits, labels)
         decay = self._decay()
         loss = tf.reduce_mean(per_image[k:]) + decay + sum(self.network.losses)
-        return self._track(loss, 0.0, decay, per_image, logits, labels, k)
+        self._track_distance(embedding[:k], embedding[k:])
+        self._track(loss, 0.0, decay, per_image, logits, labels, k)
+        return self._results("gradient_norm")
 
     @staticmethod
     def _unpack(data):
@@ -380,7 +395,21 @@ class AdversarialTrainer(keras.Model):
         self.trackers["adversarial_loss"].update_state(per_image[:k])
         self.trackers["adversarial_accuracy"].update_state(correct[:k])
         self.trackers["max_logit"].update_state(tf.reduce_max(tf.abs(logits)))
-        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+    def _track_gradient(self, gradients, loss_scale):
+        norm = tf.linalg.global_norm(gradients) / loss_scale
+        # In half precision a step whose gradient overflows is left out; so it is of the mean.
+        finite = tf.math.is_finite(norm)
+        self.trackers["gradient_norm"].update_state(
+            tf.where(finite, norm, 0.0), sample_weight=tf.cast(finite, norm.dtype)
+        )
+
+    def _track_distance(self, adversarial, clean):
+        self.trackers["embedding_distance"].update_state(tf.norm(adversarial - clean, axis=-1))
+
+    def _results(self, *absent):
+        """Return the metrics but for those that this kind of step does not measure."""
+        return {name: self.trackers[name].result() for name in METRICS if name not in absent}
 
 
 def _inference_logits(network: Callable) -> attacks.LogitsFn:

@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = [sys.executable, str(ROOT / "bin" / "train")]
 SMALL = [
     "--dataset=digits", "--model=resnet8", "--eval_attacks=step_ll", "--log_steps=10", "--noexport",
+    "--tensorboard=scalars",
 ]  # fmt: skip
 
 
@@ -76,12 +77,14 @@ def test_tensorboard_has_every_metric_and_the_learning_rate(finished):
 
     events = EventAccumulator(str(finished[1] / "tensorboard")).Reload()
     assert set(events.Tags()["tensors"]) == {
-        "loss", "clean_loss", "adversarial_loss", "distance_loss", "decay_loss",
-        "clean_accuracy", "adversarial_accuracy", "max_logit",
-        "learning_rate", "images_per_second",
+        "loss/total", "loss/clean", "loss/adversarial", "loss/distance", "loss/decay",
+        "accuracy/clean", "accuracy/adversarial", "embedding_distance/training",
+        "network/max_logit", "optimizer/gradient_norm", "optimizer/learning_rate",
+        "speed/images_per_second",
     }  # fmt: skip
-    assert [event.step for event in events.Tensors("loss")] == [10, 20, 30]
-    rates = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors("learning_rate")]
+    assert [event.step for event in events.Tensors("loss/total")] == [10, 20, 30]
+    rates = events.Tensors("optimizer/learning_rate")
+    rates = [float(tf.make_ndarray(event.tensor_proto)) for event in rates]
     # 30 steps of digits' 1000: boundaries at 15 and 22 (500 and 750 in proportion).
     assert rates == pytest.approx([0.1, 0.01, 0.001])
 

@@ -74,6 +74,7 @@ def test_the_loss_of_a_step_is_the_papers_formula(digits, loss, k):
     kernels = [layer.kernel.numpy() for layer in network.layers if hasattr(layer, "kernel")]
     decay = 1e-3 / 2 * sum((kernel**2).sum() for kernel in kernels)
 
+    before = [variable.numpy() for variable in network.trainable_variables]
     got = one_step(trainer, images, labels)
     assert got["loss"] == pytest.approx(expected + distance + decay, rel=1e-5)
     assert got["distance_loss"] == pytest.approx(distance, rel=1e-4)
@@ -81,6 +82,15 @@ def test_the_loss_of_a_step_is_the_papers_formula(digits, loss, k):
     assert got["clean_loss"] == pytest.approx(each[attacked:].mean(), rel=1e-5)
     accuracy = (logits.argmax(1) == targets)[attacked:].mean()
     assert got["clean_accuracy"] == pytest.approx(accuracy)
+    # The first step of gradient descent, of momentum too, is the learning rate times the gradient.
+    steps = [(b - a.numpy()) / 0.01 for b, a in zip(before, network.trainable_variables)]
+    norm = sum((step.astype("float64") ** 2).sum() for step in steps) ** 0.5
+    assert got["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+    assert ("embedding_distance" in got) == paired
+    if paired:
+        pairs = logits[:attacked] - logits[attacked : 2 * attacked]
+        expected = np.linalg.norm(pairs, axis=1).mean()
+        assert got["embedding_distance"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_weight_decay_alone_shrinks_kernels_and_nothing_else(digits):
@@ -227,6 +237,7 @@ def test_evaluate_attacks_at_the_largest_epsilon(digits):
     trainer = compiled(small_network(), "pivot", learning_rate=0.05)
     trainer.fit(digits[0], digits[1], batch_size=64, epochs=5, verbose=0)
     result = trainer.evaluate(digits[0], digits[1], verbose=0, return_dict=True)
+    assert "gradient_norm" not in result and result["embedding_distance"] > 0
     predicted = trainer.predict(digits[0], verbose=0)["logits"].argmax(1)
     assert result["clean_accuracy"] == pytest.approx((predicted == digits[1]).mean(), abs=1e-6)
     assert result["adversarial_accuracy"] < result["clean_accuracy"]
@@ -244,6 +255,24 @@ def test_a_trainer_survives_its_keras_file(digits, tmp_path):
     assert one_step(trainer, images, labels)["loss"] == one_step(loaded, images, labels)["loss"]
     for a, b in zip(trainer.get_weights(), loaded.get_weights()):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_gradients_norm_does_not_know_of_the_loss_scale(digits):
+    norms = {}
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            trainer = compiled(small_network(), "pivot")
+            norms[policy] = [
+                one_step(trainer, digits[0][:32], digits[1][:32])["gradient_norm"] for _ in range(2)
+            ]
+        finally:
+            keras.config.set_dtype_policy("float32")
+    assert norms["mixed_float16"] == pytest.approx(norms["float32"], rel=0.05)
+    # A step whose scaled gradient overflows is not made, and is no part of the mean.
+    trainer.optimizer.dynamic_scale.assign(3e38)
+    trainer.reset_metrics()
+    assert one_step(trainer, digits[0][:32], digits[1][:32])["gradient_norm"] == 0
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

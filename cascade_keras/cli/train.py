@@ -12,11 +12,14 @@ the same command goes on where it was. Epsilons are in 0..255 units.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import functools
 import pathlib
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -94,12 +97,23 @@ def _train(run, chosen: dict, decisive: dict) -> int:
     if chosen["init_from"] and not run.has_checkpoints:
         load_initialisation(trainer.network, chosen["init_from"])
     run.open(config)
-    stopped = _fit(run, chosen, trainer, dataset, cascade and cascade.partners)
-    if stopped:
-        return stopped
-    # Keras does this at the end of fit; a run resumed after its last step has no fit.
-    trainer.optimizer.finalize_variable_values(trainer.network.trainable_variables)
-    results = evaluate_network(trainer, dataset, chosen)
+    first_step = run.restore(trainer)
+    with (
+        _event_writer(run, chosen) as writer,
+        _dashboard(writer, run, chosen, trainer, dataset) as dashboard,
+    ):
+        if dashboard:
+            dashboard.open(chosen["name"], decisive)
+        partners = cascade and cascade.partners
+        stopped = _fit(run, chosen, trainer, dataset, partners, first_step, writer, dashboard)
+        if stopped:
+            return stopped
+        # Keras does this at the end of fit; a run resumed after its last step has no fit.
+        trainer.optimizer.finalize_variable_values(trainer.network.trainable_variables)
+        results = evaluate_network(trainer, dataset, chosen, dashboard)
+        if dashboard:
+            dashboard.look(chosen["steps"], craft=_is_long(chosen))
+            dashboard.finish(chosen["steps"], results)
     saved = _export(run, chosen, trainer.network, results) if chosen["export"] else None
     run.finish(
         trainer.network, {"steps": chosen["steps"], "seed": chosen["seed"], "results": results}
@@ -148,13 +162,75 @@ def _compare_initialisations(sources: list, init_from: str | None) -> None:
             )
 
 
-def _fit(run, chosen: dict, trainer, dataset, partners) -> int:
+@contextlib.contextmanager
+def _event_writer(run, chosen: dict) -> Iterator:
+    """Yield the writer of the run's event files and close it in the end."""
+    import tensorflow as tf
+
+    if chosen["tensorboard"] == "none":
+        writer = tf.summary.create_noop_writer()
+    else:
+        writer = tf.summary.create_file_writer(str(run.tensorboard))
+    try:
+        with contextlib.closing(writer):
+            yield writer
+    except tf.errors.OpError as error:
+        if "tfevents" not in str(error):
+            raise
+        reason = "events cannot be written; is the disk full?"
+        raise OSError(errno.EIO, reason, str(run.tensorboard)) from error
+
+
+def _dashboard(writer, run, chosen: dict, trainer, dataset) -> contextlib.AbstractContextManager:
+    """Return what TensorBoard shows beside scalars, closed on leaving; None where not wanted."""
+    if chosen["tensorboard"] != "all":
+        return contextlib.nullcontext()
+
+    from cascade_keras import data
+    from cascade_keras.dashboard import Dashboard
+
+    images, labels = (part[: chosen["tensorboard_images"]] for part in dataset.test)
+    return contextlib.closing(
+        Dashboard(
+            writer,
+            run.tensorboard,
+            trainer,
+            data.as_network_input(images, chosen["crop"]),
+            labels,
+            chosen["tensorboard_attacks"],
+            chosen["tensorboard_epsilon"],
+            chosen["seed"],
+        )
+    )
+
+
+def _expected_steps(chosen: dict) -> float:
+    """Return how many training steps take as long as a look at the test images, roughly."""
+    from cascade_keras.dashboard import expected_steps
+
+    return expected_steps(
+        chosen["tensorboard_images"],
+        chosen["tensorboard_attacks"],
+        chosen["tensorboard_epsilon"],
+        chosen["batch_size"],
+    )
+
+
+def _is_long(chosen: dict) -> bool:
+    """Whether the schedule is long enough for attacks that are made for TensorBoard only."""
+    from cascade_keras.callbacks import Looks
+
+    asked = chosen["tensorboard_steps"] > 0
+    return asked or _expected_steps(chosen) <= Looks.SHARE * chosen["steps"]
+
+
+def _fit(run, chosen: dict, trainer, dataset, partners, first_step: int, writer, dashboard) -> int:
     """Train what is left of the schedule; return the exit code if a signal ended it, else 0."""
     import tensorflow as tf
 
     from cascade_keras import callbacks, data
 
-    first_step, last_step = run.restore(trainer), chosen["steps"]
+    last_step = chosen["steps"]
     if first_step:
         print(f"{run.path}: going on from step {first_step} of {last_step}")
     if first_step >= last_step:
@@ -163,8 +239,23 @@ def _fit(run, chosen: dict, trainer, dataset, partners) -> int:
         run, chosen["checkpoint_minutes"], chosen["checkpoint_steps"], last_step
     )
     report = callbacks.Report(
-        run.tensorboard, first_step, last_step, chosen["batch_size"], chosen["log_steps"]
+        writer, first_step, last_step, chosen["batch_size"], chosen["log_steps"]
     )
+    extras = []
+    if dashboard:
+        extras.append(
+            callbacks.Looks(
+                dashboard.look,
+                last_step,
+                every=chosen["tensorboard_steps"],
+                window=chosen["log_steps"],
+                expected_steps=_expected_steps(chosen),
+            )
+        )
+    if chosen["profile_steps"]:
+        # Not the first steps, which trace the graph, unless there are no others.
+        skipped = min(5, max(0, last_step - first_step - chosen["profile_steps"]))
+        extras.append(callbacks.Profile(run.tensorboard, chosen["profile_steps"], skipped))
     batches = data.batches(
         *dataset.train,
         clean_images(chosen),
@@ -178,7 +269,8 @@ def _fit(run, chosen: dict, trainer, dataset, partners) -> int:
     try:
         trainer.fit(
             batches,
-            callbacks=[callbacks.StopOnDivergence(), checkpoints, report],
+            # The report before the checkpoint, so that a run killed in between lacks no point.
+            callbacks=[callbacks.StopOnDivergence(), report, checkpoints, *extras],
             shuffle=False,
             verbose=0,
         )
@@ -313,8 +405,11 @@ def load_initialisation(network, path: str) -> None:
         ) from error
 
 
-def evaluate_network(trainer, dataset, chosen: dict) -> list[dict]:
-    """Return accuracy records of the trained network on the test split, clean and attacked."""
+def evaluate_network(trainer, dataset, chosen: dict, dashboard=None) -> list[dict]:
+    """Return accuracy records of the trained network on the test split, clean and attacked.
+
+    The dashboard, if any, is shown the adversarial images.
+    """
     import rich.console
     import rich.progress
 
@@ -330,15 +425,20 @@ def evaluate_network(trainer, dataset, chosen: dict) -> list[dict]:
         for attack in ("clean", *chosen["eval_attacks"]):
             iterative = attack not in ("clean", *STEP_ATTACKS)
             examples = min(len(images), chosen["eval_examples"]) if iterative else len(images)
+            epsilons = [0.0] if attack == "clean" else chosen["eval_epsilon"]
             task = bar.add_task(f"evaluating {attack}", total=examples)
+            options = {}
+            if dashboard:
+                options["show"] = functools.partial(dashboard.keep, attack, epsilons)
             found = sweep(
                 trainer.inference_logits,
                 images[:examples],
                 labels[:examples],
                 attack,
-                [0.0] if attack == "clean" else chosen["eval_epsilon"],
+                epsilons,
                 seed=chosen["seed"],
                 progress=lambda done, task=task: bar.update(task, completed=done),
+                **options,
             )
             results += map(dataclasses.asdict, found)
     return results

@@ -21,6 +21,12 @@ OPERATIONAL = {
     "export",
     "checkpoint_minutes",
     "checkpoint_steps",
+    "tensorboard",
+    "tensorboard_images",
+    "tensorboard_attacks",
+    "tensorboard_epsilon",
+    "tensorboard_steps",
+    "profile_steps",
     "flagfile",
 }
 STEP_ATTACKS = ("step_ll", "step_fgsm", "step_both", "step_rand")
@@ -37,6 +43,7 @@ def build_flags() -> flags.FlagValues:
     _define_sources(values)
     _define_optimization(values)
     _define_running(values)
+    _define_tensorboard(values)
     return values
 
 
@@ -273,6 +280,58 @@ def _define_running(values: flags.FlagValues) -> None:
     check(values, "eval_examples", lambda v: v > 0, "above 0")
 
 
+def _define_tensorboard(values: flags.FlagValues) -> None:
+    on = {"flag_values": values}
+    flags.DEFINE_enum(
+        "tensorboard",
+        "all",
+        ["all", "scalars", "none"],
+        "What is kept in runs/NAME/tensorboard; scalars: losses, accuracies and the like of the "
+        "training alone.",
+        **on,
+    )
+    flags.DEFINE_integer(
+        "tensorboard_images",
+        64,
+        "The first so many test images are attacked and shown in TensorBoard; nothing is trained "
+        "or chosen by them.",
+        **on,
+    )
+    flags.DEFINE_list(
+        "tensorboard_attacks",
+        ["step_ll", "iter_fgsm", "pgd"],
+        "Attacks on those images: " + ", ".join(EVALUATION_ATTACKS),
+        **on,
+    )
+    flags.DEFINE_list(
+        "tensorboard_epsilon",
+        None,
+        "Of those, one or several; default: --max_epsilon.",
+        **on,
+    )
+    flags.DEFINE_integer(
+        "tensorboard_steps",
+        0,
+        "Steps between two looks at those images; 0: as often as takes 1.5 % of the training's "
+        "time. The finished network is always looked at, after a short training under the attacks "
+        "only that it is evaluated with anyway.",
+        **on,
+    )
+    flags.DEFINE_integer(
+        "profile_steps", 0, "Profile so many steps for TensorBoard's profile plugin; 0: none.", **on
+    )
+    check(values, "tensorboard_images", lambda v: v > 0, "above 0")
+    check(
+        values,
+        "tensorboard_attacks",
+        lambda v: v and set(v) <= set(EVALUATION_ATTACKS),
+        f"among {', '.join(EVALUATION_ATTACKS)}",
+    )
+    check(values, "tensorboard_epsilon", are_epsilons, "numbers in 0..255 such as 2,4,8")
+    check(values, "tensorboard_steps", lambda v: v >= 0, "0 or above")
+    check(values, "profile_steps", lambda v: v >= 0, "0 or above")
+
+
 def are_epsilons(texts: list[str]) -> bool:
     """Return whether each text is a number in 0..255."""
     try:
@@ -297,7 +356,8 @@ def resolve(values: flags.FlagValues) -> dict:
             chosen[name] = getattr(preset, name)
     if chosen["warmup_steps"] is None:
         chosen["warmup_steps"] = min(preset.warmup_steps, chosen["steps"] // 10)
-    chosen["eval_epsilon"] = list(map(float, chosen["eval_epsilon"] or [chosen["max_epsilon"]]))
+    for name in ("eval_epsilon", "tensorboard_epsilon"):
+        chosen[name] = list(map(float, chosen[name] or [chosen["max_epsilon"]]))
     if chosen["name"] is None:
         kinds = [flag.removesuffix("_source") for flag in SOURCE_FLAGS if chosen[flag]]
         parts = [chosen["dataset"], chosen["model"], chosen["loss"], *kinds, f"s{chosen['seed']}"]
