@@ -59,14 +59,18 @@ def identity(
         dataset_hash: ``data.Dataset.fingerprint``.
         split: "train" or "test".
         crop: side of the centre square that is cut out of each image.
-        attack: a name of ``attacks.ATTACKS``.
+        attack: a name of ``attacks.STEP_ATTACKS`` or ``attacks.ITERATIVE_ATTACKS``: the images of
+            pgd are not whole pixel values.
         epsilons: whole numbers in 0..255 units.
         examples: how many images, from the first of the split.
         seed: of step_rand; 0 for all other attacks, which draw nothing.
 
     Raises:
         InputError: epsilons that are not whole pixel values, or given twice.
+        ValueError: pgd, or a name that is no attack.
     """
+    if attack not in {**attacks.STEP_ATTACKS, **attacks.ITERATIVE_ATTACKS}:
+        raise ValueError(f"attack {attack!r} does not give whole pixel values")
     epsilons = list(epsilons)
     whole = all(float(e).is_integer() and 1 <= e <= 255 for e in epsilons)
     if not epsilons or not whole or len(set(epsilons)) != len(epsilons):

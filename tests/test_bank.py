@@ -120,7 +120,7 @@ def path(finished, tmp_path):
 # Crafting.
 
 
-@pytest.mark.parametrize("attack", attacks.ATTACKS)
+@pytest.mark.parametrize("attack", [*attacks.STEP_ATTACKS, *attacks.ITERATIVE_ATTACKS])
 def test_a_bank_holds_the_images_crafted_alone(attack, tmp_path):
     bank, told = craft(tmp_path / "new" / "bank", attack=attack, seed=7)
 
@@ -284,6 +284,12 @@ def test_a_process_keeps_others_out_until_it_is_killed(tmp_path):
 # What is refused.
 
 
+def test_a_bank_holds_no_images_between_pixel_values(tmp_path):
+    with pytest.raises(ValueError, match="'pgd' does not give whole pixel values"):
+        craft(tmp_path / "bank", attack="pgd")
+    assert not (tmp_path / "bank").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -292,7 +298,7 @@ def test_a_process_keeps_others_out_until_it_is_killed(tmp_path):
         ({"split": "test"}, r"the split differs \(train, wanted test\)"),
         ({"crop": 7}, r"the crop differs \(8, wanted 7\)"),
         ({"attack": "step_ll"}, r"the attack differs \(step_fgsm, wanted step_ll\)"),
-        ({"epsilons": [1, 2, 3]}, r"the epsilons differs \(\[1, 2, 5\], wanted 1..3\)"),
+        ({"epsilons": [1, 2, 3]}, r"the epsilons differs \(1,2,5, wanted 1..3\)"),
         ({"examples": 9}, r"the number of images differs \(10, wanted 9\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -106,7 +106,7 @@ IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
         (IMAGES, np.array([0, 1, 2, 10]), "labels must be 0..9, got 0..10"),
         (IMAGES, np.array([0, 1, 2, -1]), "labels must be 0..9, got -1..2"),
         (IMAGES, np.array([0, 1, 2]), "4 images but 3 labels"),
-        (IMAGES[:0], np.array([]), "0 images"),
+        (IMAGES[:0], np.array([]), "the dataset is empty"),
         (IMAGES[:, :7], np.zeros(4), "images must be uint8"),
         (IMAGES.astype("float32"), np.zeros(4), "images must be uint8"),
     ],
