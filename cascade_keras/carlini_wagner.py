@@ -178,14 +178,11 @@ class CarliniWagner:
         image, number = tf.TensorSpec([None, *self._shape]), tf.TensorSpec([None])
         label = tf.TensorSpec([None], tf.int32)
         state = {"label": label, **dict.fromkeys(IMAGES, image), **dict.fromkeys(NUMBERS, number)}
-        self._fooled = tf.function(
-            lambda images, labels: margin(labels)(logits_fn(images)) > 0,
-            input_signature=[image, label],
+        self._fooled = _compiled(
+            lambda images, labels: margin(labels)(logits_fn(images)) > 0, image, label
         )
-        self._distances = tf.function(self._first_order, input_signature=[image, label])
-        self._advance = tf.function(
-            self._iterate, input_signature=[state, tf.TensorSpec([], tf.int32)]
-        )
+        self._distances = _compiled(self._first_order, image, label)
+        self._advance = _compiled(self._iterate, state, tf.TensorSpec([], tf.int32))
 
     def __call__(
         self,
@@ -432,6 +429,11 @@ class CarliniWagner:
                 under_way = under_way[going_on]
                 progress(begun - len(under_way))
         return np.isfinite(best), adversarial, gradients
+
+
+def _compiled(function: Callable, *signature) -> Callable:
+    """Return the function, traced; TensorFlow would warn of a tf.function for each network."""
+    return tf.function(function).get_concrete_function(*signature)
 
 
 def selection(labels: np.ndarray, count: int) -> np.ndarray:
