@@ -22,7 +22,10 @@ from cascade_keras.cli import craft, train
 from cascade_keras.sources import load_source
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = ["--model=resnet8", "--eval_attacks=step_ll", "--log_steps=10", "--max_epsilon=6"]
+SMALL = [
+    "--model=resnet8", "--eval_attacks=step_ll", "--log_steps=10", "--max_epsilon=6",
+    "--tensorboard=scalars",
+]  # fmt: skip
 FEW = ["--bank_examples=200", "--steps=12"]
 
 

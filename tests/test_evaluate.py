@@ -131,7 +131,10 @@ def trained(tmp_path_factory):
     os.chdir(directory)
     try:
         small = ["--model=resnet8", "--steps=60", "--eval_attacks=step_ll", "--log_steps=60"]
-        assert train.main(["train", *small, "--loss=standard", "--name=std"]) == 0
+        assert (
+            train.main(["train", *small, "--tensorboard=none", "--loss=standard", "--name=std"])
+            == 0
+        )
         for name, seed in NAMES.items():
             save_features(directory / name, seed)
         evaluated("--target=a", *STEP, output="done")
