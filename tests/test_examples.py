@@ -1,5 +1,6 @@
 """The examples do what their docstrings promise."""
 
+import base64
 import json
 import runpy
 import subprocess
@@ -11,11 +12,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def test_hardening_a_network_that_is_not_ours():
     example = runpy.run_path(str(EXAMPLES / "harden_your_model.py"))
-    accuracies = example["main"](epochs=20)
+    accuracies = example["main"](epochs=12)
     assert accuracies["standard"]["clean"] > 95
     assert accuracies["pivot"]["clean"] > 90
     for attack in ("step_fgsm", "iter_fgsm"):
-        assert accuracies["pivot"][attack] > accuracies["standard"][attack] + 15
+        assert accuracies["pivot"][attack] > accuracies["standard"][attack] + 10
 
 
 def test_comparing_runs(tmp_path):
@@ -35,6 +36,31 @@ def test_comparing_runs(tmp_path):
     ]
     table = compare(*runs).stdout
     assert max(map(len, table.splitlines())) <= 80 and "65.6 / 360" in table
+
+
+def test_the_tour_goes_from_training_to_figures(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "tour.py"), f"--output={tmp_path}", "--steps=2"]
+    figures = ["loss_surface"]
+    done = subprocess.run([*command, "--model=resnet8", "--figures", *figures], text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "index.html").read_text("utf-8")
+    # What it shows as commands are the commands it ran, with what they printed and drew.
+    for shown in done.stdout.splitlines()[:-1]:
+        assert f"<pre>$ {shown}\n" in page
+    assert "runs/pivot: digits test images" in page and "written to reports/tour" in page
+    pictures = ["reports/tour/white_box-76.5", *(f"figures/{name}" for name in figures)]
+    for place in pictures:
+        content = base64.b64encode((tmp_path / f"{place}.png").read_bytes()).decode()
+        assert f'<img alt="{Path(place).name}" src="data:image/png;base64,{content}">' in page
+    assert (tmp_path / "figures" / "loss_surface.txt").read_text("utf-8")[:60] in page
+
+
+def test_the_tour_stops_where_a_program_fails(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "tour.py"), f"--output={tmp_path}", "--steps=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and not (tmp_path / "index.html").exists()
+    assert done.stderr.splitlines()[-1].startswith("tour: bin/train --dataset=digits")
 
 
 def compare(*arguments):

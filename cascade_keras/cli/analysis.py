@@ -191,9 +191,8 @@ class Plot:
         write_atomically(file, write)
         return arrays, True
 
-    def write(self, arrays: Arrays, computed: bool = True) -> pathlib.Path:
+    def write(self, arrays: Arrays) -> pathlib.Path:
         """Write the picture and its caption; return the picture's path."""
-        del computed
         for suffix in SUFFIXES[2:]:
             self.draw(self.file(suffix), arrays)
         text = self.caption(arrays)

@@ -349,9 +349,9 @@ def analyze(values: flags.FlagValues) -> None:
 
     plot = PLOTS[chosen["figure"]](chosen)
     with show_progress(f"{chosen['figure']}, images", plot.work) as progress:
-        computed = plot.arrays(progress)
-    path = plot.write(*computed)
-    how = "computed" if computed[1] else "drawn again from its arrays"
+        arrays, computed = plot.arrays(progress)
+    path = plot.write(arrays)
+    how = "computed" if computed else "drawn again from its arrays"
     print(f"{path}: {how}; also .pdf, .txt, .npz")
 
 
