@@ -281,9 +281,11 @@ def test_half_precision_trains_with_losses_in_float32(digits, policy):
     try:
         trainer = compiled(models.resnet(8, (8, 8, 1)), "pivot", learning_rate=0.05)
         assert trainer.network.output["logits"].dtype == "float32"
-        first = one_step(trainer, digits[0][:64], digits[1][:64])["clean_loss"]
-        trainer.fit(digits[0][:256], digits[1][:256], batch_size=64, epochs=6, verbose=0)
-        last = trainer.evaluate(digits[0][:256], digits[1][:256], verbose=0, return_dict=True)
+        # Few images: processors have no fast convolutions of float16.
+        images, labels = digits[0][:96], digits[1][:96]
+        first = one_step(trainer, images[:32], labels[:32])["clean_loss"]
+        trainer.fit(images, labels, batch_size=32, epochs=5, verbose=0)
+        last = trainer.evaluate(images, labels, verbose=0, return_dict=True)
     finally:
         keras.config.set_dtype_policy("float32")
     assert last["clean_accuracy"] > 0.5 and np.isfinite(first)
