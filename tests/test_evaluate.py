@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -414,6 +415,39 @@ def test_the_diagonal_is_the_white_box(black, white):
     for attack in BLACK_ATTACKS:
         assert shown["a", "a", attack, 30.0] == own["a", "a", attack, 30.0] < clean
         assert shown["a", "a", attack, 0.0] == clean
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_tables_of_many_networks_fit_the_terminal(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"cifar10-cascade-online-{number}" for number in range(7)]
+    cells = [
+        {"target": target, "source": source, "attack": "iter_fgsm", "epsilon": 16.0,
+         "correct": 10 * row + column, "examples": 100, "accuracy": 10.0 * row + column}
+        for row, source in enumerate(names) for column, target in enumerate(names)
+    ]  # fmt: skip
+    content = {
+        "results": cells, "worst_case": [], "sources": names, "examples": 100,
+        "dataset": "cifar10", "split": "test", "cw_linf": [], "diagnosis": None,
+        "networks": [{"name": name, "target": True} for name in names],
+    }  # fmt: skip
+    evaluate.print_report(content, types.SimpleNamespace(path="reports/x"))
+    lines = capsys.readouterr().out.splitlines()
+    # Of 60 characters the sources, attacks and epsilons alone take 50.
+    assert max(map(len, lines)) <= max(width, 65)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    tables = [rows[first : first + 7] for first in range(0, len(rows), 7)]
+    assert all(row[:3] == [name, "iter_fgsm", "16"] for part in tables
+               for row, name in zip(part, names))  # fmt: skip
+    shown = np.hstack([[row[3:] for row in part] for part in tables])
+    wanted = [[f"{10.0 * row + column:.1f}" for column in range(7)] for row in range(7)]
+    assert np.char.rstrip(shown, "*").tolist() == wanted
+    assert len(tables) > 1 or width == 200
+    # The names stand above, from the top of the first table to its double line.
+    rule = next(number for number, line in enumerate(lines) if line.startswith("┡"))
+    head = [line.strip("┃").split("┃")[3:] for line in lines[:rule] if "┃" in line]
+    for name, parts in zip(names, zip(*head)):
+        assert "".join(part.strip() for part in parts) == name
 
 
 def test_names_that_look_alike_are_kept_apart(place):

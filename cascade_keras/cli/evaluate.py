@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import flags
 
@@ -31,6 +31,7 @@ ATTACKS = (*STEP_ATTACKS, *ITERATIVE_ATTACKS, "autoattack", "cw_linf")
 # What the diagnosis looks at beside the attacks that were asked for.
 DIAGNOSIS = ("step_rand", "step_fgsm", "iter_fgsm", "iter_margin", "pgd")
 LARGEST_EPSILON = 255.0
+_NAME_WIDTH = 12  # characters of a target's name beside each other
 
 
 def build_flags() -> flags.FlagValues:
@@ -201,17 +202,28 @@ def print_report(content: dict, report) -> None:
         f"{content['split']} images, {kind}, epsilon in 0..255",
         markup=False,
     )
-    table = rich.table.Table()
     numbers = headings.index("epsilon")
-    for place, heading in enumerate(headings):
-        justify = "left" if place < numbers else "right"
-        # Only the targets' names may be folded where a terminal is narrow.
-        table.add_column(
-            rich.text.Text(heading), justify=justify, overflow="fold", no_wrap=place <= numbers
-        )
-    for row in rows:
-        table.add_row(*(rich.text.Text(c, "bold red" if c.endswith("*") else "") for c in row))
-    console.print(table)
+    widths = _column_widths(headings, rows, numbers)
+    for targets in _column_groups(widths, numbers + 1, console.width):
+        table = rich.table.Table()
+        shown = [*range(numbers + 1), *targets]
+        for place in shown:
+            # Only the targets' names may be folded where a terminal is narrow.
+            table.add_column(
+                rich.text.Text(headings[place]),
+                justify="left" if place < numbers else "right",
+                overflow="fold",
+                no_wrap=place <= numbers,
+                min_width=widths[place],
+            )
+        for row in rows:
+            cells = [row[place] for place in shown]
+            table.add_row(
+                *(rich.text.Text(c, "bold red" if c.endswith("*") else "") for c in cells)
+            )
+        # Where not even one target fits, lines are broken by the terminal rather than cut.
+        console.print(table, width=max(console.width, _table_width(widths[p] for p in shown)),
+                      crop=False)  # fmt: skip
     if content["worst_case"]:
         console.print(
             "* the strongest attack on the target at this epsilon; all of them: the images that "
@@ -227,6 +239,39 @@ def print_report(content: dict, report) -> None:
     for sentence in (content["diagnosis"] or {}).get("sentences", []):
         console.print(sentence, markup=False)
     console.print(f"written to {report.path}", markup=False)
+
+
+def _column_widths(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int
+) -> list[int]:
+    """Return the least width of each column: a target's name is folded at ``_NAME_WIDTH``."""
+    names = [
+        len(heading) if place <= numbers else min(len(heading), _NAME_WIDTH)
+        for place, heading in enumerate(headings)
+    ]
+    return [max(name, *(len(row[place]) for row in rows)) for place, name in enumerate(names)]
+
+
+def _table_width(widths: Iterable[int]) -> int:
+    """Return the width of a table: columns, two spaces each, the lines between and around."""
+    return 1 + sum(width + 3 for width in widths)
+
+
+def _column_groups(widths: Sequence[int], first: int, room: int) -> list[list[int]]:
+    """Split the columns from ``first`` on into tables that fit, each with those before it too.
+
+    Args:
+        widths: of every column's text.
+        first: the first target's column.
+        room: width of the terminal.
+    """
+    groups: list[list[int]] = [[]]
+    for place in range(first, len(widths)):
+        shown = [*range(first), *groups[-1], place]
+        if groups[-1] and _table_width(widths[p] for p in shown) > room:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def main(argv: Sequence[str] | None = None) -> int:
