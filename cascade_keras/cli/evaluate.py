@@ -31,7 +31,7 @@ ATTACKS = (*STEP_ATTACKS, *ITERATIVE_ATTACKS, "autoattack", "cw_linf")
 # What the diagnosis looks at beside the attacks that were asked for.
 DIAGNOSIS = ("step_rand", "step_fgsm", "iter_fgsm", "iter_margin", "pgd")
 LARGEST_EPSILON = 255.0
-_NAME_WIDTH = 12  # characters of a target's name beside each other
+_NAME_WIDTH = 9  # characters of a target's name beside each other
 
 
 def build_flags() -> flags.FlagValues:
