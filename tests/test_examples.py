@@ -1,13 +1,19 @@
 """The examples do what their docstrings promise."""
 
 import base64
+import contextlib
+import html
+import io
 import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+from cascade_keras.cli import analyze, evaluate, train
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAMS = {"train": train, "evaluate": evaluate, "analyze": analyze}
 
 
 def test_hardening_a_network_that_is_not_ours():
@@ -38,22 +44,33 @@ def test_comparing_runs(tmp_path):
     assert max(map(len, table.splitlines())) <= 80 and "65.6 / 360" in table
 
 
-def test_the_tour_goes_from_training_to_figures(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "tour.py"), f"--output={tmp_path}", "--steps=2"]
-    figures = ["loss_surface"]
-    done = subprocess.run([*command, "--model=resnet8", "--figures", *figures], text=True,
-                          capture_output=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_tour_goes_from_training_to_figures(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_here(command, cwd, **options):
+        """In this process, which has imported TensorFlow already."""
+        program, flags = Path(command[1]).name, command[2:]
+        printed = io.StringIO()
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(printed):
+            status = PROGRAMS[program].main([program, *flags])
+        ran.append((" ".join([f"bin/{program}", *flags]), printed.getvalue()))
+        return subprocess.CompletedProcess(command, status, printed.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+    flags = ["--steps=2", "--model=lenet", "--figures", "loss_surface"]
+    monkeypatch.setattr(sys, "argv", ["tour.py", f"--output={tmp_path}", *flags])
+    runpy.run_path(str(EXAMPLES / "tour.py"), run_name="__main__")
+
     page = (tmp_path / "index.html").read_text("utf-8")
-    # What it shows as commands are the commands it ran, with what they printed and drew.
-    for shown in done.stdout.splitlines()[:-1]:
-        assert f"<pre>$ {shown}\n" in page
-    assert "runs/pivot: digits test images" in page and "written to reports/tour" in page
-    pictures = ["reports/tour/white_box-76.5", *(f"figures/{name}" for name in figures)]
-    for place in pictures:
+    assert capsys.readouterr().out.splitlines()[:-1] == [command for command, _ in ran]
+    assert [command.split()[0][4:] for command, _ in ran] == ["train"] * 2 + ["evaluate", "analyze"]
+    for command, printed in ran:
+        assert printed.count("\n") > 0 and f"<pre>$ {command}\n{html.escape(printed)}</pre>" in page
+    for place in ("reports/tour/white_box-76.5", "figures/loss_surface"):
         content = base64.b64encode((tmp_path / f"{place}.png").read_bytes()).decode()
         assert f'<img alt="{Path(place).name}" src="data:image/png;base64,{content}">' in page
-    assert (tmp_path / "figures" / "loss_surface.txt").read_text("utf-8")[:60] in page
+    caption = (tmp_path / "figures" / "loss_surface.txt").read_text("utf-8")
+    assert html.escape(caption) in page
 
 
 def test_the_tour_stops_where_a_program_fails(tmp_path):
