@@ -1,4 +1,5 @@
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -34,3 +35,11 @@ def randomize():
         return network
 
     return assign
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A copy to work in of the directory ``trained``, which each module that asks for it makes."""
+    shutil.copytree(trained, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"

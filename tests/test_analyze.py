@@ -1,9 +1,9 @@
 """bin/analyze: what it writes, when it computes, and bad input."""
 
 import json
+import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
@@ -61,13 +61,6 @@ def trained(tmp_path_factory):
     outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
     keras.Model(inputs, outputs).save(directory / "small.keras")
     return directory
-
-
-@pytest.fixture
-def place(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    return tmp_path / "place"
 
 
 def analyze_here(figure, *flags):
@@ -394,7 +387,7 @@ def test_bad_input_is_one_line_and_leaves_every_file(case, place, capfd):
 
 
 def test_a_directory_without_permission(place, capfd, monkeypatch):
-    monkeypatch.setattr(analyze.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert analyze_here(*LOGITS, "--output=out") == 2
     assert "--output: cannot write in" in capfd.readouterr().err
 

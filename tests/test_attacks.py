@@ -117,14 +117,18 @@ def foolbox_attack(logits_fn, images, classes, epsilon, steps, targeted):
     return attack.run(network, images, kind(classes), epsilon=epsilon / 255)
 
 
-def art_attack(logits_fn, images, classes, epsilon, steps, targeted):
-    classifier = TensorFlowV2Classifier(
+def art_classifier(logits_fn, image_shape, classes):
+    return TensorFlowV2Classifier(
         model=lambda x, training: logits_fn(x),
-        nb_classes=CLASSES,
-        input_shape=images.shape[1:],
+        nb_classes=classes,
+        input_shape=image_shape,
         loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         clip_values=(0, 1),
     )
+
+
+def art_attack(logits_fn, images, classes, epsilon, steps, targeted):
+    classifier = art_classifier(logits_fn, images.shape[1:], CLASSES)
     common = {"eps": epsilon / 255, "targeted": targeted, "batch_size": len(images)}
     if steps is None:
         attack = FastGradientMethod(classifier, **common)

@@ -204,18 +204,12 @@ def test_descent_is_no_larger_than_the_grid(trained, descended):
 def test_descent_is_no_larger_than_that_of_art(trained, descended):
     pytest.importorskip("art")
     from art.attacks.evasion import CarliniLInfMethod
-    from art.estimators.classification import TensorFlowV2Classifier
+    from test_attacks import art_classifier
 
     logits_fn, images, labels = trained
     count = 2
     compiled = tf.function(logits_fn)
-    classifier = TensorFlowV2Classifier(
-        model=lambda x, training: compiled(x),
-        nb_classes=10,
-        input_shape=images.shape[1:],
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0, 1),
-    )
+    classifier = art_classifier(compiled, images.shape[1:], 10)
     # Its own defaults find nothing here: ten iterations, from pixels of 0 that tanh cannot move.
     attack = CarliniLInfMethod(
         classifier, learning_rate=0.5, max_iter=15, initial_const=5.0, verbose=False

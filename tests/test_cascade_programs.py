@@ -66,14 +66,6 @@ def trained(tmp_path_factory):
     return directory
 
 
-@pytest.fixture
-def place(trained, tmp_path, monkeypatch):
-    """A copy of that directory to work in."""
-    shutil.copytree(trained, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    return tmp_path / "place"
-
-
 def test_a_finished_run_is_exported_and_the_export_is_the_run(place):
     for name in ("std", "piv"):
         saved, run = load_source(f"saved/{name}"), load_source(f"runs/{name}")

@@ -3,12 +3,11 @@
 import itertools
 
 import foolbox
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from art.attacks.evasion import ProjectedGradientDescent
-from art.estimators.classification import TensorFlowV2Classifier
+from test_attacks import art_classifier
 
 from cascade_keras import attacks, models
 
@@ -82,13 +81,7 @@ def foolbox_attack(logits_fn, images, labels, epsilon, step_size, steps):
 
 
 def art_attack(logits_fn, images, labels, epsilon, step_size, steps):
-    classifier = TensorFlowV2Classifier(
-        model=lambda x, training: logits_fn(x),
-        nb_classes=CLASSES,
-        input_shape=images.shape[1:],
-        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0, 1),
-    )
+    classifier = art_classifier(logits_fn, images.shape[1:], CLASSES)
     attack = ProjectedGradientDescent(
         classifier,
         eps=epsilon / 255,
