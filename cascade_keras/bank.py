@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks, cascade
 from cascade_keras.errors import InputError
-from cascade_keras.runs import write_atomically, write_json
+from cascade_keras.runs import nearest_existing, write_atomically, write_json
 
 # Images a batch: larger ones are little faster, and a kill loses what was made of one.
 SHARD_SIZE = 256
@@ -242,8 +242,8 @@ class Bank:
         """Refuse a place where a bank of this shape cannot be begun."""
         if self.path.is_dir() and not all(p.name.startswith(".") for p in self.path.iterdir()):
             raise InputError(f"{self.path} exists and is not a bank; name another directory")
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        needed, free = int(np.prod(shape)), shutil.disk_usage(existing).free
+        needed = int(np.prod(shape))
+        free = shutil.disk_usage(nearest_existing(self.path)).free
         if needed > free:
             raise InputError(
                 f"{self.path} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "

@@ -30,6 +30,7 @@ import numpy as np
 
 from cascade_keras.errors import InputError
 from cascade_keras.provenance import PROVENANCE_FILE, locate, weights_hash
+from cascade_keras.runs import nearest_existing
 
 if typing.TYPE_CHECKING:
     import keras
@@ -87,7 +88,7 @@ def check_output(output: str | os.PathLike) -> None:
         raise InputError(f"{base}: a number names one version; name the folder that holds them")
     if (base / "config.json").exists():
         raise InputError(f"{base} is a run; name a folder of its own, such as saved/{base.name}")
-    existing = next(p for p in (base, *base.absolute().parents) if p.exists())
+    existing = nearest_existing(base)
     if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise _not_writable(existing)
 

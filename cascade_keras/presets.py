@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from cascade_keras.errors import InputError
 
@@ -34,6 +35,16 @@ class Preset:
     warmup_steps: int
     normalization: str
     augment: bool
+
+    def network_shape(self, input_shape: Sequence[int | None]) -> tuple[int, ...]:
+        """Return the shape of the images that a network of this input shape is given.
+
+        Another size than the dataset's is cut out of the middle, as in training.
+        """
+        height, width, channels = self.image_shape
+        side = input_shape[0] if len(input_shape) == 3 else None
+        side = side if side and side <= min(height, width) else self.crop
+        return (side, side, channels)
 
 
 _CIFAR = Preset(

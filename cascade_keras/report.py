@@ -13,7 +13,6 @@ needs TensorFlow.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cascade_keras.errors import InputError
-from cascade_keras.runs import write_atomically, write_json
+from cascade_keras.runs import check_writable, hold, write_atomically, write_json
 
 RESULT_FIELDS = ("target", "source", "attack", "epsilon", "correct", "examples", "accuracy")
 TRANSFER_FIELDS = ("source", "target", "attack", "epsilon", "fooled_source", "fooled_both", "rate",
@@ -129,9 +128,7 @@ class Report:
         Raises:
             InputError: saying which.
         """
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise InputError(f"--output: cannot write in {existing}; name a writable directory")
+        check_writable(self.path, "output")
         if self._config_file.exists() or not self.path.exists():
             return
         # A process killed at its very start leaves this behind.
@@ -156,15 +153,10 @@ class Report:
         if self._config_file.exists():
             self._compare(config)
         self.arrays.path.mkdir(parents=True, exist_ok=True)
-        # The kernel drops the lock with the process, however it ends.
-        self._lock = open(self.arrays.path / ".lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise InputError(
-                f"--output: {self.path} is in use by another process; wait for it, or name another"
-            ) from error
+        self._lock = hold(
+            self.arrays.path,
+            f"--output: {self.path} is in use by another process; wait for it, or name another",
+        )
         if not self._config_file.exists():
             write_json(self._config_file, config)
         for partial in self.path.rglob(".partial-*"):

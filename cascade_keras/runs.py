@@ -18,6 +18,7 @@ import pathlib
 import sys
 import zipfile
 from collections.abc import Callable
+from typing import TextIO
 
 from cascade_keras.errors import InputError
 
@@ -42,6 +43,39 @@ def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def nearest_existing(path: pathlib.Path) -> pathlib.Path:
+    """Return the path itself, or the closest directory above it that is there."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def check_writable(path: pathlib.Path, flag: str) -> None:
+    """Refuse a directory, there or to be made, that cannot be written.
+
+    Raises:
+        InputError: naming the flag that it comes from.
+    """
+    existing = nearest_existing(path)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"--{flag}: cannot write in {existing}; name a writable directory")
+
+
+def hold(directory: pathlib.Path, in_use: str) -> TextIO:
+    """Keep other processes out of a directory until the file returned is closed.
+
+    The kernel drops the lock with the process, however it ends.
+
+    Raises:
+        InputError: ``in_use``, where another process holds it.
+    """
+    lock = open(directory / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InputError(in_use) from error
+    return lock
 
 
 def write_json(path: pathlib.Path, content) -> None:
@@ -92,9 +126,7 @@ class Run:
             InputError: a flag differs from the existing run's, the data are other data, or the
                 directory cannot be written or read.
         """
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise InputError(f"--runs_dir: cannot write in {existing}; name a writable directory")
+        check_writable(self.path, "runs_dir")
         if not self._config_file.exists():
             # A process killed at its very start leaves an empty checkpoints/ behind.
             if self.path.exists() and any(p != self.checkpoints for p in self.path.iterdir()):
@@ -138,15 +170,10 @@ class Run:
             InputError: another process is using it, or ``check`` fails.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        # The kernel drops the lock with the process, however it ends.
-        self._lock = open(self.checkpoints / ".lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise InputError(
-                f"--name: {self.path} is in use by another process; wait for it, or choose another"
-            ) from error
+        self._lock = hold(
+            self.checkpoints,
+            f"--name: {self.path} is in use by another process; wait for it, or choose another",
+        )
         if self._config_file.exists():
             self.check(config["flags"], config["dataset"]["fingerprint"])
         else:

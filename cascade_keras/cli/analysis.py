@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import pathlib
 import textwrap
@@ -22,7 +23,7 @@ _FORMAT = 1  # of the arrays; those of another one are computed again
 SAME, OTHER, UNKNOWN = "same initialisation", "other initialisation", "initialisation not recorded"
 
 
-class Plot:
+class Plot(abc.ABC):
     """A figure of some networks; each figure is a subclass.
 
     Args:
@@ -64,7 +65,7 @@ class Plot:
         for path in self.chosen["model"]:
             try:
                 network = load_source(path)
-                self.shape = self.shape or self._image_shape(network)
+                self.shape = self.shape or self.preset.network_shape(network.input_shape)
                 own = tuple(network.input_shape)
                 if None not in own and own != self.shape and self.networks:
                     raise InputError(
@@ -82,14 +83,6 @@ class Plot:
                     )
             self.networks.append(network)
             self.names.append(network.name if network.name not in self.names else str(path))
-
-    def _image_shape(self, network: Source) -> tuple[int, ...]:
-        """Return the shape of the images that the networks are given."""
-        height, width, channels = self.preset.image_shape
-        side = network.input_shape[0] if len(network.input_shape) == 3 else None
-        # Another size than the dataset's is cut out of the middle, as in training.
-        side = side if side and side <= min(height, width) else self.preset.crop
-        return (side, side, channels)
 
     def _choose(self, labels: np.ndarray) -> np.ndarray:
         """Return the indices of the images, ascending."""
@@ -114,28 +107,50 @@ class Plot:
 
     # What a figure is.
 
+    @abc.abstractmethod
     def compute(self, progress: Callable[[int], None]) -> Arrays:
         """Return the arrays; ``progress`` takes the number of images done of ``work``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def draw(self, path: pathlib.Path, arrays: Arrays) -> None:
         """Draw the picture."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def describe(self, arrays: Arrays) -> list[str]:
         """Return paragraphs of the caption: what is drawn, and what should be known of it."""
-        raise NotImplementedError
 
-    def each(self, compute: Callable, progress: Callable[[int], None]) -> Arrays:
-        """Compute every network's arrays, and stack those of a name, networks first.
+    def parts(
+        self,
+        function: Callable[..., Arrays],
+        progress: Callable[[int], None],
+        *args,
+        outputs: Callable[[Source], Callable] = lambda network: network.logits,
+        **options,
+    ) -> list[Arrays]:
+        """Return what a function of ``analysis`` computes of each network.
 
         Args:
-            compute: (network, progress) -> arrays.
+            function: called as function(outputs(network), images, labels, *args, progress=...,
+                **options).
         """
-        parts = []
+        found = []
         for number, network in enumerate(self.networks):
             before = number * len(self.images)
-            parts.append(compute(network, lambda done, before=before: progress(before + done)))
+            found.append(
+                function(
+                    outputs(network),
+                    self.images,
+                    self.labels,
+                    *args,
+                    progress=lambda done, before=before: progress(before + done),
+                    **options,
+                )
+            )
+        return found
+
+    def stacked(self, function: Callable[..., Arrays], *args, **options) -> Arrays:
+        """Return ``parts``, those of a name stacked, networks first."""
+        parts = self.parts(function, *args, **options)
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def options(self) -> dict[str, dict]:
@@ -374,16 +389,11 @@ class GradientCorrelation(Plot):
     band = 0.5
 
     def compute(self, progress):
-        return self.each(
-            lambda network, step: analysis.gradient_correlation(
-                network.logits,
-                self.images,
-                self.labels,
-                self.epsilons,
-                seed=self.seed,
-                progress=step,
-            ),
+        return self.stacked(
+            analysis.gradient_correlation,
             progress,
+            self.epsilons,
+            seed=self.seed,
         )
 
     def draw(self, path, arrays):
@@ -408,17 +418,12 @@ class Logits(Plot):
     band = 1.0
 
     def compute(self, progress):
-        return self.each(
-            lambda network, step: analysis.logits(
-                network.logits,
-                self.images,
-                self.labels,
-                self.epsilons,
-                attack_names=self.attacks,
-                seed=self.seed,
-                progress=step,
-            ),
+        return self.stacked(
+            analysis.logits,
             progress,
+            self.epsilons,
+            attack_names=self.attacks,
+            seed=self.seed,
         )
 
     def draw(self, path, arrays):
@@ -451,29 +456,24 @@ class EmbeddingMap(_PerClass):
         return np.unique(self.labels, return_index=True)[1]
 
     def compute(self, progress):
-        arrays: dict[str, list] = {}
-        for number, network in enumerate(self.networks):
-            before = number * len(self.images)
-            found = analysis.embedding_map(
-                network,
-                self.images,
-                self.labels,
-                self.epsilons,
-                traced=self._traced(),
-                attack=self.attacks[0],
-                seed=self.seed,
-                progress=lambda done, before=before: progress(before + done),
-                **self.options().get(self.attacks[0], {}),
-            )
-            for name, array in found.items():
-                arrays.setdefault(name, []).append(array)
+        parts = self.parts(
+            analysis.embedding_map,
+            progress,
+            self.epsilons,
+            outputs=lambda network: network,
+            traced=self._traced(),
+            attack=self.attacks[0],
+            seed=self.seed,
+            **self.options().get(self.attacks[0], {}),
+        )
+        arrays = {name: [part[name] for part in parts] for name in parts[0]}
         # Embeddings of networks can have different dimensions.
         apart = {
             f"{name}_{number}": array
             for name in ("embedding", "attacked")
             for number, array in enumerate(arrays.pop(name))
         }
-        return {name: np.stack(parts) for name, parts in arrays.items()} | apart
+        return {name: np.stack(each) for name, each in arrays.items()} | apart
 
     def draw(self, path, arrays):
         figures.embedding_map(
@@ -559,18 +559,13 @@ class AccuracyCurve(_First):
     """Not in the paper."""
 
     def compute(self, progress):
-        return self.each(
-            lambda network, step: analysis.accuracy_curve(
-                network.logits,
-                self.images,
-                self.labels,
-                self.epsilons,
-                attack_names=self.attacks,
-                options=self.options(),
-                seed=self.seed,
-                progress=step,
-            ),
+        return self.stacked(
+            analysis.accuracy_curve,
             progress,
+            self.epsilons,
+            attack_names=self.attacks,
+            options=self.options(),
+            seed=self.seed,
         )
 
     def draw(self, path, arrays):
@@ -601,17 +596,12 @@ class CWDistribution(_PerClass):
     epsilons_are_computed = False  # they are only marked
 
     def compute(self, progress):
-        return self.each(
-            lambda network, step: analysis.cw_distribution(
-                network.logits,
-                self.images,
-                self.labels,
-                grid=carlini_wagner.grid_for(self.chosen["dataset"]),
-                search=self.chosen["cw_search"],
-                iterations=self.chosen["cw_iterations"],
-                progress=step,
-            ),
+        return self.stacked(
+            analysis.cw_distribution,
             progress,
+            grid=carlini_wagner.grid_for(self.chosen["dataset"]),
+            search=self.chosen["cw_search"],
+            iterations=self.chosen["cw_iterations"],
         )
 
     def draw(self, path, arrays):
@@ -641,16 +631,11 @@ class LossSurface(Plot):
         return "named by --image_index" if self.chosen["image_index"] else "drawn at random"
 
     def compute(self, progress):
-        return self.each(
-            lambda network, step: analysis.loss_surface(
-                network.logits,
-                self.images,
-                self.labels,
-                self.epsilons,
-                seed=self.seed,
-                progress=step,
-            ),
+        return self.stacked(
+            analysis.loss_surface,
             progress,
+            self.epsilons,
+            seed=self.seed,
         )
 
     def draw(self, path, arrays):

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from cascade_keras.cli.common import check, comma_list, run_program, show_progre
 from cascade_keras.errors import InputError
 from cascade_keras.presets import PRESETS, Preset
 from cascade_keras.provenance import locate
+from cascade_keras.runs import check_writable
 from cascade_keras.startup import import_tensorflow
 
 STEP_ATTACKS = ("step_ll", "step_fgsm", "step_rand", "step_both")
@@ -332,9 +332,7 @@ def _resolve_epsilons(chosen: dict, kind: Kind) -> None:
 def _check_output(chosen: dict) -> None:
     """Refuse a place that cannot be written before hours are spent."""
     path = pathlib.Path(chosen["output"]).expanduser()
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"--output: cannot write in {existing}; name a writable directory")
+    check_writable(path, "output")
     for suffix in SUFFIXES:
         if (path / f"{chosen['figure']}{suffix}").is_dir():
             raise InputError(f"--output: {path / chosen['figure']}{suffix} is a directory")

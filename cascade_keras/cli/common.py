@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import signal
 import sys
 import time
@@ -115,3 +116,17 @@ def run_program(
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     print(f"{name}: {message}", file=sys.stderr)
     return BAD_INPUT
+
+
+def package_versions() -> dict[str, str]:
+    """Return what a record says the numbers were computed with; imports TensorFlow."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from cascade_keras import carlini_wagner, data, diagnosis, figures, matrix, summary
+from cascade_keras.cli.common import package_versions
 from cascade_keras.cli.evaluate import DIAGNOSIS, LARGEST_EPSILON
 from cascade_keras.diagnosis import Cell
 from cascade_keras.errors import InputError
@@ -63,13 +61,14 @@ class Evaluation:
                     network = self._load(path, flag)
                 except InputError as error:
                     raise InputError(f"--{flag}: {error}") from error
-                name = self._name_of(network)
+                probed = network.on_probes(self.shape)
+                name = self._name_of(network, probed)
                 if name in names:
                     raise InputError(
                         f"--{flag}: {paths[name]} and {network.path} are the same network; name "
                         "it once"
                     )
-                names.append(name or self._register(network, path, paths))
+                names.append(name or self._register(network, probed, path, paths))
                 if flag == "target":
                     kept[names[-1]] = network
         self.targets, self.sources = found["target"], found["source"]
@@ -86,9 +85,9 @@ class Evaluation:
     def _load(self, path: str, flag: str) -> Source:
         """Load a network and check that it can be what the flag says."""
         network = load_source(path)
-        self.shape = self.shape or self._image_shape(network)
+        self.shape = self.shape or self.preset.network_shape(network.input_shape)
         own = tuple(network.input_shape)
-        if None not in own and own != self.shape:
+        if None not in own and own != self.shape and self.records:
             raise InputError(
                 f"{network.path} takes images of shape {own}, {self.chosen['target'][0]} of shape "
                 f"{self.shape}; evaluate them apart"
@@ -97,36 +96,27 @@ class Evaluation:
         check(self.shape, self.preset.num_classes)
         return network
 
-    def _name_of(self, network: Source) -> str | None:
+    def _name_of(self, network: Source, probed: np.ndarray) -> str | None:
         """Return the name of the network if it is one that was loaded before.
 
         Equal weights are not enough: a layer without weights, such as a scale, makes another
         network of them.
         """
-        logits = network.on_probes(self.shape)
         for name, weights_hash, known in self._known:
-            same = np.allclose(logits, known, rtol=1e-3, atol=1e-3)
+            same = np.allclose(probed, known, rtol=1e-3, atol=1e-3)
             if weights_hash == network.weights_hash and same:
                 return name
         return None
 
-    def _register(self, network: Source, path: str, paths: dict[str, pathlib.Path]) -> str:
+    def _register(
+        self, network: Source, probed: np.ndarray, path: str, paths: dict[str, pathlib.Path]
+    ) -> str:
         """Give a network its name, and keep what the report says of it."""
         name = network.name if network.name not in paths else str(path)
         paths[name] = network.path
-        self._known.append((name, network.weights_hash, network.on_probes(self.shape)))
+        self._known.append((name, network.weights_hash, probed))
         self._record(name, network)
         return name
-
-    def _image_shape(self, network: Source) -> tuple[int, ...]:
-        """Return the shape of the images that this network, the first one, is given."""
-        height, width, channels = self.preset.image_shape
-        side = network.input_shape[0] if len(network.input_shape) == 3 else None
-        # Another size than the dataset's is cut out of the middle, as in training.
-        side = side if side and side <= min(height, width) else self.preset.crop
-        shape = (side, side, channels)
-        network.check_outputs(shape, self.preset.num_classes)
-        return shape
 
     def _record(self, name: str, network: Source) -> None:
         recipe = network.provenance.get("recipe", {})
@@ -280,12 +270,7 @@ class Evaluation:
             "inference_noise": chosen["inference_noise"],
             "diagnosis_images": self.diagnosed,
             **{name: chosen[name] for name in cw},
-            "versions": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "tensorflow": tf.__version__,
-                "keras": keras.__version__,
-            },
+            "versions": package_versions(),
         }
 
     # Running, and what follows from it.
@@ -357,7 +342,7 @@ class Evaluation:
             "dataset_fingerprint": self.fingerprint,
             "batch_size": chosen["batch_size"],
             "seconds": self.report.add_seconds(self.clock.seconds),
-            "versions": self._config()["versions"],
+            "versions": package_versions(),
         }
 
     def _diagnose(self, correct: Mapping) -> dict:

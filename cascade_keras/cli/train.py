@@ -17,14 +17,13 @@ import dataclasses
 import errno
 import functools
 import pathlib
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from cascade_keras.cli.cascade import Cascade, check_unchanged, load_sources, record_sources
-from cascade_keras.cli.common import run_program
+from cascade_keras.cli.common import package_versions, run_program
 from cascade_keras.cli.train_flags import (
     OPERATIONAL,
     PAIR_LOSSES,
@@ -78,7 +77,7 @@ def _train(run, chosen: dict, decisive: dict) -> int:
         "flags": decisive,
         "seed": chosen["seed"],
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
-        "versions": _versions(),
+        "versions": package_versions(),
     }
     cascade = None
     if sources["cascade_source"]:
@@ -122,19 +121,6 @@ def _train(run, chosen: dict, decisive: dict) -> int:
     if saved:
         print(f"saved as {saved}")
     return 0
-
-
-def _versions() -> dict[str, str]:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-    }
 
 
 def _load_sources(run, chosen: dict, before: dict) -> dict[str, list]:
