@@ -35,7 +35,8 @@ import rich.console
 import rich.table
 import tensorflow as tf
 
-from cascade_keras import attacks, carlini_wagner, data
+from cascade_keras import attacks, data
+from cascade_keras.attacks import carlini_wagner
 from cascade_keras.sources import load_source
 
 DESCENT, GRID, ART = "descent", "grid", "ART"

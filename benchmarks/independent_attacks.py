@@ -54,8 +54,8 @@ from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod, Projec
 from art.estimators.classification import TensorFlowV2Classifier
 
 from cascade_keras import attacks, data, evaluation
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS
 from cascade_keras.sources import load_source
 
 CLOSE = 1e-6  # images in [0, 1] that differ by no more are equal
@@ -355,9 +355,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Load the network and its images and compare each attack."""
     source = load_source(args.network)
     name = args.dataset or source.provenance.get("dataset", {}).get("name")
-    if name not in PRESETS:
+    if name not in DATASETS:
         raise InputError(
-            f"--dataset: {source.name} does not record it; one of {', '.join(PRESETS)}"
+            f"--dataset: {source.name} does not record it; one of {', '.join(DATASETS)}"
         )
     dataset = data.load(name, args.data_dir)
     side = source.input_shape[0] or dataset.preset.crop

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="flags of bin/train")
     args = parser.parse_args()
     import_tensorflow()
-    from cascade_keras.dashboard import Dashboard
+    from cascade_keras.runs.dashboard import Dashboard
 
     timer = Timer()
     for name in ("__init__", "open", "look", "finish", "close"):

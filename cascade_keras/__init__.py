@@ -5,48 +5,32 @@ Names a user needs most are offered here and imported on first use, so that prog
 ``--help`` before TensorFlow is loaded.
 """
 
-from __future__ import annotations
+from cascade_keras.lazy import exports
 
-import importlib
-
-_HOME = {
+_HOMES = {
     "AdversarialTrainer": "training",
     "InputError": "errors",
-    "StopOnDivergence": "callbacks",
-    "evaluate": "evaluation",
+    "StopOnDivergence": "runs.callbacks",
+    "evaluate": "evaluation.crafting",
     "export_saved_model": "export",
-    "lenet": "models",
+    "lenet": "models.networks",
     "load_source": "sources",
-    "resnet": "models",
+    "resnet": "models.networks",
+    "attacks": "",
+    "bank": "",
+    "cascade": "",
+    "data": "",
+    "draws": "",
+    "evaluation": "",
+    "export": "",
+    "figures": "",
+    "files": "",
+    "losses": "",
+    "models": "",
+    "runs": "",
+    "sources": "",
+    "training": "",
 }
-_MODULES = (
-    "analysis",
-    "attacks",
-    "bank",
-    "carlini_wagner",
-    "cascade",
-    "data",
-    "diagnosis",
-    "evaluation",
-    "export",
-    "figures",
-    "losses",
-    "matrix",
-    "models",
-    "sources",
-    "training",
-)
-__all__ = sorted([*_HOME, *_MODULES])
+__all__ = sorted(_HOMES)
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str):
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = exports(__name__, _HOMES)

@@ -12,10 +12,8 @@ one. Iterates of whole steps and epsilons are whole pixel values, so uint8 loses
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pathlib
 import shutil
 from collections.abc import Callable, Sequence
 
@@ -24,7 +22,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks, cascade
 from cascade_keras.errors import InputError
-from cascade_keras.runs import nearest_existing, write_atomically, write_json
+from cascade_keras.files import Lock, expand, nearest_existing, reserve, write_json
 
 # Images a batch: larger ones are little faster, and a kill loses what was made of one.
 SHARD_SIZE = 256
@@ -98,7 +96,7 @@ class Bank:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path).expanduser()
+        self.path = expand(path)
         self.images_file = self.path / "images.npy"
         self._labels_file = self.path / "labels.npy"
         self._json_file = self.path / "bank.json"
@@ -219,10 +217,11 @@ class Bank:
         if not self.exists:
             self._check_place(shape)
         self.path.mkdir(parents=True, exist_ok=True)
-        directory = os.open(self.path, os.O_RDONLY)
         try:
-            # The kernel drops the lock with the process, however it ends.
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = Lock(self.path)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path} is being crafted by another process") from error
+        with lock:
             if not self.exists:
                 names = {"source": source_name, "dataset": dataset_name}
                 state = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
@@ -233,10 +232,6 @@ class Bank:
                 self._allocate(labels)
                 self.load()
             self._craft_shards(logits_fn, images, labels, progress)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path} is being crafted by another process") from error
-        finally:
-            os.close(directory)
 
     def _check_place(self, shape: Sequence[int]) -> None:
         """Refuse a place where a bank of this shape cannot be begun."""
@@ -252,16 +247,9 @@ class Bank:
 
     def _allocate(self, labels: np.ndarray) -> None:
         """Reserve the whole file now, so that the disk cannot be full half-way."""
-
-        def write(temporary: pathlib.Path) -> None:
-            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(self.record["shape"])}
-            with open(temporary, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                os.posix_fallocate(file.fileno(), file.tell(), int(np.prod(header["shape"])))
-
         try:
             np.save(self._labels_file, labels.astype(np.int32))
-            write_atomically(self.images_file, write)
+            reserve(self.images_file, self.record["shape"], "uint8")
         except OSError:
             # Nothing is crafted yet: leave nothing behind.
             for file in (self._labels_file, self._json_file):

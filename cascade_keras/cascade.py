@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks
+from cascade_keras import attacks, draws
 
 _DRAW, _ENSEMBLE = 2, 3  # what a seed is used for; data.py has 0 and 1
 _SAMPLE = 1 << 16  # draws of which the expected number of iterations is the mean
@@ -39,17 +39,17 @@ def draw(
         count: number of images.
         num_sources: sources are numbered from 0.
         max_epsilon: in 0..255 units, 1 or above.
-        sampling: a name of ``attacks.EPSILON_SAMPLINGS``.
+        sampling: a name of ``draws.EPSILON_SAMPLINGS``.
 
     Returns:
         The numbers of the sources and the epsilons, whole numbers of 1..floor(max_epsilon): two
         int32 (count,).
     """
-    seeds = tf.random.split(_key(seed, step, _DRAW), 2, alg=attacks.GENERATOR)
+    seeds = tf.random.split(_key(seed, step, _DRAW), 2, alg=draws.GENERATOR)
     source = tf.random.stateless_uniform(
-        [count], seeds[0], 0, num_sources, tf.int32, alg=attacks.GENERATOR
+        [count], seeds[0], 0, num_sources, tf.int32, alg=draws.GENERATOR
     )
-    drawn = attacks.sample_epsilon(sampling, count, max_epsilon, seeds[1])
+    drawn = draws.sample_epsilon(sampling, count, max_epsilon, seeds[1])
     epsilon = tf.minimum(tf.cast(drawn, tf.int32), math.floor(max_epsilon) - 1) + 1
     return source, epsilon
 
@@ -57,12 +57,12 @@ def draw(
 def draw_attacker(seed: int, step: tf.Tensor, num_sources: int) -> tf.Tensor:
     """Draw which network a step's one-step images come from: 0, itself, or 1..num_sources."""
     return tf.random.stateless_uniform(
-        [], _key(seed, step, _ENSEMBLE), 0, num_sources + 1, tf.int32, alg=attacks.GENERATOR
+        [], _key(seed, step, _ENSEMBLE), 0, num_sources + 1, tf.int32, alg=draws.GENERATOR
     )
 
 
 def _key(seed: int, step: tf.Tensor, purpose: int) -> tf.Tensor:
-    return tf.random.fold_in([seed, purpose], tf.cast(step, tf.int32), alg=attacks.GENERATOR)
+    return tf.random.fold_in([seed, purpose], tf.cast(step, tf.int32), alg=draws.GENERATOR)
 
 
 def craft(

@@ -1,9 +1,37 @@
 """What a user got wrong, said in one line."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
-    """A flag, file or dataset that cannot be used; the message is one line for the user.
+    """An argument, setting, file or dataset that cannot be used; its text is one line for the user.
 
-    It names the flag or file, what was wrong, and what would be right. Programs print it after
-    their own name and exit with code 2.
+    It says what was wrong and what would be right. Programs print it after their own name, with
+    the setting written as its flag, and exit with code 2.
+
+    Attributes:
+        message: without the setting's name.
+        setting: the setting or argument that it is about, None where it is about none.
     """
+
+    def __init__(self, message: str, setting: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.setting = setting
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.message}" if self.setting else self.message
+
+
+@contextlib.contextmanager
+def about(setting: str) -> Iterator[None]:
+    """Say of every ``InputError`` inside that names no setting that it is about this one."""
+    try:
+        yield
+    except InputError as error:
+        if error.setting is not None:
+            raise
+        raise InputError(error.message, setting) from error

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -29,8 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from cascade_keras.errors import InputError
+from cascade_keras.files import PARTIAL, Lock, expand, flush, nearest_existing
 from cascade_keras.provenance import PROVENANCE_FILE, locate, weights_hash
-from cascade_keras.runs import nearest_existing
 
 if typing.TYPE_CHECKING:
     import keras
@@ -42,7 +41,6 @@ SIGNATURES = ("serving_default", "raw", "serve")
 WARMUP_FILE = PROVENANCE_FILE.with_name("tf_serving_warmup_requests")
 WARMUP_BATCHES = (1, 32)
 _PIXEL_VALUES = 256
-_PARTIAL = ".partial-"  # no number, so no server takes it for a version
 # Versions that agree in these are the same network: exporting it again adds nothing.
 _IDENTITY = (
     "weights_hash",
@@ -79,7 +77,7 @@ def check_output(output: str | os.PathLike) -> None:
     Raises:
         InputError: it is a file, a version, a run, or cannot be written in.
     """
-    base = pathlib.Path(output).expanduser()
+    base = expand(output)
     if base.exists() and not base.is_dir():
         raise InputError(f"{base} is a file; name a folder, the versions are made inside it")
     if (base / "saved_model.pb").exists():
@@ -121,7 +119,7 @@ def export_saved_model(
             returns something else.
         OSError: the disk is full or the like; nothing is left behind.
     """
-    base = pathlib.Path(output).expanduser()
+    base = expand(output)
     check_output(base)
     network = getattr(network, "network", network)
     input_shape = _input_shape(network)
@@ -296,9 +294,9 @@ def _holds(version: pathlib.Path, record: dict) -> bool:
 @contextlib.contextmanager
 def _exclusive(base: pathlib.Path) -> Iterator[None]:
     """Keep other exports out of the folder; make it, and unmake it where the export fails."""
-    made, descriptor = _lock(base)
+    made, lock = _lock(base)
     try:
-        for stale in base.glob(f"{_PARTIAL}*"):
+        for stale in base.glob(f"{PARTIAL}*"):
             shutil.rmtree(stale)
         yield
     except BaseException:
@@ -307,10 +305,10 @@ def _exclusive(base: pathlib.Path) -> Iterator[None]:
                 folder.rmdir()
         raise
     finally:
-        os.close(descriptor)
+        lock.close()
 
 
-def _lock(base: pathlib.Path) -> tuple[list[pathlib.Path], int]:
+def _lock(base: pathlib.Path) -> tuple[list[pathlib.Path], Lock]:
     """Wait for the folder's lock; return the folders made for it, and what holds the lock."""
     while True:
         made = [folder for folder in (base, *base.parents) if not folder.exists()]
@@ -319,15 +317,12 @@ def _lock(base: pathlib.Path) -> tuple[list[pathlib.Path], int]:
         except OSError as error:
             raise _not_writable((made or [base])[-1].parent) from error
         try:
-            descriptor = os.open(base, os.O_RDONLY)
+            lock = Lock(base, wait=True)
         except FileNotFoundError:
             continue  # an export that failed took away the folder that it had made
-        # The kernel drops the lock with the process, however it ends.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), base.stat()):
-                return made, descriptor
-        os.close(descriptor)
+        if lock.still_there:
+            return made, lock
+        lock.close()
 
 
 @contextlib.contextmanager
@@ -335,14 +330,14 @@ def _published(version: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give a folder to write in, which becomes the version when all of it is on the disk."""
     import tensorflow as tf
 
-    partial = version.with_name(_PARTIAL + version.name)
+    partial = version.with_name(PARTIAL + version.name)
     try:
         yield partial
         for folder, _, files in os.walk(partial):
             for name in (*files, "."):
-                _flush(os.path.join(folder, name))
+                flush(os.path.join(folder, name))
         partial.rename(version)
-        _flush(version.parent)
+        flush(version.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -351,14 +346,6 @@ def _published(version: pathlib.Path) -> Iterator[pathlib.Path]:
             reason = error.message.splitlines()[0].rpartition("; ")[2]
             raise OSError(errno.EIO, reason, str(version)) from error
         raise
-
-
-def _flush(path: str | os.PathLike) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _not_writable(folder: pathlib.Path) -> InputError:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 # Importing the layers makes them known to Keras's loader.
-from cascade_keras import attacks, layers  # noqa: F401
+from cascade_keras import attacks, draws, layers  # noqa: F401
 from cascade_keras.errors import InputError
 from cascade_keras.provenance import Location, locate, weights_hash
 
@@ -130,7 +130,7 @@ class Source:
 
 def _probes(image_shape: Sequence[int]) -> tf.Tensor:
     """Return random images on which a network is tried out."""
-    return tf.random.stateless_uniform([_PROBES, *image_shape], (0, 0), alg=attacks.GENERATOR)
+    return tf.random.stateless_uniform([_PROBES, *image_shape], (0, 0), alg=draws.GENERATOR)
 
 
 def load_source(

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from cascade_keras import attacks, cascade, losses
+from cascade_keras import attacks, cascade, draws, losses
 from cascade_keras.errors import InputError
 
 # What an argument given by name can be; numbers are checked in _check.
 CHOICES = {
     "loss": ("standard", "kurakin", "bidirectional", "pivot"),
     "attack": tuple(attacks.STEP_ATTACKS),
-    "epsilon_sampling": attacks.EPSILON_SAMPLINGS,
+    "epsilon_sampling": draws.EPSILON_SAMPLINGS,
     "distance_norm": (1, 2),
     "embedding_normalization": ("none", "unit", "variance"),
     "pivot_guard": ("none", "fixed_scale"),
@@ -90,7 +90,7 @@ class AdversarialTrainer(keras.Model):
             grow without bound, see ``losses.fix_scale``; "none" is the formula as printed.
         paired_weight: weight of clean images that have an adversarial partner in the cross entropy.
         attack: name of a one-step attack of ``attacks.STEP_ATTACKS``.
-        epsilon_sampling: see ``attacks.sample_epsilon``.
+        epsilon_sampling: see ``draws.sample_epsilon``.
         per_pixel_epsilon: jitter epsilon by N(0, 1) in every value of an image.
         sparsity: per cent of the values of an image that the attack perturbs.
         weight_decay: d in d / 2 * sum(w^2), over convolution and dense kernels only.
@@ -262,14 +262,12 @@ class AdversarialTrainer(keras.Model):
         return tf.concat([self._one_step(images[:own], labels[:own], step), crafted], axis=0)
 
     def _one_step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3, alg=attacks.GENERATOR)
-        epsilon = attacks.sample_epsilon(
+        seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3, alg=draws.GENERATOR)
+        epsilon = draws.sample_epsilon(
             self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, seeds[0]
         )
         if self.per_pixel_epsilon:
-            epsilon = attacks.jitter_per_pixel(
-                epsilon, tf.shape(images), self.max_epsilon, seeds[1]
-            )
+            epsilon = draws.jitter_per_pixel(epsilon, tf.shape(images), self.max_epsilon, seeds[1])
 
         def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
             return lambda: self._attack(

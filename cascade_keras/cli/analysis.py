@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cascade_keras import analysis, carlini_wagner, data, figures
+from cascade_keras import data, figures
+from cascade_keras.attacks import carlini_wagner
 from cascade_keras.cli.analyze import SUFFIXES
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS
-from cascade_keras.runs import write_atomically
+from cascade_keras.figures import measures as analysis
+from cascade_keras.files import write_atomically
 from cascade_keras.sources import Source, load_source
 
 Arrays = dict[str, np.ndarray]
@@ -45,7 +47,7 @@ class Plot(abc.ABC):
 
     def __init__(self, chosen: Mapping):
         self.chosen = chosen
-        self.preset = PRESETS[chosen["dataset"]]
+        self.preset = DATASETS[chosen["dataset"]]
         self._load_networks()
         dataset = data.load(chosen["dataset"], chosen["data_dir"])
         self.fingerprint = dataset.fingerprint

@@ -34,10 +34,10 @@ from absl import flags
 
 from cascade_keras.cli.cascade import named_twice, recorded_dataset
 from cascade_keras.cli.common import check, comma_list, run_program, show_progress
+from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS, Preset
+from cascade_keras.files import check_writable
 from cascade_keras.provenance import locate
-from cascade_keras.runs import check_writable
 from cascade_keras.startup import import_tensorflow
 
 STEP_ATTACKS = ("step_ll", "step_fgsm", "step_rand", "step_both")
@@ -48,33 +48,33 @@ SUFFIXES = (".npz", ".txt", ".png", ".pdf")
 DISTANCE_LOSSES = ("pivot", "bidirectional")
 
 
-def _ladder(preset: Preset) -> tuple[float, ...]:
+def _ladder(preset: DatasetSpec) -> tuple[float, ...]:
     """Return about 16 whole epsilons up to the dataset's largest."""
     step = 1 if preset.max_epsilon <= 20 else 4
     return tuple(range(step, int(preset.max_epsilon) + 1, step))
 
 
-def _both_sides(preset: Preset) -> tuple[float, ...]:
+def _both_sides(preset: DatasetSpec) -> tuple[float, ...]:
     upwards = _ladder(preset)
     return (*(-epsilon for epsilon in reversed(upwards)), 0, *upwards)
 
 
-def _trace(preset: Preset) -> tuple[float, ...]:
+def _trace(preset: DatasetSpec) -> tuple[float, ...]:
     """Return the paper's 0, 8, ..., 76 of MNIST, 0, 2, ..., 16 of CIFAR."""
     largest = int(preset.max_epsilon)
     return (*range(0, largest, 2 if largest <= 20 else 8), largest)
 
 
-def _small_and_large(preset: Preset) -> tuple[float, ...]:
+def _small_and_large(preset: DatasetSpec) -> tuple[float, ...]:
     return (4 if preset.max_epsilon <= 20 else 32, preset.max_epsilon)
 
 
-def _all_sizes(preset: Preset) -> tuple[float, ...]:
+def _all_sizes(preset: DatasetSpec) -> tuple[float, ...]:
     """Return 0 to 255, close to each other where networks begin to fail."""
     return (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 
 
-def _thresholds(preset: Preset) -> tuple[float, ...]:
+def _thresholds(preset: DatasetSpec) -> tuple[float, ...]:
     """Return the epsilons above which the paper counts images."""
     return (2, 4) if preset.max_epsilon <= 20 else (preset.max_epsilon,)
 
@@ -92,7 +92,7 @@ class Kind:
         options: flags that it takes beside those of every figure.
     """
 
-    epsilons: Callable[[Preset], tuple[float, ...]]
+    epsilons: Callable[[DatasetSpec], tuple[float, ...]]
     lowest: float = 0.0
     above_zero: bool = False
     num_images: int = 128
@@ -147,7 +147,11 @@ def _define_what(values: flags.FlagValues) -> None:
     flags.DEFINE_list("model", None, "The networks, in the order they are drawn.", required=True,
                       **on)  # fmt: skip
     flags.DEFINE_enum(
-        "dataset", None, list(PRESETS), "Whose images; default: what the first model learned.", **on
+        "dataset",
+        None,
+        list(DATASETS),
+        "Whose images; default: what the first model learned.",
+        **on,
     )
     flags.DEFINE_string("data_dir", None, "TensorFlow Datasets' directory.", **on)
     flags.DEFINE_enum("split", "test", ["test", "train"], "Of the dataset.", **on)
@@ -248,10 +252,10 @@ def resolve(values: flags.FlagValues) -> dict:
     _check_models(chosen, kind)
     dataset = recorded_dataset([("model", path) for path in chosen["model"]])
     chosen["dataset"] = chosen["dataset"] or dataset
-    if chosen["dataset"] not in PRESETS:
+    if chosen["dataset"] not in DATASETS:
         raise InputError(
             f"--dataset: {chosen['model'][0]} does not record what it learned; "
-            f"name one of {', '.join(PRESETS)}"
+            f"name one of {', '.join(DATASETS)}"
         )
     _resolve_epsilons(chosen, kind)
     chosen["attack"] = chosen["attack"] or list(kind.attacks)
@@ -321,7 +325,7 @@ def recorded_distance_weight(path: str) -> float:
 
 def _resolve_epsilons(chosen: dict, kind: Kind) -> None:
     given = chosen["epsilons"]
-    epsilons = parse_epsilons(given) if given else kind.epsilons(PRESETS[chosen["dataset"]])
+    epsilons = parse_epsilons(given) if given else kind.epsilons(DATASETS[chosen["dataset"]])
     chosen["epsilons"] = list(map(float, epsilons))
     lowest = chosen["epsilons"][0]
     if lowest < kind.lowest or (kind.above_zero and lowest <= 0):

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Sequence
 
 from cascade_keras.cli.common import show_progress
+from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError
-from cascade_keras.presets import Preset
 from cascade_keras.provenance import locate
 
 
@@ -36,7 +36,7 @@ def recorded_dataset(networks: Sequence[tuple[str, str]]) -> str | None:
     return None
 
 
-def load_sources(flag: str, paths: Sequence[str], image_shape: Sequence[int], preset: Preset):
+def load_sources(flag: str, paths: Sequence[str], image_shape: Sequence[int], preset: DatasetSpec):
     """Load the networks that a flag names and check that they fit the dataset.
 
     Args:

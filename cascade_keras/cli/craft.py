@@ -18,8 +18,8 @@ from absl import flags
 from cascade_keras import provenance
 from cascade_keras.cli.cascade import default_bank
 from cascade_keras.cli.common import check, comma_list, run_program, show_progress
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS
 from cascade_keras.startup import import_tensorflow
 
 ATTACKS = ("iter_fgsm", "iter_ll", "step_ll", "step_fgsm", "step_both", "step_rand")
@@ -31,7 +31,7 @@ def build_flags() -> flags.FlagValues:
     on = {"flag_values": values}
     flags.DEFINE_string("source", None, "The network to attack.", required=True, **on)
     flags.DEFINE_enum(
-        "dataset", None, list(PRESETS), "Whose images; default: what the source learned.", **on
+        "dataset", None, list(DATASETS), "Whose images; default: what the source learned.", **on
     )
     flags.DEFINE_string("data_dir", None, "TensorFlow Datasets' directory.", **on)
     flags.DEFINE_enum("split", "train", ["train", "test"], "Of the dataset.", **on)
@@ -87,16 +87,16 @@ def craft(values: flags.FlagValues) -> None:
     except InputError as error:
         raise InputError(f"--source: {error}") from error
     name = chosen["dataset"] or location.provenance.get("dataset", {}).get("name")
-    if name not in PRESETS:
+    if name not in DATASETS:
         raise InputError(
             f"--dataset: {location.path} does not record what it learned; "
-            f"name one of {', '.join(PRESETS)}"
+            f"name one of {', '.join(DATASETS)}"
         )
     import_tensorflow()
     from cascade_keras import bank, cascade, data
     from cascade_keras.sources import load_source
 
-    preset = PRESETS[name]
+    preset = DATASETS[name]
     try:
         source = load_source(chosen["source"])
         crop = source.input_shape[0] or preset.crop

@@ -21,8 +21,8 @@ from absl import flags
 from cascade_keras.cli.cascade import named_twice, recorded_dataset
 from cascade_keras.cli.common import check, run_program, show_progress
 from cascade_keras.cli.train_flags import are_epsilons
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS
 from cascade_keras.startup import import_tensorflow
 
 STEP_ATTACKS = ("step_ll", "step_fgsm", "step_both", "step_rand")
@@ -56,7 +56,7 @@ def _define_what(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "dataset",
         None,
-        list(PRESETS),
+        list(DATASETS),
         "Whose images; default: what the first target learned.",
         **on,
     )
@@ -151,12 +151,12 @@ def resolve(values: flags.FlagValues) -> dict:
     networks = [(flag, path) for flag in ("target", "source") for path in chosen[flag]]
     recorded = recorded_dataset(networks)
     chosen["dataset"] = chosen["dataset"] or recorded
-    if chosen["dataset"] not in PRESETS:
+    if chosen["dataset"] not in DATASETS:
         raise InputError(
             f"--dataset: {chosen['target'][0]} does not record what it learned; "
-            f"name one of {', '.join(PRESETS)}"
+            f"name one of {', '.join(DATASETS)}"
         )
-    preset = PRESETS[chosen["dataset"]]
+    preset = DATASETS[chosen["dataset"]]
     chosen["epsilon"] = _numbers(chosen["epsilon"] or [preset.max_epsilon])
     chosen["cw_threshold"] = _numbers(chosen["cw_threshold"] or chosen["epsilon"])
     if chosen["output"] is None:
@@ -171,7 +171,7 @@ def _numbers(texts: Sequence) -> list[float]:
 
 def evaluate(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
-    from cascade_keras.report import Report
+    from cascade_keras.evaluation.report import Report
 
     chosen = resolve(values)
     report = Report(chosen["output"])
@@ -192,7 +192,7 @@ def print_report(content: dict, report) -> None:
     import rich.console
     import rich.table
 
-    from cascade_keras.summary import grid
+    from cascade_keras.evaluation.summary import grid
 
     console = rich.console.Console(highlight=False)
     headings, rows = grid(content)

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from cascade_keras import carlini_wagner, data, diagnosis, figures, matrix, summary
+from cascade_keras import data, figures
+from cascade_keras.attacks import carlini_wagner
 from cascade_keras.cli.common import package_versions
 from cascade_keras.cli.evaluate import DIAGNOSIS, LARGEST_EPSILON
-from cascade_keras.diagnosis import Cell
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS
-from cascade_keras.report import Report, file_name
+from cascade_keras.evaluation import diagnosis, summary
+from cascade_keras.evaluation import tasks as matrix
+from cascade_keras.evaluation.diagnosis import Cell
+from cascade_keras.evaluation.report import Report, file_name
 from cascade_keras.sources import Source, load_source
 
 _DIAGNOSIS_PGD = {"steps": 40, "restarts": 1, "objective": "margin"}
@@ -32,7 +35,7 @@ class Evaluation:
 
     def __init__(self, chosen: Mapping, report: Report):
         self.chosen, self.report = chosen, report
-        self.preset = PRESETS[chosen["dataset"]]
+        self.preset = DATASETS[chosen["dataset"]]
         self._load_networks()
         dataset = data.load(chosen["dataset"], chosen["data_dir"])
         images, labels = getattr(dataset, chosen["split"])

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from cascade_keras.cli.common import run_program
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
-from cascade_keras.presets import PRESETS
 from cascade_keras.provenance import saved_versions
-from cascade_keras.runs import Run
+from cascade_keras.runs.run import Run
 from cascade_keras.startup import import_tensorflow
 
 NAME = "export"
@@ -82,7 +82,7 @@ def read_run(run: Run) -> tuple[dict, tuple[int, int, int]]:
     config, metrics = (_read(run.path / name) for name in ("config.json", "metrics.json"))
     try:
         provenance = provenance_of_run(config, metrics["steps"], metrics["results"])
-        return provenance, PRESETS[config["flags"]["dataset"]].image_shape
+        return provenance, DATASETS[config["flags"]["dataset"]].image_shape
     except (KeyError, TypeError) as error:
         raise InputError(
             f"--run: {run.path}: config.json or metrics.json is not bin/train's "

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from cascade_keras.cli.common import progress_bar, run_program
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS
 
 NAME = "prepare_data"
 
@@ -31,7 +31,7 @@ def build_flags() -> flags.FlagValues:
     """Return the program's flags."""
     values = flags.FlagValues()
     flags.DEFINE_enum(
-        "dataset", None, list(PRESETS), "The dataset.", required=True, flag_values=values
+        "dataset", None, list(DATASETS), "The dataset.", required=True, flag_values=values
     )
     flags.DEFINE_string(
         "archive_dir", None, "Directory with the official archives.", flag_values=values
@@ -54,7 +54,7 @@ def _program(values: flags.FlagValues) -> None:
 
     import tensorflow_datasets as tfds
 
-    from cascade_keras import archives
+    from cascade_keras.data import archives
 
     tfds.disable_progress_bar()
     with progress_bar() as progress:

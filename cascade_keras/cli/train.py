@@ -32,15 +32,15 @@ from cascade_keras.cli.train_flags import (
     build_flags,
     resolve,
 )
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
-from cascade_keras.presets import PRESETS
 from cascade_keras.startup import import_tensorflow
 
 
 def train(values: flags.FlagValues) -> int:
     """Run the program with parsed flags; returns the exit code."""
-    from cascade_keras.runs import Run
+    from cascade_keras.runs.run import Run
 
     chosen = resolve(values)
     run = Run(pathlib.Path(chosen["runs_dir"]) / chosen["name"])
@@ -125,7 +125,7 @@ def _train(run, chosen: dict, decisive: dict) -> int:
 
 def _load_sources(run, chosen: dict, before: dict) -> dict[str, list]:
     """Load the sources of each flag; a run that goes on gets those it was started with."""
-    preset = PRESETS[chosen["dataset"]]
+    preset = DATASETS[chosen["dataset"]]
     shape = (chosen["crop"], chosen["crop"], preset.image_shape[-1])
     sources = {}
     for flag in SOURCE_FLAGS:
@@ -173,7 +173,7 @@ def _dashboard(writer, run, chosen: dict, trainer, dataset) -> contextlib.Abstra
         return contextlib.nullcontext()
 
     from cascade_keras import data
-    from cascade_keras.dashboard import Dashboard
+    from cascade_keras.runs.dashboard import Dashboard
 
     images, labels = (part[: chosen["tensorboard_images"]] for part in dataset.test)
     return contextlib.closing(
@@ -192,7 +192,7 @@ def _dashboard(writer, run, chosen: dict, trainer, dataset) -> contextlib.Abstra
 
 def _expected_steps(chosen: dict) -> float:
     """Return how many training steps take as long as a look at the test images, roughly."""
-    from cascade_keras.dashboard import expected_steps
+    from cascade_keras.runs.dashboard import expected_steps
 
     return expected_steps(
         chosen["tensorboard_images"],
@@ -204,7 +204,7 @@ def _expected_steps(chosen: dict) -> float:
 
 def _is_long(chosen: dict) -> bool:
     """Whether the schedule is long enough for attacks that are made for TensorBoard only."""
-    from cascade_keras.callbacks import Looks
+    from cascade_keras.runs.callbacks import Looks
 
     asked = chosen["tensorboard_steps"] > 0
     return asked or _expected_steps(chosen) <= Looks.SHARE * chosen["steps"]
@@ -214,7 +214,8 @@ def _fit(run, chosen: dict, trainer, dataset, partners, first_step: int, writer,
     """Train what is left of the schedule; return the exit code if a signal ended it, else 0."""
     import tensorflow as tf
 
-    from cascade_keras import callbacks, data
+    from cascade_keras import data
+    from cascade_keras.runs import callbacks
 
     last_step = chosen["steps"]
     if first_step:
@@ -283,7 +284,7 @@ def _export(run, chosen: dict, network, results: list[dict]) -> pathlib.Path:
         network,
         pathlib.Path(chosen["saved_dir"]) / chosen["name"],
         provenance_of_run(run.read_config(), chosen["steps"], results),
-        image_shape=PRESETS[chosen["dataset"]].image_shape,
+        image_shape=DATASETS[chosen["dataset"]].image_shape,
     )
 
 

@@ -8,8 +8,9 @@ from absl import flags
 
 from cascade_keras.cli.cascade import named_twice, recorded_dataset
 from cascade_keras.cli.common import check, comma_list
+from cascade_keras.data.specs import DATASETS, scaled_boundaries
 from cascade_keras.errors import InputError
-from cascade_keras.presets import PRESETS, parse_model_name, scaled_boundaries
+from cascade_keras.models.specs import parse_model_name
 
 # Flags that do not change what a run computes: they may differ when it is resumed.
 OPERATIONAL = {
@@ -52,7 +53,7 @@ def _define_what(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "dataset",
         None,
-        list(PRESETS),
+        list(DATASETS),
         "What to learn; default: what the first source learned, digits without sources.",
         **on,
     )
@@ -350,7 +351,7 @@ def resolve(values: flags.FlagValues) -> dict:
     if chosen["dataset"] is None:
         networks = [(flag, path) for flag in SOURCE_FLAGS for path in chosen[flag]]
         chosen["dataset"] = recorded_dataset(networks) or "digits"
-    preset = PRESETS[chosen["dataset"]]
+    preset = DATASETS[chosen["dataset"]]
     for name in ("max_epsilon", "steps", "normalization", "crop"):
         if chosen[name] is None:
             chosen[name] = getattr(preset, name)

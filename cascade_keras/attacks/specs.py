@@ -1,0 +1,181 @@
+"""One row an attack: what programs, reports, figures and the diagnosis know of it.
+
+Needs no TensorFlow. An attack is added by one row and one function::
+
+    attacks.register(AttackSpec("my_attack", ONE_STEP, my_function))
+
+after which it can be trained with, evaluated, banked and drawn like the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# What a row's function is, and so how it is called for several epsilons at once.
+ONE_STEP = "one step"  # f(logits_fn, images, labels, epsilon): a training attack too
+ITERATIVE = "iterative"  # whole-pixel steps whose first ones several epsilons share: see ladder
+SEARCH = "search"  # one epsilon at a time, a compiled function of tensors
+SUITE = "suite"  # one epsilon at a time, a Python function of arrays
+MINIMAL = "minimal"  # the smallest epsilon of each image instead of images at given ones
+KINDS = (ONE_STEP, ITERATIVE, SEARCH, SUITE, MINIMAL)
+
+FORWARD = 1 / 3  # of the time of a gradient
+_CW_GRADIENTS = 1_000  # an image takes about so many by descent; for the time left only
+_AUTOATTACK_STAGES = 10  # that take gradients
+
+
+def iteration_count(epsilon: float) -> int:
+    """Return N = floor(min(eps + 4, 1.25 eps)), the paper's number of steps."""
+    return math.floor(min(epsilon + 4, 1.25 * epsilon))
+
+
+def ladder_gradients(epsilons: Sequence[float]) -> int:
+    """Return how many gradients of each image ``ladder`` takes, in steps of one pixel value."""
+    counts = {float(epsilon): iteration_count(epsilon) for epsilon in epsilons}
+    trunk = int(min(max(counts), max(counts.values())))
+    return trunk + sum(count - min(int(epsilon), count) for epsilon, count in counts.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackSpec:
+    """What is known of an attack beside its function.
+
+    Attributes:
+        name: on flags, in reports and captions.
+        kind: one of ``KINDS``.
+        function: the attack, or "module:name" below this package, imported on first use.
+        seeded: whether it draws random numbers, so takes a seed.
+        whole_pixels: its images at whole epsilons are whole pixel values, so a bank can hold them.
+        options: the defaults of its options, recorded wherever its numbers are.
+        fixed: arguments that make this attack of a function that others share.
+        cost: (epsilons, options) -> about how many gradients an image takes; one each when None.
+        weaker: the one-step attack that it ought to beat; where it does not, gradients are masked.
+        strongest: whether it is a reference for what withstands attack (see the diagnosis).
+        targeted: whether it seeks the least likely class, which says less about robustness.
+        style: its place among the looks of lines in figures; names without one follow.
+    """
+
+    name: str
+    kind: str
+    function: Callable | str
+    seeded: bool = False
+    whole_pixels: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cost: Callable[[Sequence[float], Mapping], float] | None = None
+    weaker: str | None = None
+    strongest: bool = False
+    targeted: bool = False
+    style: int | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
+
+    @property
+    def trains(self) -> bool:
+        """Whether training images can be made by it: one step."""
+        return self.kind == ONE_STEP
+
+    def resolve(self) -> Callable:
+        """Return the attack's function, importing it where the row only names it."""
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(f"cascade_keras.attacks.{module}"), name)
+
+    def gradients(self, epsilons: Sequence[float], options: Mapping[str, Any]) -> float:
+        """Return about how many gradients an image takes at all these epsilons together."""
+        if self.cost is not None:
+            return self.cost(epsilons, {**self.options, **options})
+        return ladder_gradients(epsilons) if self.kind == ITERATIVE else 1
+
+
+ATTACKS: dict[str, AttackSpec] = {}
+
+
+def register(spec: AttackSpec) -> AttackSpec:
+    """Add an attack's row.
+
+    Raises:
+        ValueError: its name is taken, or it names a weaker attack that is not there.
+    """
+    if spec.name in ATTACKS or spec.name == "clean":
+        raise ValueError(f"there is an attack {spec.name!r} already")
+    if spec.weaker is not None and spec.weaker not in ATTACKS:
+        raise ValueError(f"weaker attack {spec.weaker!r} of {spec.name!r} is not registered")
+    ATTACKS[spec.name] = spec
+    return spec
+
+
+def names(*kinds: str) -> tuple[str, ...]:
+    """Return the names of the attacks of these kinds, of all when none is given."""
+    return tuple(name for name, spec in ATTACKS.items() if not kinds or spec.kind in kinds)
+
+
+def image_attacks() -> tuple[str, ...]:
+    """Return the attacks that give images at given epsilons in compiled functions."""
+    return names(ONE_STEP, ITERATIVE, SEARCH)
+
+
+def look_up(name: str, among: Sequence[str] | None = None) -> AttackSpec:
+    """Return an attack's row.
+
+    Raises:
+        ValueError: there is none of this name, or it is not among those that are possible.
+    """
+    among = tuple(ATTACKS) if among is None else among
+    if name not in among:
+        raise ValueError(f"attack {name!r} is none of {', '.join(among)}")
+    return ATTACKS[name]
+
+
+def _pgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    return len(epsilons) * options["steps"] * options["restarts"]
+
+
+def _autoattack_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    each = _AUTOATTACK_STAGES * options["iterations"] + FORWARD * options["queries"]
+    return len(epsilons) * each
+
+
+for _row in (
+    AttackSpec("step_ll", ONE_STEP, "steps:step_ll", whole_pixels=True, targeted=True, style=0),
+    AttackSpec("step_fgsm", ONE_STEP, "steps:step_fgsm", whole_pixels=True, style=1),
+    AttackSpec("step_both", ONE_STEP, "steps:step_both", whole_pixels=True, style=7),
+    AttackSpec("step_rand", ONE_STEP, "steps:step_rand", seeded=True, whole_pixels=True, style=2),
+    AttackSpec(
+        "iter_ll", ITERATIVE, "iterative:iter_ll", whole_pixels=True, weaker="step_ll",
+        targeted=True, style=5,
+    ),
+    AttackSpec(
+        "iter_fgsm", ITERATIVE, "iterative:iter_fgsm", whole_pixels=True, weaker="step_fgsm",
+        style=3,
+    ),
+    # The same steps on a loss that does not saturate. Where it is much stronger than iter_fgsm, the
+    # network masks its gradients.
+    AttackSpec(
+        "iter_margin", ITERATIVE, "iterative:iter_fgsm", whole_pixels=True, weaker="step_fgsm",
+        fixed={"objective": "margin"}, style=8,
+    ),
+    AttackSpec(
+        "pgd", SEARCH, "projected:pgd", seeded=True, weaker="step_fgsm", strongest=True, style=4,
+        options={"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"},
+        cost=_pgd_cost,
+    ),
+    AttackSpec(
+        "autoattack", SUITE, "autoattack:autoattack", seeded=True, strongest=True, style=9,
+        options={"iterations": 100, "queries": 5000}, cost=_autoattack_cost,
+    ),
+    AttackSpec(
+        "cw_linf", MINIMAL, "carlini_wagner:CarliniWagner", style=10,
+        options={"search": "descent", "images": 100, "iterations": 2000},
+        cost=lambda epsilons, options: _CW_GRADIENTS,
+    ),
+):  # fmt: skip
+    register(_row)
+CLEAN_STYLE = 6

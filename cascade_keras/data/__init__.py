@@ -1,0 +1,22 @@
+"""Datasets, and batches that are a pure function of (seed, step)."""
+
+from cascade_keras.lazy import exports
+
+_HOMES = {
+    "CIFAR_PADDING": "batching",
+    "batches": "batching",
+    "Dataset": "datasets",
+    "as_network_input": "datasets",
+    "centre_crop": "datasets",
+    "check": "datasets",
+    "check_batch_size": "batching",
+    "load": "datasets",
+    "mean_image": "datasets",
+    "test_images": "datasets",
+    "DATASETS": "specs",
+    "DatasetSpec": "specs",
+    "archives": "",
+    "datasets": "",
+    "specs": "",
+}
+__getattr__, __dir__ = exports(__name__, _HOMES)

@@ -1,0 +1,151 @@
+"""Datasets in memory: digits, mnist, cifar10, cifar100.
+
+mnist, cifar10 and cifar100 come from TensorFlow Datasets; digits is scikit-learn's real
+handwritten digits, which are installed with the package. Everything stays uint8 in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+
+import numpy as np
+
+from cascade_keras.attacks.objectives import PIXEL_LEVELS
+from cascade_keras.data.specs import DATASETS, DatasetSpec
+from cascade_keras.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One dataset in memory.
+
+    Attributes:
+        name: digits, mnist, cifar10 or cifar100.
+        preset: what follows from the dataset alone.
+        train, test: (images uint8 (N, H, W, C), labels int32 (N,)).
+    """
+
+    name: str
+    preset: DatasetSpec
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and labels, in order."""
+        digest = hashlib.sha256()
+        for array in (*self.train, *self.test):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def load(name: str, data_dir: str | None = None) -> Dataset:
+    """Load a dataset by name.
+
+    Args:
+        name: digits, mnist, cifar10 or cifar100.
+        data_dir: where TensorFlow Datasets keeps its datasets; its own default when None.
+
+    Raises:
+        InputError: unknown name, data that is not there and cannot be downloaded, or data that is
+            not what the name promises (shape, label range, image values).
+    """
+    if name not in DATASETS:
+        raise InputError(f"--dataset: unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    train, test = _load_digits() if name == "digits" else _load_tfds(name, data_dir)
+    dataset = Dataset(name, DATASETS[name], train, test)
+    for split in ("train", "test"):
+        check(*getattr(dataset, split), dataset.preset, f"{name} ({split})")
+    return dataset
+
+
+def _load_digits() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Return scikit-learn's digits, split once and for all: 1,437 to train, 360 to test."""
+    from sklearn import datasets, model_selection
+
+    digits = datasets.load_digits()
+    # Values are 0..16; the stored image is the nearest whole pixel value of 0..255.
+    images = np.round(digits.images * (PIXEL_LEVELS / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    parts = model_selection.train_test_split(
+        images, labels, test_size=0.2, random_state=0, stratify=labels
+    )
+    train_images, test_images, train_labels, test_labels = parts
+    return (train_images, train_labels), (test_images, test_labels)
+
+
+def _load_tfds(name: str, data_dir: str | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    data_dir = data_dir and os.path.expanduser(data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            _reach(builder)
+            builder.download_and_prepare()
+        # One read of each whole split, in the order on disk: the same order at every load.
+        splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
+    except Exception as error:  # TFDS raises whatever its downloader, reader or parser meets
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--data_dir: {name} is not ready in {data_dir or tfds.core.constants.DATA_DIR} "
+            f"({reason[:160]}); connect to a network, or use the official archives: "
+            f"prepare_data --dataset={name}"
+        ) from error
+    return [(split["image"].numpy(), split["label"].numpy().astype(np.int32)) for split in splits]
+
+
+def _reach(builder) -> None:
+    """Ask for the first of a dataset's files: TFDS itself would retry for minutes if offline."""
+    import requests
+
+    for url in list(builder.url_infos)[:1]:
+        try:
+            requests.head(url, timeout=10, allow_redirects=True)
+        except requests.RequestException as error:
+            raise ConnectionError("not prepared, and its server cannot be reached") from error
+
+
+def check(images: np.ndarray, labels: np.ndarray, preset: DatasetSpec, what: str) -> None:
+    """Raise InputError unless the images and labels are what the preset promises."""
+    if images.ndim != 4 or images.shape[1:] != preset.image_shape or images.dtype != np.uint8:
+        raise InputError(
+            f"{what}: images must be uint8 of shape (N, {preset.image_shape}), "
+            f"got {images.dtype} {images.shape}"
+        )
+    if len(images) != len(labels):
+        raise InputError(f"{what}: {len(images)} images but {len(labels)} labels")
+    if not len(images):
+        raise InputError(f"{what}: the dataset is empty; prepare it again")
+    if labels.min() < 0 or labels.max() >= preset.num_classes:
+        raise InputError(
+            f"{what}: labels must be 0..{preset.num_classes - 1}, "
+            f"got {labels.min()}..{labels.max()}"
+        )
+
+
+def mean_image(dataset: Dataset, crop: int) -> np.ndarray:
+    """Return the mean training image in [0, 1], (crop, crop, C), centre of the stored one."""
+    mean = dataset.train[0].mean(axis=0, dtype=np.float64) / PIXEL_LEVELS
+    return centre_crop(mean[None].astype(np.float32), crop)[0]
+
+
+def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
+    """Cut the central (crop, crop) square out of each image, (N, H, W, C)."""
+    top, left = ((side - crop) // 2 for side in images.shape[1:3])
+    return images[:, top : top + crop, left : left + crop]
+
+
+def test_images(dataset: Dataset, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the test split as networks see it: centre crops in [0, 1], float32, and labels."""
+    images, labels = dataset.test
+    return as_network_input(images, crop), labels
+
+
+def as_network_input(images: np.ndarray, crop: int) -> np.ndarray:
+    """Return stored images, uint8 (N, H, W, C), as centre crops in [0, 1], float32."""
+    return centre_crop(images, crop).astype(np.float32) / np.float32(PIXEL_LEVELS)

@@ -1,0 +1,186 @@
+"""A report's directory: what was asked, the predictions, and the report that follows from them.
+
+    reports/NAME/config.json     networks with their weights' hashes, attacks, dataset, seed
+                 predictions/    an array for each source and attack: the targets' predictions
+                 report.json     accuracies, worst cases, transfer rates, minimal epsilons,
+                                 diagnosis
+                 report.md, report.csv, and pictures
+
+The report is computed from the predictions, so it can be written again at any time. Nothing here
+needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cascade_keras.errors import InputError
+from cascade_keras.files import (
+    check_writable,
+    hold,
+    open_map,
+    reserve,
+    write_atomically,
+    write_json,
+    write_text,
+)
+
+RESULT_FIELDS = ("target", "source", "attack", "epsilon", "correct", "examples", "accuracy")
+
+
+def file_name(text: str) -> str:
+    """Return a name as part of a file name, another one for every text."""
+    plain = re.sub(r"[^\w.+-]", "_", text)
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class Arrays:
+    """Arrays in a directory, by name."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def open(self, key: str, shape: Sequence[int], dtype: str, missing: float) -> np.memmap:
+        """Return a map of the array, which is created full of ``missing`` where it is not there.
+
+        Raises:
+            InputError: the file is of another shape or damaged.
+        """
+        file = self.path / f"{file_name(key)}.npy"
+        if not file.exists():
+            reserve(file, shape, dtype, missing)
+        try:
+            array = open_map(file)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--output: {file} cannot be read ({error}); remove it to compute it again"
+            ) from error
+        if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
+            raise InputError(
+                f"--output: {file} is {array.dtype} {array.shape}, wanted {dtype} "
+                f"{tuple(shape)}; remove it to compute it again"
+            )
+        return array
+
+
+class Report:
+    """The directory of a report.
+
+    Args:
+        path: it need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.arrays = Arrays(self.path / "predictions")
+        self._config_file = self.path / "config.json"
+        self._seconds_file = self.arrays.path / "seconds.json"
+        self._lock = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the report was written."""
+        return (self.path / "report.json").exists()
+
+    def check(self) -> None:
+        """Refuse a place that cannot be written, or is there and not a report's.
+
+        Raises:
+            InputError: saying which.
+        """
+        check_writable(self.path, "output")
+        if self._config_file.exists() or not self.path.exists():
+            return
+        # A process killed at its very start leaves this behind.
+        started = {self.arrays.path, self._config_file.with_name(".partial-config.json")}
+        if not set(self.path.iterdir()) <= started:
+            raise InputError(
+                f"--output: {self.path} exists and is not a report (no config.json); "
+                "name another directory"
+            )
+
+    def open(self, config: Mapping) -> None:
+        """Create the directory where needed and hold it until ``close`` or the end of this process.
+
+        Args:
+            config: what the numbers follow from; a key is named as the flag that it comes from.
+
+        Raises:
+            InputError: another process is using it, or it was made with another configuration.
+        """
+        self.check()
+        config = json.loads(json.dumps(config))  # as it will be read again
+        if self._config_file.exists():
+            self._compare(config)
+        self.arrays.path.mkdir(parents=True, exist_ok=True)
+        self._lock = hold(
+            self.arrays.path,
+            f"--output: {self.path} is in use by another process; wait for it, or name another",
+        )
+        if not self._config_file.exists():
+            write_json(self._config_file, config)
+        for partial in self.path.rglob(".partial-*"):
+            partial.unlink()
+
+    def close(self) -> None:
+        """Leave the directory to others."""
+        if self._lock:
+            self._lock.close()
+
+    def _compare(self, config: Mapping) -> None:
+        try:
+            before = dict(json.loads(self._config_file.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"--output: {self._config_file} cannot be read ({error})") from error
+        if "flags" in before:
+            raise InputError(f"--output: {self.path} is a run; name another directory")
+        for key in {**config, **before}:
+            old, new = before.get(key), config.get(key)
+            if key != "versions" and old != new:
+                raise InputError(
+                    f"--{key}: {self.path} was made with {_short(old)}, now it is {_short(new)}; "
+                    "name another --output"
+                )
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Add to the time spent in this directory so far, and return the sum."""
+        total = dict.fromkeys(seconds, 0.0)
+        if self._seconds_file.exists():
+            total |= json.loads(self._seconds_file.read_text(encoding="utf-8"))
+        total = {name: total[name] + spent for name, spent in seconds.items()}
+        write_json(self._seconds_file, total)
+        return total
+
+    def write(self, content: Mapping, markdown: str) -> None:
+        """Write report.csv, report.md and, last, report.json."""
+        self.write_csv("report.csv", RESULT_FIELDS, content["results"])
+        self.write_text("report.md", markdown)
+        write_json(self.path / "report.json", content)
+
+    def write_csv(self, name: str, fields: Sequence[str], rows: Sequence[Mapping]) -> None:
+        """Write rows as a table."""
+
+        def write(temporary: pathlib.Path) -> None:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fields, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(self.path / name, write)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        write_text(self.path / name, text)
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,328 @@
+"""Keras callbacks of a training run: divergence, checkpoints, scalars, looks, profile."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import rich.console
+import rich.progress
+import tensorflow as tf
+
+from cascade_keras.runs.run import Run
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class StopOnDivergence(keras.callbacks.Callback):
+    """Raises ``DivergenceError`` in the step whose loss is not finite.
+
+    Has to come before any callback that resets metrics or writes checkpoints.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise DivergenceError(
+                f"the loss is {logs['loss']} at step {int(self.model.optimizer.iterations)}; try a "
+                "smaller --learning_rate, a pretrained --init_from, or, with the pivot loss, "
+                "--pivot_guard=fixed_scale"
+            )
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Writes a checkpoint every few minutes or steps, at the end, and when asked to stop.
+
+    SIGTERM and Ctrl-C end the training after the step under way, with a checkpoint; a second one
+    ends it at once.
+
+    Args:
+        run: where they are written.
+        minutes: at most this long between two.
+        steps: at multiples of this number of steps as well; 0 for none.
+        last_step: always written.
+    """
+
+    def __init__(self, run: Run, minutes: float, steps: int, last_step: int):
+        super().__init__()
+        self.run = run
+        self.minutes = minutes
+        self.steps = steps
+        self.last_step = last_step
+        self.stop_signal: signal.Signals | None = None
+        self._written = time.monotonic()
+        self._previous_handlers = {}
+
+    def on_train_begin(self, logs=None):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous_handlers[number] = signal.signal(number, self._ask_to_stop)
+
+    def on_train_end(self, logs=None):
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Give SIGTERM and Ctrl-C back their earlier meaning."""
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
+
+    def _ask_to_stop(self, number, frame):
+        self.stop_signal = signal.Signals(number)
+        self.restore_handlers()
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.optimizer.iterations)
+        due = (
+            time.monotonic() - self._written > 60 * self.minutes
+            or (self.steps and step % self.steps == 0)
+            or step == self.last_step
+            or self.stop_signal
+        )
+        if not due:
+            return
+        # An overflow in the update itself shows in the loss of the next step only.
+        if not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
+            raise DivergenceError(
+                f"the weights are no longer finite after step {step}; try a smaller "
+                "--learning_rate or a pretrained --init_from"
+            )
+        self.run.save_checkpoint(self.model, step)
+        self._written = time.monotonic()
+        if self.stop_signal:
+            self.model.stop_training = True
+
+
+# The loss parts of a progress line and what they are called there.
+_SHOWN_LOSSES = (
+    ("loss", "loss"),
+    ("clean_loss", "clean"),
+    ("adversarial_loss", "adv"),
+    ("distance_loss", "dist"),
+    ("decay_loss", "decay"),
+)
+
+
+# Where TensorBoard shows each metric, and what it multiplies it by: accuracies are per cent.
+_TAGS = {
+    "loss": ("loss/total", 1),
+    "clean_loss": ("loss/clean", 1),
+    "adversarial_loss": ("loss/adversarial", 1),
+    "distance_loss": ("loss/distance", 1),
+    "decay_loss": ("loss/decay", 1),
+    "clean_accuracy": ("accuracy/clean", 100),
+    "adversarial_accuracy": ("accuracy/adversarial", 100),
+    "embedding_distance": ("embedding_distance/training", 1),
+    "max_logit": ("network/max_logit", 1),
+    "gradient_norm": ("optimizer/gradient_norm", 1),
+    "learning_rate": ("optimizer/learning_rate", 1),
+    "images_per_second": ("speed/images_per_second", 1),
+}
+
+
+class Report(keras.callbacks.Callback):
+    """Shows and records the metrics, averaged over every ``every`` steps.
+
+    On a terminal a progress bar with the time left and the newest metrics; elsewhere a line each
+    time. TensorBoard gets each metric, the learning rate and the images a second. What other
+    callbacks do between two reports' windows does not count as time of the steps.
+
+    Args:
+        writer: of the event files; its owner closes it.
+        first_step: steps done before, by a run that is resumed.
+        last_step: of the schedule.
+        images_per_step: clean and adversarial.
+        every: steps between two reports.
+    """
+
+    def __init__(
+        self,
+        writer: tf.summary.SummaryWriter,
+        first_step: int,
+        last_step: int,
+        images_per_step: int,
+        every: int,
+    ):
+        super().__init__()
+        self.writer = writer
+        self.first_step = first_step
+        self.last_step = last_step
+        self.images_per_step = images_per_step
+        self.every = every
+        self.console = rich.console.Console(stderr=True)
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("step"),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.description}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def on_train_begin(self, logs=None):
+        self._task = self._progress.add_task(
+            "tracing the training step", total=self.last_step, completed=self.first_step
+        )
+        self._progress.start()
+        self._since, self._steps = None, 0
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self) -> None:
+        """End the display and write out the events; safe to call twice."""
+        self._progress.stop()
+        self.writer.flush()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._since = time.monotonic() if self._since is None else self._since
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.optimizer.iterations)
+        self._steps += 1
+        self._progress.update(self._task, completed=step)
+        if step % self.every and step != self.last_step:
+            return
+        now = time.monotonic()
+        speed = self._steps * self.images_per_step / (now - self._since)
+        scalars = {
+            **logs,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "images_per_second": speed,
+        }
+        self._write(scalars, step)
+        text = self._text(scalars)
+        self._progress.update(self._task, description=text)
+        if not self.console.is_terminal:
+            left = (self.last_step - step) * (now - self._since) / self._steps
+            print(
+                f"step {step}/{self.last_step}  {text}  {left / 60:.1f} min left",
+                file=self.console.file,
+                flush=True,
+            )
+        self._since, self._steps = None, 0
+        self.model.reset_metrics()
+
+    def _write(self, scalars: dict[str, float], step: int) -> None:
+        with self.writer.as_default(step):
+            for name, value in scalars.items():
+                # Without adversarial images a flat line at 0 would look like a measurement.
+                if name.startswith("adversarial_") and not scalars["adversarial_loss"]:
+                    continue
+                tag, factor = _TAGS[name]
+                tf.summary.scalar(tag, factor * value)
+        self.writer.flush()
+
+    def _text(self, scalars: dict[str, float]) -> str:
+        parts = " ".join(f"{short} {scalars[name]:.3g}" for name, short in _SHOWN_LOSSES)
+        accuracy = f"accuracy clean {100 * scalars['clean_accuracy']:.1f}%"
+        if scalars["adversarial_loss"]:
+            accuracy += f" adv {100 * scalars['adversarial_accuracy']:.1f}%"
+        return f"{parts}  {accuracy}  lr {scalars['learning_rate']:g}  " + (
+            f"{scalars['images_per_second']:.0f} images/s"
+        )
+
+
+class Looks(keras.callbacks.Callback):
+    """Takes a closer look at the network now and then, which is not part of the training.
+
+    With ``every`` it does so at multiples of so many steps. Without, as often as takes ``SHARE`` of
+    the training's time: a look is expected to take what the last one took, the first as long as
+    ``expected_steps``. So the cost has a bound on any machine, and only the steps at which there
+    are pictures depend on the clock. There is none after the last step, when the network is final.
+
+    Args:
+        look: what to do, given the number of steps done.
+        last_step: of the schedule.
+        every: steps between two looks; 0 for as often as is cheap.
+        window: without ``every``, looks are at multiples of so many steps.
+        expected_steps: how many training steps take as long as the first look, roughly.
+    """
+
+    SHARE = 0.015
+
+    def __init__(
+        self,
+        look: Callable[[int], None],
+        last_step: int,
+        *,
+        every: int = 0,
+        window: int = 1,
+        expected_steps: float = 1.0,
+    ):
+        super().__init__()
+        self.look = look
+        self.last_step = last_step
+        self.every = every
+        self.window = window
+        self.expected_steps = expected_steps
+
+    def on_train_begin(self, logs=None):
+        self._started = self._cost = None
+        self._steps = self._looked = 0
+        self._looking = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        if self._started is not None:
+            self._steps += 1
+        else:
+            self._started = now  # the first step took longer, it traced the graph
+        step = int(self.model.optimizer.iterations)
+        stopping = step == self.last_step or self.model.stop_training
+        if stopping or not self._is_due(step, now):
+            return
+        self.look(step)
+        self._cost = time.monotonic() - now
+        self._looking += self._cost
+        self._looked = self._steps
+
+    def _is_due(self, step: int, now: float) -> bool:
+        if self.every:
+            return step % self.every == 0
+        if step % self.window or not self._steps:
+            return False
+        step_seconds = (now - self._started - self._looking) / self._steps
+        cost = self.expected_steps * step_seconds if self._cost is None else self._cost
+        return cost <= self.SHARE * (self._steps - self._looked) * step_seconds
+
+
+class Profile(keras.callbacks.Callback):
+    """Writes a profile of a few steps, for TensorBoard's plugin of that name.
+
+    Args:
+        directory: of the event files; the profile goes into plugins/profile below it.
+        steps: how many.
+        skipped: steps before them, the first of which traces the graph.
+    """
+
+    def __init__(self, directory, steps: int, skipped: int):
+        super().__init__()
+        self.directory = directory
+        self.steps = range(skipped, skipped + steps)
+        self._trace = None
+        self._running = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.steps.start:
+            tf.profiler.experimental.start(str(self.directory))
+            self._running = True
+        if batch in self.steps:
+            self._trace = tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
+            self._trace.__enter__()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._trace:
+            self._trace.__exit__(None, None, None)
+            self._trace = None
+        if batch + 1 == self.steps.stop:
+            self.on_train_end()
+
+    def on_train_end(self, logs=None):
+        if self._running:
+            tf.profiler.experimental.stop()
+            self._running = False

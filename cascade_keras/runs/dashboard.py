@@ -1,0 +1,331 @@
+"""What TensorBoard shows of a run beside the scalars of its training.
+
+    runs/NAME/tensorboard/          robustness, embedding distances, panels, histograms, graph, text
+              .../final/            flags and final accuracies: the run's row in the HParams tab
+              .../projector/        embeddings of clean and adversarial images, classes, thumbnails
+              .../projector_config.pbtxt
+
+All of it looks at a few test images, the same ones throughout. Nothing is trained or chosen by
+them, no random state is used, and the network is in inference mode, so that a run ends with the
+same weights with and without a dashboard.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.plugins import projector
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.hparams import api as hparams_api
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.summary import session_end_pb
+
+from cascade_keras import attacks
+from cascade_keras.runs import panels
+from cascade_keras.evaluation import ATTACKS, crafter
+from cascade_keras.files import write_atomically
+
+_PGD_STEPS = 40  # the default of attacks.pgd
+# A gradient of an image takes two passes through the network. A training step takes three, and
+# two more for each adversarial image, of which half of a batch consists.
+_GRADIENT_PER_TRAINED_IMAGE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The images of one attack at one epsilon, and what the network makes of them.
+
+    Attributes:
+        attack: "clean" or an attack's name.
+        epsilon: in 0..255 units; 0 for clean images.
+        images: (N, H, W, C).
+        embedding, logits: (N, d) and (N, classes).
+    """
+
+    attack: str
+    epsilon: float
+    images: np.ndarray
+    embedding: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """As in tags: "clean" or "pgd_16"."""
+        return result_name(self.attack, self.epsilon)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Classes, (N,)."""
+        return self.logits.argmax(axis=-1)
+
+
+def result_name(attack: str, epsilon: float) -> str:
+    """Return "clean", or the attack's name and its epsilon."""
+    return attack if attack == "clean" else f"{attack}_{epsilon:g}"
+
+
+def expected_steps(
+    images: int, attack_names: Sequence[str], epsilons: Sequence[float], batch_size: int
+) -> float:
+    """Return how many training steps take as long as a look, roughly."""
+    gradients = 0
+    for name in attack_names:
+        kind = ATTACKS[name][0]
+        if kind == "pgd":
+            gradients += _PGD_STEPS * len(epsilons)
+        elif kind in attacks.ITERATIVE_ATTACKS:
+            gradients += attacks.ladder_gradients(epsilons)
+        else:
+            gradients += 1
+    return _GRADIENT_PER_TRAINED_IMAGE * gradients * images / batch_size
+
+
+class Dashboard:
+    """Writes what TensorBoard shows of a network.
+
+    Args:
+        writer: of the event files of the training; its owner closes it. TensorBoard reads one
+            file of a directory at a time, so this one is shared.
+        directory: where that writer writes.
+        trainer: called as trainer(images, training=False) -> {"logits", "embedding"}.
+        images: float32 in [0, 1], (N, H, W, C).
+        labels: true classes, (N,).
+        attack_names: of ``evaluation.ATTACKS``, without the network's own "clean".
+        epsilons: in 0..255 units.
+        seed: of the starts of pgd and the noise of step_rand.
+    """
+
+    def __init__(
+        self,
+        writer: tf.summary.SummaryWriter,
+        directory: pathlib.Path,
+        trainer,
+        images: np.ndarray,
+        labels: np.ndarray,
+        attack_names: Sequence[str],
+        epsilons: Sequence[float],
+        seed: int = 0,
+    ):
+        self.writer = writer
+        self.directory = pathlib.Path(directory)
+        self.trainer = trainer
+        self.images = np.asarray(images, np.float32)
+        self.labels = np.asarray(labels)
+        self.attack_names = list(attack_names)
+        self.epsilons = sorted(set(map(float, epsilons)))
+        self.seed = seed
+        self._crafters = {}
+        self._kept = {}
+        self._network = tf.function(
+            lambda images: trainer(images, training=False), autograph=False
+        ).get_concrete_function(tf.TensorSpec([None, *self.images.shape[1:]], tf.float32, "images"))
+        # A directory of its own: TensorBoard takes all scalars beside a run's hyperparameters for
+        # metrics to compare runs by, and only the final ones are.
+        self._final = tf.summary.create_file_writer(str(self.directory / "final"))
+
+    def open(self, name: str, flags: Mapping[str, object]) -> None:
+        """Write what is known at the start: the network's graph, the flags, what is shown.
+
+        Args:
+            name: of the run.
+            flags: those that determine its result.
+        """
+        with self.writer.as_default(0):
+            tf.summary.graph(self._network.graph)
+            tf.summary.text("about", self._about(flags))
+        with self._final.as_default(0):
+            hparams_api.hparams(_hyperparameters(flags), trial_id=name)
+        self.writer.flush()
+        self._final.flush()
+
+    def keep(
+        self, attack: str, epsilons: Sequence[float], first: int, versions: np.ndarray
+    ) -> None:
+        """Remember adversarial images of the finished network that the evaluation makes anyway.
+
+        Args:
+            attack, epsilons: what they were made by.
+            first: index of the first one among the test images.
+            versions: (epsilons, batch, H, W, C).
+        """
+        count = len(self.images)
+        if first == 0 and versions.shape[1] >= count:
+            for epsilon, images in zip(epsilons, versions, strict=True):
+                self._kept[attack, float(epsilon)] = images[:count].copy()
+
+    def look(self, step: int, craft: bool = True) -> list[View]:
+        """Attack the network as it is and write all that changes in the course of a training.
+
+        Args:
+            step: the number of steps done.
+            craft: make the images that were not kept; else those are left out.
+        """
+        views = self._views(craft)
+        with self.writer.as_default(step):
+            self._write_scalars(views)
+            self._write_panels(views)
+            self._write_histograms(views, step)
+        self._write_projector(views)
+        self.writer.flush()
+        return views
+
+    def finish(self, step: int, results: Sequence[Mapping]) -> None:
+        """Write the final accuracies, which mark the row of the run as finished.
+
+        Args:
+            step: the number of steps done.
+            results: as in metrics.json.
+        """
+        with self._final.as_default(step):
+            for result in results:
+                name = result_name(result["attack"], result["epsilon"])
+                tf.summary.scalar(f"final/{name}", result["accuracy"])
+            end = session_end_pb(STATUS_SUCCESS).SerializeToString()
+            tf.summary.experimental.write_raw_pb(end)
+        self._final.flush()
+
+    def close(self) -> None:
+        """Write out the events; safe to call twice."""
+        self._final.close()
+
+    def _views(self, craft: bool) -> list[View]:
+        views = [View("clean", 0.0, self.images, **self._outputs(self.images))]
+        for name in self.attack_names:
+            for epsilon, images in self._adversarial(name, craft).items():
+                views.append(View(name, epsilon, images, **self._outputs(images)))
+        return views
+
+    def _adversarial(self, name: str, craft: bool) -> dict[float, np.ndarray]:
+        kept = {e: self._kept[name, e] for e in self.epsilons if (name, e) in self._kept}
+        if len(kept) == len(self.epsilons) or not craft:
+            return kept
+        if name not in self._crafters:
+            self._crafters[name] = crafter(
+                self.trainer.inference_logits,
+                self.images.shape[1:],
+                name,
+                self.epsilons,
+                seed=self.seed,
+            )
+        versions = self._crafters[name](self.images, self.labels, 0)
+        return dict(zip(self.epsilons, versions, strict=True))
+
+    def _outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self._network(tf.constant(images)).items()}
+
+    def _strongest(self, views: Sequence[View]) -> list[View]:
+        """Return the clean images and those of each attack's largest epsilon."""
+        return views[:1] + [view for view in views[1:] if view.epsilon == self.epsilons[-1]]
+
+    def _write_scalars(self, views: Sequence[View]) -> None:
+        clean = views[0]
+        for view in views:
+            accuracy = 100 * np.mean(view.predicted == self.labels)
+            tf.summary.scalar(f"robustness/{view.name}", accuracy)
+            if view is not clean:
+                distances = np.linalg.norm(view.embedding - clean.embedding, axis=-1)
+                tf.summary.scalar(f"embedding_distance/{view.name}", distances.mean())
+
+    def _write_panels(self, views: Sequence[View]) -> None:
+        few = slice(panels.IMAGES)
+        clean = views[0]
+        for view in self._strongest(views)[1:]:
+            picture = panels.panel(
+                clean.images[few],
+                view.images[few],
+                self.labels[few],
+                clean.predicted[few],
+                view.predicted[few],
+                attack=view.attack,
+                epsilon=view.epsilon,
+            )
+            tf.summary.image(f"images/{view.name}", picture[None])
+
+    def _write_histograms(self, views: Sequence[View], step: int) -> None:
+        values = {f"weights/{name}": kernel for name, kernel in _kernels(self.trainer.network)}
+        for view in self._strongest(views):
+            values[f"embeddings/{view.name}"] = view.embedding
+            values[f"logits/{view.name}"] = view.logits
+        for tag, array in values.items():
+            # By NumPy: tf.summary.histogram takes several milliseconds each.
+            message = histogram_pb(tag, array[np.isfinite(array)])
+            tf.summary.experimental.write_raw_pb(message.SerializeToString(), step)
+
+    def _write_projector(self, views: Sequence[View]) -> None:
+        """Write one point for each image of each view; the newest look's replace the last one's."""
+        folder = self.directory / "projector"
+        folder.mkdir(parents=True, exist_ok=True)
+        points = np.concatenate([view.embedding for view in views])
+        thumbnails = np.concatenate([view.images for view in views])
+        rows = [("class", "attack", "epsilon", "predicted", "correct", "image")]
+        for view in views:
+            rows += [
+                (label, view.attack, f"{view.epsilon:g}", seen, "yes" if seen == label else "no", i)
+                for i, (label, seen) in enumerate(zip(self.labels, view.predicted, strict=True))
+            ]
+        table = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+        write_atomically(
+            folder / "embeddings.tsv",
+            # Nine digits give every float32 back.
+            lambda path: np.savetxt(path, points, fmt="%.9g", delimiter="\t"),
+        )
+        write_atomically(folder / "metadata.tsv", lambda path: path.write_text(table))
+        picture = panels.png(panels.sprite(thumbnails))
+        write_atomically(folder / "sprite.png", lambda path: path.write_bytes(picture))
+        config = projector.ProjectorConfig()
+        embedding = config.embeddings.add(
+            tensor_name="embeddings", tensor_path="projector/embeddings.tsv"
+        )
+        embedding.metadata_path = "projector/metadata.tsv"
+        embedding.sprite.image_path = "projector/sprite.png"
+        embedding.sprite.single_image_dim.extend([self.images.shape[2], self.images.shape[1]])
+        projector.visualize_embeddings(str(self.directory), config)
+
+    def _about(self, flags: Mapping[str, object]) -> str:
+        epsilons = ", ".join(f"{epsilon:g}" for epsilon in self.epsilons)
+        table = "\n".join(f"| {name} | {_text(value)} |" for name, value in flags.items())
+        return (
+            f"**robustness**, **images**, **embeddings**: the first {len(self.images)} test images "
+            f"under {', '.join(self.attack_names)} at epsilon {epsilons} (pixel values of 0..255), "
+            "white box, true labels. **accuracy**, **loss**: training batches, averaged. "
+            "Accuracies are per cent; embedding distances L2, averaged over the images.\n\n"
+            f"| flag | value |\n|---|---|\n{table}\n"
+        )
+
+
+def _text(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _hyperparameters(flags: Mapping[str, object]) -> dict[str, bool | int | float | str]:
+    """Return the flags as TensorBoard takes them; a flag that is not set has no value.
+
+    Left out is what the trained network does not follow from.
+    """
+    return {
+        name: value if isinstance(value, bool | int | float) else _text(value)
+        for name, value in flags.items()
+        if value not in (None, []) and not name.startswith(("eval_", "log_"))
+    }
+
+
+def _kernels(network) -> list[tuple[str, np.ndarray]]:
+    """Return the kernel of each layer, named by kind and order.
+
+    Keras's own numbers count all layers of a process, so they differ between runs.
+    """
+    counts = collections.Counter()
+    found = []
+    for layer in network.layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None:
+            kind = re.sub(r"_\d+$", "", layer.name)
+            counts[kind] += 1
+            found.append((f"{kind}_{counts[kind]:02d}", kernel.numpy()))
+    return found

@@ -1,0 +1,615 @@
+"""The attacks against two independent implementations, and their properties."""
+
+import foolbox
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
+from support.peers import art_classifier
+
+from cascade_keras import attacks, draws, models
+
+CLASSES = 10
+PAPER_ITERATIONS = (1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 20)
+ATTACKS = {**attacks.STEP_ATTACKS, **attacks.ITERATIVE_ATTACKS}
+GRADIENT_ATTACKS = [name for name in ATTACKS if name != "step_rand"]
+ONE_STEP_GRADIENT_ATTACKS = ["step_ll", "step_fgsm", "step_both"]
+
+all_attacks = pytest.mark.parametrize("name", ATTACKS)
+
+
+def craft(name, logits_fn, images, labels, epsilon, **options):
+    if name == "step_rand":
+        options.setdefault("seed", (3, 4))
+    return ATTACKS[name](logits_fn, images, labels, epsilon, **options)
+
+
+def _smooth_network():
+    """Two convolutions without kinks: generic gradients in any float type."""
+    rng = np.random.default_rng(0)
+    shapes = {"first": (3, 3, 1, 8), "second": (3, 3, 8, 8), "dense": (128, CLASSES)}
+    weights = {
+        name: rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
+        for name, shape in shapes.items()
+    }
+
+    def logits_fn(images):
+        kernels = {name: tf.cast(value, images.dtype) for name, value in weights.items()}
+        features = tf.tanh(tf.nn.conv2d(images - 0.3, kernels["first"], 1, "SAME"))
+        features = tf.nn.softplus(tf.nn.conv2d(features, kernels["second"], 2, "SAME"))
+        return tf.reshape(features, [-1, 128]) @ kernels["dense"]
+
+    return logits_fn
+
+
+smooth = _smooth_network()
+
+
+@pytest.fixture(scope="module")
+def resnet(randomize):
+    return randomize(models.resnet(8, (8, 8, 1)))
+
+
+@pytest.fixture(scope="module")
+def keras_batch_norm(randomize):
+    layers = [
+        keras.layers.Conv2D(8, 3, padding="same", use_bias=False),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(CLASSES),
+    ]
+    return randomize(keras.Sequential([keras.Input((8, 8, 1)), *layers]))
+
+
+@pytest.fixture(scope="module")
+def logits_fns(resnet, keras_batch_norm):
+    return {
+        "smooth": smooth,
+        "resnet": tf.function(lambda images: resnet(images, training=False)["logits"]),
+        "keras_batch_norm": lambda images: keras_batch_norm(images, training=False),
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(digits):
+    images, labels = digits
+    return tf.constant(images[:16]), tf.constant(labels[:16])
+
+
+@pytest.fixture(scope="module")
+def interior(batch):
+    """Images so far from 0 and 1 that the valid range clips nothing."""
+    images, labels = batch
+    return 0.2 + 0.6 * images, labels
+
+
+def in_float64(images_and_labels):
+    images, labels = images_and_labels
+    return tf.cast(images, tf.float64), labels
+
+
+def pixels(adversarial, images):
+    """The perturbation in pixel units, in float64."""
+    return 255 * (adversarial.numpy().astype("float64") - images.numpy().astype("float64"))
+
+
+# Independent implementations.
+
+
+def foolbox_attack(logits_fn, images, classes, epsilon, steps, targeted):
+    network = foolbox.TensorFlowModel(logits_fn, bounds=(0, 1), device="/CPU:0")
+    if steps is None and not targeted:
+        attack = foolbox.attacks.FGSM()
+    elif steps is None:  # its FGSM refuses targets; one step of epsilon is the same thing
+        attack = foolbox.attacks.LinfBasicIterativeAttack(rel_stepsize=1.0, steps=1)
+    else:
+        attack = foolbox.attacks.LinfBasicIterativeAttack(
+            abs_stepsize=1 / 255, steps=steps, random_start=False
+        )
+    kind = (
+        foolbox.criteria.TargetedMisclassification
+        if targeted
+        else foolbox.criteria.Misclassification
+    )
+    # ``run`` is the attack; calling it also judges success, which eagerpy cannot under NumPy 2.
+    return attack.run(network, images, kind(classes), epsilon=epsilon / 255)
+
+
+def art_attack(logits_fn, images, classes, epsilon, steps, targeted):
+    classifier = art_classifier(logits_fn, images.shape[1:], CLASSES)
+    common = {"eps": epsilon / 255, "targeted": targeted, "batch_size": len(images)}
+    if steps is None:
+        attack = FastGradientMethod(classifier, **common)
+    else:
+        attack = BasicIterativeMethod(
+            classifier, eps_step=1 / 255, max_iter=steps, verbose=False, **common
+        )
+    return tf.constant(attack.generate(images.numpy(), classes.numpy()))
+
+
+STEP_EPSILONS = (0.5, 2, 8, 76.5)
+ITER_EPSILONS = (1, 4, 16)
+
+
+@pytest.mark.parametrize("network", ["smooth", "resnet"])
+@pytest.mark.parametrize("independent", [foolbox_attack, art_attack])
+@pytest.mark.parametrize(
+    ("name", "epsilon"),
+    [(name, eps) for name in ("step_fgsm", "step_ll") for eps in STEP_EPSILONS]
+    + [(name, eps) for name in ("iter_fgsm", "iter_ll") for eps in ITER_EPSILONS],
+)
+def test_same_images_as_an_independent_implementation(
+    name, epsilon, independent, network, logits_fns, batch
+):
+    images, labels = batch
+    if network == "smooth" and independent is foolbox_attack:  # the one pair that can
+        images = tf.cast(images, tf.float64)
+    logits_fn = logits_fns[network]
+    targeted = name.endswith("_ll")
+    classes = tf.argmin(logits_fn(images), -1, tf.int32) if targeted else labels
+    steps = PAPER_ITERATIONS[epsilon - 1] if name.startswith("iter") else None
+    expected = independent(logits_fn, images, classes, epsilon, steps, targeted)
+
+    actual = craft(name, logits_fn, images, labels, epsilon)
+
+    assert np.abs(pixels(expected, images)).max() > 0.9 * epsilon  # it did attack
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+# What every attack keeps.
+
+
+@all_attacks
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("epsilon", [0.7, 16, 300])
+def test_stays_in_the_ball_and_in_the_valid_range(name, epsilon, per_image, batch):
+    images, labels = batch
+    if per_image:
+        epsilon = np.linspace(0, epsilon, len(images)).astype("float32")
+
+    adversarial = craft(name, smooth, images, labels, epsilon, **shorter(name, epsilon))
+
+    assert adversarial.shape == images.shape
+    assert adversarial.numpy().min() >= 0
+    assert adversarial.numpy().max() <= 1
+    radius = np.reshape(epsilon, (-1, 1, 1, 1)) / 255 + 1e-7
+    assert (np.abs(adversarial - images) <= radius).all()
+
+
+def shorter(name, epsilon):
+    """Cap the 304 iterations of epsilon 300: they prove no more than 40 of a larger step."""
+    too_long = name.startswith("iter") and np.max(epsilon) > 100
+    return {"steps": 40, "step_size": 10.0} if too_long else {}
+
+
+@all_attacks
+def test_epsilon_of_each_image_is_its_own(name, batch):
+    images, labels = batch
+    images, labels = images[:6], labels[:6]
+    epsilon = np.array([0, 1, 2.5, 4, 7, 16], "float32")
+
+    adversarial = craft(name, smooth, images, labels, epsilon)
+
+    for i, eps in enumerate(epsilon):
+        all_with_this = craft(name, smooth, images, labels, float(eps))
+        np.testing.assert_array_equal(adversarial[i], all_with_this[i])
+
+
+@pytest.mark.parametrize("name", [n for n in GRADIENT_ATTACKS if n != "step_both"])
+def test_an_image_is_attacked_as_if_alone(name, batch):
+    images, labels = in_float64(batch)
+    epsilon = np.linspace(1, 16, len(images))
+
+    adversarial = craft(name, smooth, images, labels, epsilon)
+
+    for i in range(0, len(images), 3):
+        alone = craft(name, smooth, images[i : i + 1], labels[i : i + 1], epsilon[i])
+        np.testing.assert_allclose(adversarial[i], alone[0], rtol=0, atol=1e-6)
+
+
+@all_attacks
+@pytest.mark.parametrize("network", ["smooth", "resnet", "keras_batch_norm"])
+def test_does_not_depend_on_the_other_images(name, network, logits_fns, batch, digits):
+    images, labels = batch
+    kept = np.arange(len(images)) % 3 == 0
+    other_images = tf.where(kept[:, None, None, None], images, digits[0][100:116])
+    other_labels = tf.where(kept, labels, digits[1][100:116])
+
+    first = craft(name, logits_fns[network], images, labels, 4.0)
+    second = craft(name, logits_fns[network], other_images, other_labels, 4.0)
+
+    np.testing.assert_array_equal(first[kept], second[kept])
+    assert not np.array_equal(first[~kept], second[~kept])
+
+
+@all_attacks
+@pytest.mark.parametrize("epsilon", [0, 0.0, np.zeros(16, "float32")])
+def test_epsilon_zero_returns_the_images(name, epsilon, batch):
+    np.testing.assert_array_equal(craft(name, smooth, *batch, epsilon), batch[0])
+
+
+@all_attacks
+def test_epsilon_of_each_pixel(name, interior):
+    images, labels = interior
+    epsilon = np.random.default_rng(1).integers(0, 9, images.shape).astype("float32")
+
+    perturbation = np.abs(pixels(craft(name, smooth, images, labels, epsilon), images))
+
+    if name.startswith("step"):
+        np.testing.assert_allclose(perturbation, epsilon, atol=1e-4)
+    else:
+        assert (perturbation <= epsilon + 1e-4).all()
+        for radius in range(9):  # each is reached somewhere
+            np.testing.assert_allclose(perturbation[epsilon == radius].max(), radius, atol=1e-4)
+
+
+@all_attacks
+def test_no_gradient_flows_through(name, batch):
+    images, labels = batch
+    weight, epsilon = tf.Variable(1.0), tf.constant(2.0)
+    with tf.GradientTape() as tape:
+        tape.watch([images, epsilon])
+        adversarial = craft(name, lambda x: weight * smooth(x), images, labels, epsilon)
+        total = tf.reduce_sum(adversarial)
+    assert tape.gradient(total, [images, epsilon, weight]) == [None, None, None]
+
+
+@all_attacks
+@pytest.mark.parametrize("epsilon", [3.0, np.linspace(1, 8, 16).astype("float32")])
+def test_inside_a_function_of_unknown_batch_size(name, epsilon, batch):
+    signature = [tf.TensorSpec([None, 8, 8, 1]), tf.TensorSpec([None], tf.int32)]
+    compiled = tf.function(
+        lambda images, labels: craft(name, smooth, images, labels, epsilon),
+        input_signature=signature,
+    )
+    np.testing.assert_allclose(
+        compiled(*batch), craft(name, smooth, *batch, epsilon), rtol=0, atol=1e-6
+    )
+
+
+@all_attacks
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_keeps_the_type_of_the_images(name, dtype, batch):
+    images, labels = tf.cast(batch[0], dtype), batch[1]
+    adversarial = craft(name, smooth, images, labels, 4)
+    assert adversarial.dtype == images.dtype
+    assert np.any(adversarial != images)
+
+
+@all_attacks
+@pytest.mark.parametrize("shape", [(16, 1), (16, 8, 8), (1, 16, 8, 8, 1)])
+def test_epsilon_of_a_wrong_shape_is_refused(name, shape, batch):
+    with pytest.raises(ValueError, match="epsilon must be"):
+        craft(name, smooth, *batch, np.ones(shape, "float32"))
+
+
+@all_attacks
+@pytest.mark.parametrize("network", ["resnet", "keras_batch_norm"])
+def test_leaves_every_variable_of_the_network_alone(name, network, logits_fns, batch, request):
+    variables = request.getfixturevalue(network).variables
+    before = [variable.numpy() for variable in variables]
+    assert any("moving_variance" in variable.path for variable in variables)
+
+    craft(name, logits_fns[network], *batch, 4)
+
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+
+
+# The direction.
+
+
+def first_order(logits_fn, images, objective):
+    """The objective of each image, and the sum of its gradient's magnitudes."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = objective(logits_fn(images))
+    return value.numpy(), np.abs(tape.gradient(value, images)).sum(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "make_objective", "sign"),
+    [
+        ("step_fgsm", {}, lambda labels, _: attacks.cross_entropy(labels), 1),
+        ("step_ll", {}, lambda _, least: attacks.cross_entropy(least), -1),
+        (
+            "step_fgsm",
+            {"objective": attacks.margin},
+            lambda labels, _: attacks.margin(labels),
+            1,
+        ),
+        ("iter_fgsm", {"steps": 1}, lambda labels, _: attacks.cross_entropy(labels), 1),
+        (
+            "iter_fgsm",
+            {"steps": 1, "objective": attacks.margin},
+            lambda labels, _: attacks.margin(labels),
+            1,
+        ),
+        ("iter_ll", {"steps": 1}, lambda _, least: attacks.cross_entropy(least), -1),
+    ],
+)
+def test_direction_to_first_order(name, options, make_objective, sign, interior):
+    """A small step changes the objective by epsilon ||gradient||_1, the most there is."""
+    images, labels = in_float64(interior)
+    epsilon = 1e-3
+    objective = make_objective(labels, np.argmin(smooth(images), axis=-1))
+    before, slope = first_order(smooth, images, objective)
+
+    after = objective(smooth(craft(name, smooth, images, labels, epsilon, **options)))
+
+    np.testing.assert_allclose(after - before, sign * epsilon / 255 * slope, rtol=1e-3)
+
+
+def test_margin_is_the_largest_other_logit_minus_the_labelled_one():
+    logits = tf.constant([[3.0, 1.0, 2.0], [-5.0, -9.0, -4.0], [2.0, 2.0, 0.0]])
+    np.testing.assert_array_equal(attacks.margin(tf.constant([0, 1, 1]))(logits), [-1, 5, 0])
+
+
+def test_margin_does_not_saturate(batch):
+    """Where the cross entropy's gradient underflows to zero the margin's is unchanged."""
+    images = batch[0]
+    labels = tf.argmax(smooth(images), -1, tf.int32)
+
+    def confident(x):
+        return 1e3 * smooth(x)
+
+    stuck = craft("step_fgsm", confident, images, labels, 2)
+    moved = craft("step_fgsm", confident, images, labels, 2, objective=attacks.margin)
+
+    assert np.array_equal(stuck[0], images[0])
+    np.testing.assert_array_equal(
+        moved, craft("step_fgsm", smooth, images, labels, 2, objective=attacks.margin)
+    )
+
+
+@pytest.mark.parametrize("count", [16, 7, 2, 1])
+def test_step_both_is_half_step_ll_and_half_step_fgsm(count, batch):
+    images, labels = batch[0][:count], batch[1][:count]
+    both, towards, away = (
+        craft(name, smooth, images, labels, 4) for name in ("step_both", "step_ll", "step_fgsm")
+    )
+    half = count // 2
+    np.testing.assert_array_equal(both[:half], towards[:half])
+    np.testing.assert_array_equal(both[half:], away[half:])
+    assert not np.array_equal(towards, away)
+
+
+def test_step_rand_depends_on_the_seed_only(interior):
+    images, labels = interior
+    first = np.sign(pixels(craft("step_rand", smooth, images, labels, 3), images))
+    others = 1.0 - images
+    second = np.sign(pixels(craft("step_rand", None, others, labels + 1, 7), others))
+    np.testing.assert_array_equal(first, second)
+
+    reseeded = np.sign(pixels(craft("step_rand", smooth, images, labels, 3, seed=(3, 5)), images))
+    # Of n = 1024 fair coins 512 differ, with a standard deviation of 16.
+    assert abs(np.sum(reseeded != first) - 512) < 4 * 16
+    assert abs(first.sum()) < 4 * 32
+
+
+@pytest.mark.parametrize("name", ["iter_fgsm", "iter_ll"])
+def test_iter_of_epsilon_one_is_one_step(name, batch):
+    np.testing.assert_allclose(
+        craft(name, smooth, *batch, 1),
+        craft(name.replace("iter", "step"), smooth, *batch, 1),
+        rtol=0,
+        atol=1e-7,
+    )
+
+
+def test_iter_ll_keeps_the_least_likely_class_of_the_clean_image(batch):
+    """Far enough that another class becomes the least likely one on the way."""
+    images, labels = batch
+    clean = tf.argmin(smooth(images), -1, tf.int32)
+    adversarial = craft("iter_ll", smooth, images, labels, 32)
+    assert np.any(tf.argmin(smooth(adversarial), -1, tf.int32) != clean)
+
+    toward_clean_target = images
+    for _ in range(36):
+        pulled = craft_targeted(toward_clean_target, clean)
+        toward_clean_target = tf.clip_by_value(
+            pulled, tf.maximum(images - 32 / 255, 0), tf.minimum(images + 32 / 255, 1)
+        )
+    np.testing.assert_allclose(adversarial, toward_clean_target, rtol=0, atol=1e-6)
+
+
+def craft_targeted(images, target):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(target, smooth(images))
+    return images - tf.sign(tape.gradient(loss, images)) / 255
+
+
+# Sparsity.
+
+
+@pytest.mark.parametrize("name", attacks.STEP_ATTACKS)
+@pytest.mark.parametrize(
+    ("sparsity", "perturbed"), [(0.1, 1), (5, 3), (25, 16), (50, 32), (99, 63), (100, 64)]
+)
+def test_sparsity_is_the_share_of_perturbed_values(name, sparsity, perturbed, interior):
+    images, labels = interior
+    change = np.abs(pixels(craft(name, smooth, images, labels, 5, sparsity=sparsity), images))
+
+    assert (np.count_nonzero(change, axis=(1, 2, 3)) == perturbed).all()
+    np.testing.assert_allclose(change[change != 0], 5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["step_fgsm", "step_ll"])
+@pytest.mark.parametrize("sparsity", [5, 25, 50])
+def test_sparsity_keeps_the_largest_gradients(name, sparsity, interior):
+    images, labels = interior
+    target = labels if name == "step_fgsm" else tf.argmin(smooth(images), -1, tf.int32)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(target, smooth(images))
+    gradient = np.abs(tape.gradient(loss, images))
+
+    change = pixels(craft(name, smooth, images, labels, 5, sparsity=sparsity), images)
+
+    for size, moved in zip(gradient, change != 0, strict=True):
+        assert size[moved].min() > size[~moved].max()
+
+
+@pytest.mark.parametrize("name", attacks.STEP_ATTACKS)
+@pytest.mark.parametrize("sparsity", [0, -1, 100.5])
+def test_sparsity_out_of_range_is_refused(name, sparsity, batch):
+    with pytest.raises(ValueError, match="sparsity"):
+        craft(name, smooth, *batch, 5, sparsity=sparsity)
+
+
+# The ladder of iterations.
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "expected"),
+    [
+        *enumerate(PAPER_ITERATIONS, start=1),
+        (0, 0),
+        (76.5, 80),
+        (np.array([1, 4, 16, 76.5], "float32"), [1, 5, 20, 80]),
+        (np.array([1, 4, 16]), [1, 5, 20]),
+    ],
+)
+def test_iterations_are_the_papers(epsilon, expected):
+    steps = attacks.iterations(epsilon)
+    assert steps.dtype == tf.int32
+    np.testing.assert_array_equal(steps, expected)
+
+
+@pytest.mark.parametrize("name", attacks.ITERATIVE_ATTACKS)
+@pytest.mark.parametrize("epsilon", [1, 4, 76.5])
+def test_default_steps_are_the_papers(name, epsilon, batch):
+    np.testing.assert_array_equal(
+        craft(name, smooth, *batch, epsilon),
+        craft(name, smooth, *batch, epsilon, steps=int(attacks.iterations(epsilon))),
+    )
+
+
+@pytest.mark.parametrize("name", attacks.ITERATIVE_ATTACKS)
+@pytest.mark.parametrize("network", ["smooth", "resnet"])
+def test_iterates_do_not_depend_on_how_far_the_ball_reaches(name, network, logits_fns, batch):
+    """With alpha = 1 the first e steps are the same image for every epsilon >= e."""
+    for steps in (1, 2, 5, 8):
+        first, *others = (
+            craft(name, logits_fns[network], *batch, float(epsilon), steps=steps)
+            for epsilon in (steps, steps + 0.5, steps + 1, 16, 76.5)
+        )
+        assert np.abs(pixels(first, batch[0])).max() > steps - 1e-3
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("name", attacks.ITERATIVE_ATTACKS)
+def test_iterates_of_whole_pixels_are_whole_pixels(name, digits):
+    images = tf.constant(np.round(digits[0][:16] * 255).astype("float32") / np.float32(255))
+    epsilon = np.arange(1, 17, dtype="float32")
+
+    adversarial = craft(name, smooth, images, digits[1][:16], epsilon).numpy()
+
+    stored = np.round(adversarial * 255).astype("uint8")
+    loaded = stored.astype("float32") / np.float32(255)
+    np.testing.assert_allclose(loaded, adversarial, rtol=0, atol=2**-24)  # 1 ulp of [1/2, 1)
+    np.testing.assert_array_equal(np.round(loaded * 255), stored)
+    change = stored.astype(int) - np.round(images * 255).astype(int)
+    assert (np.abs(change).max(axis=(1, 2, 3)) == epsilon).all()
+
+
+# How far a training image is perturbed.
+
+
+DRAWS = 20_000
+MAX = 16.0
+
+
+def within_3_sigma(share, probability, count=DRAWS):
+    return abs(share - probability) < 3 * np.sqrt(probability * (1 - probability) / count)
+
+
+@pytest.fixture(scope="module")
+def epsilons():
+    return {
+        kind: draws.sample_epsilon(kind, DRAWS, MAX, (1, 2)).numpy()
+        for kind in draws.EPSILON_SAMPLINGS
+    }
+
+
+@pytest.mark.parametrize("kind", draws.EPSILON_SAMPLINGS)
+def test_sampled_epsilon_range_and_seed(kind, epsilons):
+    assert epsilons[kind].shape == (DRAWS,)
+    assert epsilons[kind].dtype == np.float32
+    assert epsilons[kind].min() >= 0
+    assert epsilons[kind].max() <= MAX
+    np.testing.assert_array_equal(draws.sample_epsilon(kind, DRAWS, MAX, (1, 2)), epsilons[kind])
+    reseeded = draws.sample_epsilon(kind, DRAWS, MAX, (1, 3))
+    assert np.array_equal(reseeded, epsilons[kind]) == (kind == "max")
+
+
+def test_clipped_normal_is_the_papers(epsilons):
+    draw = epsilons["clipped_normal"]
+    assert within_3_sigma(np.mean(draw == MAX), 0.0455003)  # P(|Z| > 2)
+    assert within_3_sigma(np.mean(draw < MAX / 2), 0.6826895)  # P(|Z| < 1)
+    assert within_3_sigma(np.mean(draw < MAX / 4), 0.3829249)  # P(|Z| < 1/2)
+
+
+def test_reversed_normal_is_the_rest_of_clipped_normal(epsilons):
+    np.testing.assert_array_equal(epsilons["reversed_normal"], MAX - epsilons["clipped_normal"])
+
+
+def test_uniform_is_uniform(epsilons):
+    draw = epsilons["uniform"]
+    for share in (0.1, 0.5, 0.9):
+        assert within_3_sigma(np.mean(draw < share * MAX), share)
+    assert abs(draw.mean() - MAX / 2) < 3 * MAX / np.sqrt(12 * DRAWS)
+
+
+def test_max_is_max(epsilons):
+    assert (epsilons["max"] == MAX).all()
+
+
+def test_unknown_sampling_is_refused():
+    with pytest.raises(ValueError, match=r"'normal' is none of clipped_normal, uniform"):
+        draws.sample_epsilon("normal", 4, MAX, (0, 0))
+
+
+def test_jitter_is_a_folded_normal_around_each_epsilon():
+    epsilon = np.array([0, 8, 16], "float32")
+    shape = (3, 40, 40, 3)
+    count = np.prod(shape[1:])
+
+    jittered = draws.jitter_per_pixel(epsilon, shape, MAX, (5, 6)).numpy()
+
+    assert jittered.shape == shape
+    assert jittered.min() >= 0
+    assert jittered.max() <= MAX
+    zero, middle, top = jittered.reshape(3, -1)
+    assert within_3_sigma(np.mean(zero < 1), 0.6826895, count)  # |N(0, 1)|
+    assert abs(middle.mean() - 8) < 3 / np.sqrt(count)
+    assert abs(middle.std() - 1) < 3 / np.sqrt(2 * count)
+    assert within_3_sigma(np.mean(top == MAX), 0.5, count)
+    np.testing.assert_array_equal(draws.jitter_per_pixel(epsilon, shape, MAX, (5, 6)), jittered)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_numpy_images_are_images(name, batch):
+    images, labels = batch
+    expected = craft(name, smooth, images, labels, 8.0)
+    got = craft(name, smooth, images.numpy(), labels.numpy(), 8.0)
+    np.testing.assert_array_equal(expected, got)
+
+
+@pytest.mark.parametrize("count", [1, 3, 17])
+@all_attacks
+def test_an_epsilon_for_other_images_is_refused(name, count, batch):
+    images, labels = batch
+    with pytest.raises(ValueError, match="one number an image"):
+        craft(name, smooth, images, labels, np.full(count, 8.0, "float32"))
+
+
+@pytest.mark.parametrize("steps", [3, 3.0, np.int64(3)])
+def test_the_number_of_steps_may_be_any_number(steps, batch):
+    images, labels = batch
+    got = attacks.iter_fgsm(smooth, images, labels, 8.0, steps=steps)
+    np.testing.assert_array_equal(got, attacks.iter_fgsm(smooth, images, labels, 8.0, steps=3))

@@ -1,0 +1,378 @@
+"""Projected gradient descent against two independent implementations, and its properties."""
+
+import itertools
+
+import foolbox
+import numpy as np
+import pytest
+import tensorflow as tf
+from art.attacks.evasion import ProjectedGradientDescent
+from support.peers import art_classifier
+
+from cascade_keras import attacks, models
+
+CLASSES = 10
+OBJECTIVES = [attacks.cross_entropy, attacks.margin, attacks.dlr]
+SEED = (3, 4)
+
+all_objectives = pytest.mark.parametrize("objective", OBJECTIVES)
+
+
+def _smooth_network():
+    """A convolution and a dense layer without kinks: generic gradients in any float type."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(0, 0.5, (3, 3, 1, 8))
+    weights = rng.normal(0, 0.1, (8 * 16, CLASSES))
+
+    def logits_fn(images):
+        features = tf.tanh(tf.nn.conv2d(images - 0.3, tf.cast(kernel, images.dtype), 2, "SAME"))
+        return tf.reshape(features, [-1, 8 * 16]) @ tf.cast(weights, images.dtype)
+
+    return logits_fn
+
+
+smooth = _smooth_network()
+
+
+@pytest.fixture(scope="module")
+def batch(digits):
+    """Images and the classes that the smooth network takes them for: there is something to lose."""
+    images = tf.constant(digits[0][:16])
+    return images, tf.argmax(smooth(images), -1, tf.int32)
+
+
+@pytest.fixture(scope="module")
+def interior(batch):
+    """Images so far from 0 and 1 that the valid range clips nothing."""
+    images = 0.2 + 0.6 * batch[0]
+    return images, tf.argmax(smooth(images), -1, tf.int32)
+
+
+def pgd(images, labels, epsilon, logits_fn=smooth, **options):
+    return attacks.pgd(logits_fn, images, labels, epsilon, **{"seed": SEED, "steps": 5} | options)
+
+
+def compiled(attack, images, labels, *args):
+    """Call attack(images, labels, *args) as programs do: compiled for batches of any size."""
+    function = tf.function(
+        attack,
+        input_signature=[
+            tf.TensorSpec([None, *images.shape[1:]], images.dtype),
+            tf.TensorSpec([None], tf.int32),
+            *(tf.TensorSpec(np.shape(arg), tf.float32) for arg in args),
+        ],
+    )
+    return function(images, labels, *(np.float32(arg) for arg in args)).numpy()
+
+
+def margins(images, labels, logits_fn=smooth):
+    return attacks.margin(labels)(logits_fn(tf.convert_to_tensor(images))).numpy()
+
+
+# Independent implementations.
+
+
+def foolbox_attack(logits_fn, images, labels, epsilon, step_size, steps):
+    network = foolbox.TensorFlowModel(logits_fn, bounds=(0, 1), device="/CPU:0")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=step_size / 255, steps=steps, random_start=False)
+    # ``run`` is the attack; calling it also judges success, which eagerpy cannot under NumPy 2.
+    criterion = foolbox.criteria.Misclassification(labels)
+    return attack.run(network, images, criterion, epsilon=epsilon / 255)
+
+
+def art_attack(logits_fn, images, labels, epsilon, step_size, steps):
+    classifier = art_classifier(logits_fn, images.shape[1:], CLASSES)
+    attack = ProjectedGradientDescent(
+        classifier,
+        eps=epsilon / 255,
+        eps_step=step_size / 255,
+        max_iter=steps,
+        num_random_init=0,
+        batch_size=len(images),
+        verbose=False,
+    )
+    return attack.generate(images.numpy(), labels.numpy())
+
+
+@pytest.mark.parametrize("independent", [foolbox_attack, art_attack])
+@pytest.mark.parametrize(
+    ("epsilon", "step_size", "steps"), [(4, 1, 8), (8, 0.7, 20), (76.5, 7.65, 10), (2, 5, 3)]
+)
+def test_same_images_as_an_independent_implementation(
+    epsilon, step_size, steps, independent, batch
+):
+    images, labels = batch
+    if independent is foolbox_attack:  # the one that can
+        images = tf.cast(images, tf.float64)
+    expected = independent(smooth, images, labels, epsilon, step_size, steps)
+
+    actual = pgd(images, labels, epsilon, steps=steps, step_size=step_size, random_start=False)
+
+    assert np.abs(expected - images).max() > 0.9 * epsilon / 255  # it did attack
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+@all_objectives
+@pytest.mark.parametrize(("epsilon", "steps"), [(3, 3), (4, 5), (16, 20)])
+def test_whole_steps_from_the_image_are_iter_fgsm(epsilon, steps, objective, batch):
+    options = {"steps": steps, "step_size": 1.0, "objective": objective}
+    own = compiled(lambda x, y: pgd(x, y, epsilon, random_start=False, **options), *batch)
+    expected = compiled(lambda x, y: attacks.iter_fgsm(smooth, x, y, epsilon, **options), *batch)
+    np.testing.assert_array_equal(own, expected)
+
+
+# Closed forms.
+
+
+@all_objectives
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("steps", [1, 10, 40])
+def test_reaches_the_corner_of_a_linear_network(steps, restarts, objective, interior):
+    """Of three classes two are never near: the gradient's sign is that of w_1 - w_0 throughout."""
+    direction = np.random.default_rng(1).normal(size=(64, 1)).astype("float32")
+    weights = direction * [[-1, 1, 0]] / 2
+    bias = tf.constant([400.0, 0, -4000])  # above any margin that the weights can make up for
+
+    def linear(images):
+        return (tf.reshape(images, [-1, 64]) @ tf.constant(weights, tf.float32) + bias) / 40
+
+    images = interior[0]
+    labels = tf.zeros(len(images), tf.int32)
+    options = {"steps": steps, "restarts": restarts, "objective": objective}
+
+    adversarial = pgd(images, labels, 16.0, linear, **options)
+
+    corner = np.sign(direction).reshape(8, 8, 1)
+    np.testing.assert_array_equal(adversarial, images + 16 * corner / np.float32(255))
+
+
+def test_a_step_of_nothing_leaves_the_start_uniform_in_the_ball(interior):
+    images, labels = (tf.repeat(part, 4, axis=0) for part in interior)
+    start = 255 * (pgd(images, labels, 8.0, steps=1, step_size=0.0) - images).numpy()
+
+    count = start.size  # 4096
+    assert 8 - 8 * 10 / count < start.max() <= 8 + 1e-4  # less with probability e^-5 or so
+    assert -8 - 1e-4 <= start.min() < -8 + 8 * 10 / count
+    assert abs(start.mean()) < 4 * 8 / np.sqrt(3 * count)
+    for share in (0.25, 0.5, 0.75):
+        apart = abs(np.mean(np.abs(start) < 8 * share) - share)
+        assert apart < 4 * np.sqrt(share * (1 - share) / count)
+    assert not np.array_equal(start[0], start[1])  # the same image twice
+
+
+# What it keeps.
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("epsilon", [0.0, 0.7, 16, 300])
+def test_stays_in_the_ball_and_in_the_valid_range(epsilon, per_image, random_start, batch):
+    images, labels = batch
+    if per_image:
+        epsilon = np.linspace(0, epsilon, len(images)).astype("float32")
+
+    adversarial = pgd(images, labels, epsilon, random_start=random_start).numpy()
+
+    assert adversarial.shape == images.shape
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    radius = np.reshape(epsilon, (-1, 1, 1, 1)) / 255 + 1e-7
+    assert (np.abs(adversarial - images) <= radius).all()
+
+
+@all_objectives
+def test_ascends(objective, batch):
+    images, labels = batch
+    before = objective(labels)(smooth(images))
+    after = objective(labels)(smooth(pgd(images, labels, 8.0, steps=20, objective=objective)))
+    assert (after > before).numpy().all()
+
+
+def test_depends_on_the_seed_only(batch):
+    first, second, reseeded = (
+        pgd(*batch, 8.0, restarts=2, steps=2, seed=seed) for seed in (SEED, SEED, (3, 5))
+    )
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, reseeded)
+
+
+def test_a_scalar_epsilon_is_that_of_every_image(batch):
+    alone = compiled(lambda x, y, epsilon: pgd(x, y, epsilon), *batch, 8.0)
+    each = compiled(lambda x, y, epsilon: pgd(x, y, epsilon), *batch, np.full(16, 8.0))
+    np.testing.assert_array_equal(alone, each)
+
+
+def test_epsilon_and_step_of_each_image_are_its_own(batch):
+    epsilons = np.linspace(0, 16, 16).astype("float32")
+    adversarial = pgd(*batch, epsilons, step_size=epsilons / 4)
+    for i, epsilon in enumerate(epsilons):
+        same = pgd(*batch, float(epsilon), step_size=float(epsilon) / 4)
+        np.testing.assert_allclose(adversarial[i], same[i], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"restarts": 2, "objective": attacks.dlr}])
+def test_a_list_of_epsilons_equals_each_alone(options, batch):
+    epsilons = [8, 2.5, 0, 76.5]
+    options = {"steps": 4, **options}
+
+    def together(images, labels):
+        return attacks.at_epsilons("pgd", smooth, images, labels, epsilons, seed=SEED, **options)
+
+    crafted = compiled(together, *batch)
+
+    assert crafted.shape == (4, *batch[0].shape)
+    alone = tf.function(lambda epsilon: pgd(*batch, epsilon, **options))
+    for epsilon, images in zip(epsilons, crafted):
+        np.testing.assert_array_equal(images, alone(tf.constant(epsilon, tf.float32)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_keeps_the_type_of_the_images(dtype, batch):
+    images = tf.cast(batch[0], dtype)
+    adversarial = pgd(images, batch[1], 8, restarts=2)
+    assert adversarial.dtype == images.dtype
+    assert np.any(adversarial != images)
+
+
+def test_no_gradient_flows_through(batch):
+    images, labels = batch
+    weight, epsilon = tf.Variable(1.0), tf.constant(8.0)
+    with tf.GradientTape() as tape:
+        tape.watch([images, epsilon])
+        adversarial = pgd(images, labels, epsilon, lambda x: weight * smooth(x), restarts=2)
+        total = tf.reduce_sum(adversarial)
+    assert tape.gradient(total, [images, epsilon, weight]) == [None, None, None]
+
+
+def test_leaves_every_variable_of_the_network_alone(batch, randomize):
+    network = randomize(models.resnet(8, (8, 8, 1)))
+    before = [variable.numpy() for variable in network.variables]
+    assert any("moving_variance" in variable.path for variable in network.variables)
+
+    logits_fn = tf.function(lambda images: network(images, training=False)["logits"])
+    adversarial = pgd(*batch, 8, logits_fn, restarts=2)
+
+    assert np.any(adversarial != batch[0])
+    for variable, value in zip(network.variables, before):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+
+
+# Restarts.
+
+
+# Farther, all starts of an image would end in the same corner of the ball.
+EPSILON = 16.0
+HALF_WAY = {"steps": 1, "step_size": 6.0}
+
+
+@pytest.fixture
+def starts(batch, monkeypatch):
+    """Craft from four starts, and see what each of them came to.
+
+    Returns the images and, for each start, the indices of the images that it was tried on, with
+    what they became.
+    """
+    images = batch[0]
+    tried = []
+    climb = attacks._climb
+
+    def spy(logits_fn, some, *args):
+        result = climb(logits_fn, some, *args)
+        rows = [int(np.flatnonzero((image == images).numpy().all((1, 2, 3)))[0]) for image in some]
+        tried.append((rows, result[0].numpy()))
+        return result
+
+    monkeypatch.setattr(attacks, "_climb", spy)
+    return pgd(*batch, EPSILON, restarts=4, **HALF_WAY).numpy(), tried
+
+
+def test_later_starts_leave_what_is_fooled_alone(starts, batch):
+    _, labels = batch
+    found, tried = starts
+    assert tried[0][0] == list(range(16))
+    done = np.zeros(16, bool)
+    for rows, crafted in tried:
+        assert not done[rows].any()
+        fooled = np.array(rows)[margins(crafted, tf.gather(labels, rows)) > 0]
+        done[fooled] = True
+        for row in fooled:
+            np.testing.assert_array_equal(found[row], crafted[rows.index(row)])
+    assert 0 < done.sum() < 16  # both kinds were tried
+
+
+def test_the_result_has_the_largest_margin_of_the_starts(starts, batch):
+    _, labels = batch
+    found, tried = starts
+    assert len(tried) == 4
+    reached = np.full((4, 16), -np.inf)
+    for number, (rows, crafted) in enumerate(tried):
+        reached[number, rows] = margins(crafted, tf.gather(labels, rows))
+    np.testing.assert_allclose(margins(found, labels), reached.max(0), rtol=1e-4, atol=1e-5)
+    never = reached.max(0) <= 0
+    assert len(set(reached[:, never].argmax(0))) > 1  # not the first start every time
+
+
+def test_more_starts_are_never_weaker(batch):
+    """Start n is the same whether or not others follow it."""
+    images, labels = batch
+    results = [pgd(images, labels, EPSILON, restarts=n, **HALF_WAY) for n in (1, 2, 4)]
+    reached = [margins(result, labels) for result in results]
+    assert not np.array_equal(results[0], results[2])
+    for fewer, more in itertools.pairwise(reached):
+        assert (more >= fewer - 1e-6).all()
+        assert (more[fewer > 0] > 0).all()
+
+
+# The objective of Croce & Hein, and what is refused.
+
+
+def test_dlr_is_the_margin_in_units_of_the_third_largest_logit():
+    logits = tf.constant([[3.0, 1.0, 2.0, 0.0], [-5.0, -9.0, -4.0, -6.0], [2.0, 2.0, 0.0, 1.0]])
+    dlr = attacks.dlr(tf.constant([0, 1, 1]))(logits)
+    np.testing.assert_allclose(dlr, [-1 / 2, 5 / 2, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (1e3, 0), (1, 50), (7, -3)])
+def test_dlr_depends_on_neither_scale_nor_shift_of_the_logits(scale, shift, batch):
+    images, labels = in_float64(batch)
+    labels = (labels + tf.range(16) % 2) % CLASSES  # half of them misclassified
+    value = attacks.dlr(labels)(smooth(images))
+    np.testing.assert_allclose(attacks.dlr(labels)(scale * smooth(images) + shift), value)
+    np.testing.assert_array_equal(value > 0, margins(images, labels) > 0)
+
+
+def test_dlr_does_not_saturate(batch):
+    """Where the cross entropy's gradient underflows to zero the ratio's is that of any scale."""
+    images = batch[0]
+    labels = tf.argmax(smooth(images), -1, tf.int32)
+
+    def confident(x):
+        return 1e4 * smooth(x)
+
+    stuck = pgd(images, labels, 8, confident, random_start=False)
+    moved = pgd(images, labels, 8, confident, random_start=False, objective=attacks.dlr)
+    assert np.mean(stuck == images) > np.mean(moved == images) + 0.5
+
+
+def in_float64(images_and_labels):
+    images, labels = images_and_labels
+    return tf.cast(images, tf.float64), labels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps and restarts must be 1 or above"),
+        ({"restarts": 0}, "steps and restarts must be 1 or above"),
+        ({"restarts": 2, "random_start": False}, "several restarts need random_start"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message, batch):
+    with pytest.raises(ValueError, match=message):
+        pgd(*batch, 8, **options)
+
+
+@pytest.mark.parametrize("shape", [(16, 1), (3,), (16, 8, 8)])
+def test_an_epsilon_of_a_wrong_shape_is_refused(shape, batch):
+    with pytest.raises(ValueError, match="epsilon must be"):
+        pgd(*batch, np.ones(shape, "float32"))

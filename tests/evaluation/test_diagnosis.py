@@ -1,0 +1,434 @@
+"""What is called suspicious, what is not, and real networks that mask their gradients."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade_keras import attacks, evaluation, models
+from cascade_keras.evaluation.diagnosis import KINDS, Cell, Gradients, diagnose, summary
+
+N = 200
+
+
+def left(percent, count=N, offset=0):
+    """So many images correct, the first ones unless they are rolled on: accuracies are nested."""
+    return np.roll(np.arange(count) < round(count * percent / 100), offset)
+
+
+def cells(target="net", source=None, **accuracies):
+    """Cells from attack_epsilon=accuracy, e.g. iter_fgsm_16=30; an array is taken as it is."""
+    result = {}
+    for name, value in accuracies.items():
+        attack, _, epsilon = name.rpartition("_") if name != "clean" else (name, "", "0")
+        cell = Cell(target, None if name == "clean" else source or target, attack, float(epsilon))
+        result[cell] = value if isinstance(value, np.ndarray) else left(value)
+    return result
+
+
+def zero(cross_entropy, margin):
+    return {"net": Gradients(left(cross_entropy), left(margin))}
+
+
+def kinds(findings):
+    return [finding.kind for finding in findings]
+
+
+CLEAN = cells(clean=98)
+
+
+def black_box(attack, own, *transferred):
+    result = cells(**{attack: own})
+    for source, accuracy in zip(("other", "third"), transferred):
+        result |= cells(source=source, **{attack: accuracy})
+    return result
+
+
+# What fires, the numbers of its sentence; and beside it what only looks like it.
+FIRES = {
+    "iterative": (
+        "iterative_weaker",
+        cells(step_fgsm_8=40, iter_fgsm_8=50, step_fgsm_16=48.5, iter_fgsm_16=61),
+        {},
+        "iter_fgsm at epsilon 16 leaves 61.0 %, the weaker step_fgsm 48.5 % (200 images)",
+    ),
+    "pgd": (
+        "iterative_weaker",
+        cells(step_fgsm_0=30, pgd_0=70),
+        {},
+        "pgd at epsilon 0 leaves 70.0 %, the weaker step_fgsm 30.0 %",
+    ),
+    "least likely": (
+        "iterative_weaker",
+        cells(step_ll_4=30, iter_ll_4=70),
+        {},
+        "iter_ll at epsilon 4 leaves 70.0 %, the weaker step_ll 30.0 %",
+    ),
+    "black box": (
+        "black_box_stronger",
+        black_box("iter_fgsm_8", 60, 50, 31.5),
+        {},
+        "iter_fgsm images at epsilon 8 leave 60.0 %, those of third 31.5 % (200 images)",
+    ),
+    "iterative black box near chance": (
+        "black_box_stronger",
+        black_box("pgd_8", 20, 2),
+        {},
+        "pgd images at epsilon 8 leave 20.0 %, those of other 2.0 %",
+    ),
+    "noise as strong": (
+        "noise_as_strong",
+        CLEAN | cells(step_rand_16=60, step_fgsm_16=59, step_rand_4=97, step_fgsm_4=97),
+        {},
+        "step_fgsm at epsilon 16 leaves 59.0 %, the random signs of step_rand 60.0 % of 98.0 %",
+    ),
+    "noise stronger": (
+        "noise_as_strong",
+        CLEAN | cells(step_rand_16=60, step_fgsm_16=80),
+        {},
+        "step_fgsm at epsilon 16 leaves 80.0 %, the random signs of step_rand 60.0 %",
+    ),
+    "survives": (
+        "survives_any_epsilon",
+        CLEAN | cells(pgd_255=70, iter_fgsm_255=30),
+        {},
+        "iter_fgsm at epsilon 255 leaves 30.0 % where about 0.0 %",
+    ),
+    "saturated": (
+        "zero_gradients",
+        cells(iter_fgsm_8=80, iter_margin_8=30, iter_fgsm_16=78.5, iter_margin_16=1),
+        zero(34, 0),
+        "zero for 34.0 % of the images, that of the margin for 0.0 % (200 images), and at "
+        "epsilon 16 iter_fgsm leaves 78.5 %, iter_margin 1.0 % (200 images): the cross entropy "
+        "leads nowhere there, which usually means that the softmax is saturated",
+    ),
+    "not differentiable": (
+        "zero_gradients",
+        CLEAN,
+        zero(100, 100),
+        "zero for 100.0 % of the images, that of the margin for 100.0 % (200 images): neither loss "
+        "leads anywhere there, which usually means that the network is not differentiable",
+    ),
+    "label leaking": (
+        "label_leaking",
+        cells(clean=90, step_fgsm_8=98),
+        {},
+        "step_fgsm at epsilon 8 leaves 98.0 %, no attack 90.0 % (200 images)",
+    ),
+    "overstates": (
+        "iterative_overstates",
+        cells(iter_fgsm_8=45, pgd_8=31),
+        {},
+        "iter_fgsm at epsilon 8 leaves 45.0 %, pgd 31.0 % (200 images)",
+    ),
+    "autoattack": (
+        "iterative_overstates",
+        cells(iter_fgsm_8=45, pgd_8=36, autoattack_8=left(25, 100)),
+        {},
+        "iter_fgsm at epsilon 8 leaves 90.0 %, autoattack 25.0 % (100 images)",
+    ),
+}
+SILENT = {
+    "iterative slightly weaker": (cells(step_fgsm_16=50, iter_fgsm_16=54), {}),
+    "iterative weaker by chance": (cells(step_fgsm_16=50, iter_fgsm_16=left(56, offset=50)), {}),
+    "too few steps": (cells(step_fgsm_1=50, iter_fgsm_1=50), {}),
+    "too few steps for a fraction": (
+        {Cell("net", "net", name, 1.5): left(p) for name, p in [("step_ll", 50), ("iter_ll", 70)]},
+        {},
+    ),
+    "least likely not reached": (cells(step_ll_16=63, iter_ll_16=80), {}),
+    "least likely but untargeted works": (cells(step_ll_4=30, iter_ll_4=70, iter_fgsm_4=25), {}),
+    "other epsilon": (cells(step_fgsm_16=50, iter_fgsm_8=90), {}),
+    "other kind": (cells(step_ll_16=50, iter_fgsm_16=90, step_fgsm_4=20, iter_ll_4=60), {}),
+    "black box weaker": (black_box("iter_fgsm_8", 30, 60, 90), {}),
+    "black box of another attack": (cells(step_ll_8=90) | cells("net", "b", step_fgsm_8=20), {}),
+    "black-box noise": (black_box("step_rand_8", 80, 40), {}),
+    "one step near chance": (black_box("step_fgsm_64", 20, 8), {}),
+    "black box alone": (cells(source="other", step_fgsm_8=1, iter_fgsm_8=90, pgd_8=1), {}),
+    "gradient stronger": (CLEAN | cells(step_rand_16=60, step_fgsm_16=40), {}),
+    "noise harmless": (CLEAN | cells(step_rand_2=97, step_fgsm_2=97), {}),
+    "noise near chance": (CLEAN | cells(step_rand_64=20, step_fgsm_64=22), {}),
+    "too few images for noise": (
+        {
+            cell: values[::2]
+            for cell, values in (CLEAN | cells(step_rand_8=86, step_fgsm_8=80)).items()
+        },
+        {},
+    ),
+    "falls at last": (CLEAN | cells(pgd_255=70, iter_fgsm_255=0), {}),
+    "falls before": (CLEAN | cells(pgd_255=70, iter_fgsm_200=0), {}),
+    "bounded": (CLEAN | cells(pgd_128=70), {}),
+    "survivors few": (CLEAN | cells(pgd_255=left(10, 50)), {}),
+    "one zero gradient": (CLEAN, zero(1, 0)),
+    "flat margin alone": (CLEAN, zero(0, 100)),
+    "no gradients": (CLEAN, {"net": Gradients(left(50), np.zeros(0, bool))}),
+    "leaking by chance": (cells(clean=90, step_fgsm_8=94), {}),
+    "noise above clean": (cells(clean=50, step_rand_8=90), {}),
+    "nearly pgd": (cells(iter_fgsm_8=45, pgd_8=36), {}),
+    "empty": (CLEAN | cells(pgd_8=np.zeros(0, bool), iter_fgsm_8=90), {}),
+    "nothing": ({}, {}),
+    "plain": (
+        CLEAN
+        | cells(step_fgsm_2=60, step_fgsm_4=40, step_fgsm_16=15, step_fgsm_255=12)
+        | cells(step_ll_2=70, step_ll_4=55, step_ll_16=20, step_rand_4=97, step_rand_16=80)
+        | cells(iter_fgsm_2=55, iter_fgsm_4=10, iter_fgsm_16=0, iter_ll_2=66, iter_ll_4=30)
+        | cells(iter_ll_16=0, pgd_2=52, pgd_4=8, pgd_16=0, iter_margin_4=9, pgd_255=0)
+        | cells(source="other", step_fgsm_4=80, iter_fgsm_4=85, step_fgsm_16=16, iter_fgsm_16=40),
+        zero(0, 0),
+    ),
+    "robust to a tiny epsilon": (
+        cells(clean=91, step_fgsm_1=90, step_rand_1=91, iter_fgsm_1=90, pgd_1=89.5),
+        zero(0, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind, correct, gradients, said", FIRES.values(), ids=FIRES)
+def test_fires(kind, correct, gradients, said):
+    (finding,) = diagnose(correct, gradients, 10)
+    assert finding.kind == kind and finding.target == "net"
+    assert finding.sentence.startswith("net: ") and said in finding.sentence
+    assert "which usually means" in finding.sentence and "\n" not in finding.sentence
+    for number in (
+        f"{finding.first:.1f} %",
+        f"{finding.second:.1f} %",
+        f"{finding.examples} images",
+    ):
+        assert number in finding.sentence
+
+
+@pytest.mark.parametrize("correct, gradients", SILENT.values(), ids=SILENT)
+def test_silent(correct, gradients):
+    assert diagnose(correct, gradients, 10) == []
+
+
+def test_every_kind_has_a_row():
+    assert {kind for kind, *_ in FIRES.values()} == set(KINDS)
+
+
+def test_compares_the_images_that_are_shared():
+    """The last half of the longer cell is all wrong, which must not make it the weaker one."""
+    longer = cells(step_fgsm_8=np.concatenate([left(50), left(0)]))
+    assert diagnose(longer | cells(iter_fgsm_8=50), {}, 10) == []
+    (finding,) = diagnose(longer | cells(iter_fgsm_8=80), {}, 10)
+    assert (finding.first, finding.second, finding.examples) == (80, 50, N)
+
+
+def test_two_classes():
+    """Chance is 50 %: noise at 55 % is near it, noise at 80 % is not."""
+    assert diagnose(CLEAN | cells(step_rand_8=55, step_fgsm_8=54), {}, 2) == []
+    assert kinds(diagnose(CLEAN | cells(step_rand_8=80, step_fgsm_8=79), {}, 2)) == [
+        "noise_as_strong"
+    ]
+
+
+def test_order_and_summary():
+    correct = (
+        CLEAN | cells("fine", clean=90, pgd_8=0) | cells("b\n{0}[red]", clean=5, step_fgsm_8=50)
+    )
+    correct |= cells(pgd_255=50, iter_fgsm_255=90, step_fgsm_255=30)
+    findings = diagnose(correct, zero(50, 0) | {"late": zero(9, 0)["net"]}, 10)
+    assert [(finding.target, finding.kind) for finding in findings] == [
+        ("net", "zero_gradients"),
+        ("net", "iterative_weaker"),
+        ("net", "survives_any_epsilon"),
+        ("net", "iterative_overstates"),
+        ("b\n{0}[red]", "label_leaking"),
+        ("late", "zero_gradients"),
+    ]
+    lines = summary(findings, ["fine", "b\n{0}[red]", "net", "late"])
+    assert lines[0] == "fine: nothing suspicious in these numbers, which does not prove robustness"
+    assert lines[1].startswith("b {0}[red]: step_fgsm at epsilon 8 leaves 50.0 %, no attack 5.0 %")
+    assert [line.partition(":")[0] for line in lines[2:]] == ["net"] * 4 + ["late"]
+    assert not any("\n" in line for line in lines)
+
+
+NAMES = [("clean", None, 0.0)] + [
+    (attack, source, epsilon)
+    for attack in (
+        "step_fgsm",
+        "step_ll",
+        "step_rand",
+        "iter_fgsm",
+        "iter_ll",
+        "iter_margin",
+        "pgd",
+    )
+    for source in ("net", "other")
+    for epsilon in (4.0, 16.0)
+]
+
+
+@st.composite
+def evaluations(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(1, 300))
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=2))
+    return {
+        Cell("net", source, attack, epsilon): rng.uniform(size=count) < rng.uniform()
+        for attack, source, epsilon in names
+    }
+
+
+@settings(max_examples=50, deadline=None)
+@given(evaluations(), st.randoms())
+def test_only_the_images_matter(correct, random):
+    """Not their order, nor what only one cell has, nor the order of the cells but for ties."""
+    findings = diagnose(correct, {}, 10)
+    cell, count = random.choice(list(correct)), len(next(iter(correct.values())))
+    order = random.sample(range(count), count)
+    longer = np.concatenate([correct[cell], ~correct[cell]])
+    assert diagnose({cell: values[order] for cell, values in correct.items()}, {}, 10) == findings
+    assert diagnose(correct | {cell: longer}, {}, 10) == findings
+    for finding in findings:
+        accuracies = {100 * int(values.sum()) / count for values in correct.values()}
+        assert finding.examples == count and {finding.first, finding.second} <= accuracies
+
+
+@settings(max_examples=30, deadline=None)
+@given(evaluations())
+def test_equal_cells_never_fire(correct):
+    values = next(iter(correct.values()))
+    assert diagnose(dict.fromkeys(correct, values), {}, 10) == []
+
+
+def test_chance_rarely_fires():
+    """29 cells of one distribution, 25 comparisons: about one report in 25 says something."""
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(300):
+        correct = {
+            Cell("net", source, attack, epsilon): rng.uniform(size=500) < 0.6
+            for attack, source, epsilon in NAMES
+        }
+        alarms += bool(diagnose(correct, {}, 10))
+    assert alarms <= 20
+
+
+def test_needs_no_tensorflow():
+    code = "import cascade_keras.diagnosis, sys; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Real networks.
+
+EPSILONS = (4.0, 64.0)
+# Of what the networks below are attacked with, what tells something about them.
+ATTACKS = {
+    "plain": ("step_fgsm", "step_ll", "step_rand", "iter_fgsm", "iter_ll", "iter_margin", "pgd"),
+    "other": ("step_fgsm", "iter_fgsm", "pgd"),
+    "saturated": ("step_fgsm", "iter_fgsm", "iter_margin", "pgd"),
+    "quantised": ("step_fgsm", "step_rand", "pgd"),
+}
+
+
+def train(digits, seed):
+    images, labels = digits
+    keras.utils.set_random_seed(seed)
+    network = models.resnet(8, (8, 8, 1))
+    network = keras.Model(network.input, network.output["logits"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(keras.optimizers.Adam(3e-3), loss)
+    network.fit(images[:-N], labels[:-N], batch_size=64, epochs=3, verbose=0)
+    return lambda images: network(images, training=False)
+
+
+@pytest.fixture(scope="module")
+def networks(digits):
+    """Two standard networks, and the first one with its gradients masked in two ways."""
+    plain, other = train(digits, seed=0), train(digits, seed=1)
+    return {
+        "plain": plain,
+        "other": other,
+        "saturated": lambda images: 1e4 * plain(images),
+        "quantised": lambda images: plain(quantise(images)),
+    }
+
+
+@tf.custom_gradient
+def quantise(images):
+    return tf.round(images * 3) / 3, tf.zeros_like
+
+
+@pytest.fixture(scope="module")
+def crafted(networks, digits):
+    """Adversarial images of each network, {(source, attack, epsilon): images}."""
+    images, labels = (tf.constant(values[-N:]) for values in digits)
+    return {
+        (source, attack, epsilon): version
+        for source, names in ATTACKS.items()
+        for attack in names
+        for epsilon, version in craft(attack, networks[source], images, labels)
+    }
+
+
+def craft(attack, logits_fn, images, labels):
+    if attack == "pgd":
+        return craft_pgd(logits_fn, images, labels)
+    name, options = evaluation.ATTACKS[attack]
+    at_epsilons = tf.function(attacks.at_epsilons, autograph=False)
+    versions = at_epsilons(name, logits_fn, images, labels, EPSILONS, seed=(1, 2), **options)
+    return zip(EPSILONS, versions)
+
+
+def craft_pgd(logits_fn, images, labels):
+    """Few large steps on the margin: as strong as many small ones, and done sooner."""
+
+    @tf.function(autograph=False)
+    def pgd(epsilon):
+        options = {"step_size": epsilon / 8, "steps": 20, "objective": attacks.margin}
+        return attacks.iter_fgsm(logits_fn, images, labels, epsilon, **options)
+
+    return [(epsilon, pgd(tf.constant(epsilon))) for epsilon in (4.0, 64.0, 255.0)]
+
+
+def zero_gradients(logits_fn, images, labels):
+    def zero(objective):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            loss = objective(labels)(logits_fn(images))
+        gradient = tape.gradient(loss, images)
+        return ~np.any(gradient, axis=(1, 2, 3))
+
+    return Gradients(zero(attacks.cross_entropy), zero(attacks.margin))
+
+
+@pytest.mark.parametrize(
+    "target, expected",
+    [
+        ("plain", {}),
+        ("other", {}),
+        ("saturated", {"zero_gradients": "softmax is saturated", "iterative_overstates": "pgd"}),
+        (
+            "quantised",
+            {
+                "zero_gradients": "not differentiable",
+                "black_box_stronger": "images at epsilon",
+                "noise_as_strong": "step_rand",
+                "survives_any_epsilon": "pgd at epsilon 255",
+            },
+        ),
+    ],
+)
+def test_real_networks(networks, crafted, digits, target, expected):
+    images, labels = (tf.constant(values[-N:]) for values in digits)
+    logits_fn = networks[target]
+
+    def is_correct(images):
+        return np.argmax(logits_fn(images), axis=-1) == labels.numpy()
+
+    correct = {Cell(target, None, "clean", 0.0): is_correct(images)}
+    assert np.mean(*correct.values()) > 0.9
+    for (source, attack, epsilon), version in crafted.items():
+        if source in (target, "plain", "other"):
+            correct[Cell(target, source, attack, epsilon)] = is_correct(version)
+    gradients = {target: zero_gradients(logits_fn, images, labels)}
+    said = {each.kind: each.sentence for each in diagnose(correct, gradients, 10)}
+    assert said.keys() >= expected.keys() if expected else not said
+    for kind, words in expected.items():
+        assert words in said[kind]

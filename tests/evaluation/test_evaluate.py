@@ -1,0 +1,1072 @@
+"""bin/evaluate: its numbers against ones computed by hand, kills at any moment, and bad input."""
+
+import contextlib
+import csv
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from support.files import tree
+from support.processes import start, wait_until
+from support.saved_models import saved_model
+
+from cascade_keras import attacks, data, evaluation, figures
+from cascade_keras.attacks import carlini_wagner
+from cascade_keras.cli import evaluate, train
+from cascade_keras.evaluation import tasks as matrix
+from cascade_keras.files import write_json
+from cascade_keras.sources import load_source
+
+ROOT = pathlib.Path(__file__).parents[2]
+COUNT, BATCH, SEED = 60, 40, 5
+EPSILONS = (8, 30)
+FEW = [
+    "--dataset=digits", f"--num_images={COUNT}", f"--batch_size={BATCH}", f"--seed={SEED}",
+    "--epsilon=8,30", "--pgd_steps=5", "--pgd_restarts=2", "--diagnosis_images=0",
+]  # fmt: skip
+STEP = ["--attack=step_fgsm", *FEW]
+
+
+def evaluate_here(*flags):
+    """Run bin/evaluate in the current directory; a flag named twice has its last value."""
+    return evaluate.main(["evaluate", *flags])
+
+
+def not_json(constant):
+    pytest.fail(f"{constant} is no JSON")
+
+
+def read(output="out"):
+    """Return report.json, read as strictly as any other program would."""
+    text = (pathlib.Path(output) / "report.json").read_text()
+    return json.loads(text, parse_constant=not_json)
+
+
+def timeless(output="out"):
+    return {key: value for key, value in read(output).items() if key != "seconds"}
+
+
+def evaluated(*flags, output="out"):
+    """Run the program and return its report."""
+    assert evaluate_here(*flags, f"--output={output}") == 0
+    return read(output)
+
+
+def stored(name, output="out"):
+    """Return predictions (shown, epsilons, images) as they lie on disk."""
+    return np.load(pathlib.Path(output) / "predictions" / f"{name}.npy")
+
+
+@contextlib.contextmanager
+def crafting():
+    """Record every batch that is crafted: (source, attack, epsilons, first image)."""
+    batches, crafter = [], evaluation.crafter
+
+    def counted(logits_fn, image_shape, attack, epsilons, **options):
+        craft = crafter(logits_fn, image_shape, attack, epsilons, **options)
+
+        def counting(images, labels, first):
+            name = logits_fn.__self__.name
+            batches.append((name, attack, tuple(epsilons), int(first)))
+            return craft(images, labels, first)
+
+        return counting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "crafter", counted)
+        yield batches
+
+
+# Networks. Random features with a last layer that is fitted to the digits: right about 95 % of the
+# time, known to the last weight, and there at once.
+
+
+def features(seed, width=120):
+    """Return the weights of such a network."""
+    images, labels = data.load("digits").train
+    rng = np.random.default_rng(seed)
+    first = rng.normal(0, 0.3, (64, width)).astype("float32")
+    bias = rng.normal(0, 0.3, width).astype("float32")
+    hidden = np.maximum(images.reshape(-1, 64) / np.float32(255) @ first + bias, 0)
+    last = np.linalg.solve(hidden.T @ hidden + 0.3 * np.eye(width), hidden.T @ np.eye(10)[labels])
+    return first, bias, (10 * last).astype("float32")
+
+
+def logits_of(images, weights):
+    """Return its logits in NumPy."""
+    first, bias, last = weights
+    return np.maximum(np.reshape(images, (len(images), -1)) @ first + bias, 0) @ last
+
+
+def save_features(path, seed, change=lambda images: images, scale=1, side=8):
+    """Save it as anybody would."""
+    first, bias, last = (tf.constant(array) for array in features(seed))
+    rows = first[: side * side]
+
+    def function(images):
+        flat = tf.reshape(change(images), [-1, side * side])
+        return {"scores": scale * (tf.nn.relu(flat @ rows + bias) @ last)}
+
+    saved_model(path, function, (None, side, side, 1))
+
+
+NAMES = {"a": 0, "b": 1, "c": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory: saved/std and runs/std were trained, a, b and c come from elsewhere, done is a
+    report.
+    """
+    directory = tmp_path_factory.mktemp("trained")
+    before = os.getcwd()
+    os.chdir(directory)
+    try:
+        small = ["--model=resnet8", "--steps=60", "--eval_attacks=step_ll", "--log_steps=60"]
+        assert (
+            train.main(["train", *small, "--tensorboard=none", "--loss=standard", "--name=std"])
+            == 0
+        )
+        for name, seed in NAMES.items():
+            save_features(directory / name, seed)
+        evaluated("--target=a", *STEP, output="done")
+    finally:
+        os.chdir(before)
+    return directory
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A copy of that directory to work in. Heat maps, which take longest, are not drawn."""
+    for name in ("runs", "saved", "done", *NAMES):
+        shutil.copytree(trained / name, tmp_path / "place" / name)
+    monkeypatch.chdir(tmp_path / "place")
+    monkeypatch.setattr(figures, "heat_map", lambda path, *_, **labels: write_json(path, []))
+    return tmp_path / "place"
+
+
+@pytest.fixture(scope="module")
+def images_and_labels():
+    images, labels = data.test_images(data.load("digits"), 8)
+    return images[:COUNT], labels[:COUNT]
+
+
+WHITE_ATTACKS = ("step_ll", "step_fgsm", "step_both", "step_rand", "iter_ll", "iter_fgsm",
+                 "iter_margin", "pgd")  # fmt: skip
+BLACK_ATTACKS = ("step_fgsm", "iter_fgsm")
+
+
+@pytest.fixture(scope="module")
+def white(trained):
+    """Every attack, white box: the report's directory and the batches that were crafted."""
+    output = trained / "white"
+    with crafting() as batches:
+        evaluated(f"--target={trained / 'a'}", f"--attack={','.join(WHITE_ATTACKS)}", *FEW,
+                  output=output)  # fmt: skip
+    return output, batches
+
+
+@pytest.fixture(scope="module")
+def black(trained):
+    """Two targets, of which one is a source as well, three sources, and epsilon 0."""
+    output = trained / "black"
+    paths = {name: str(trained / name) for name in NAMES}
+    with crafting() as batches:
+        evaluated(f"--target={paths['a']},{paths['b']}", f"--source={','.join(paths.values())}",
+                  f"--attack={','.join(BLACK_ATTACKS)}", *FEW, "--epsilon=0,30",
+                  output=output)  # fmt: skip
+    return output, batches
+
+
+def by_hand(attack, epsilon, network, images, labels):
+    """Return an attack's images, batch by batch, from the functions of ``attacks`` alone."""
+    name = "iter_fgsm" if attack == "iter_margin" else attack
+    made = []
+    for first in range(0, len(images), BATCH):
+        part = slice(first, first + BATCH)
+        options = {"seed": (SEED, first)} if name in attacks.RANDOM_ATTACKS else {}
+        if name == "pgd":
+            options |= {"steps": 5, "restarts": 2}
+        if attack in ("iter_margin", "pgd"):
+            options["objective"] = attacks.margin
+        function = getattr(attacks, name)
+        made.append(
+            function(network.logits, tf.constant(images[part]), labels[part], epsilon, **options)
+        )
+    return np.concatenate(made)
+
+
+def cells(report):
+    """Return its results by (target, source, attack, epsilon); each is there once."""
+    found = {
+        (r["target"], r["source"], r["attack"], r["epsilon"]): r["correct"]
+        for r in report["results"]
+    }
+    assert len(found) == len(report["results"])
+    return found
+
+
+# White box.
+
+
+def test_white_box_numbers_are_those_computed_by_hand(white, trained, images_and_labels):
+    images, labels = images_and_labels
+    found = cells(read(white[0]))
+    network, weights = load_source(trained / "a"), features(0)
+    right = logits_of(images, weights).argmax(-1) == labels
+    wanted = {("a", None, "clean", 0.0): right.sum()}
+    for attack in WHITE_ATTACKS:
+        for epsilon in EPSILONS:
+            made = by_hand(attack, epsilon, network, images, labels)
+            right = logits_of(made, weights).argmax(-1) == labels
+            wanted["a", "a", attack, float(epsilon)] = right.sum()
+    assert found == wanted
+    assert min(wanted.values()) < 10 and max(wanted.values()) > 50  # there is something to confuse
+
+
+def test_a_report_says_what_it_measured(white, trained):
+    report = read(white[0])
+    assert report["dataset"] == "digits" and report["split"] == "test"
+    assert report["labels"] == "true" and report["sources"] == []
+    assert (report["examples"], report["seed"], report["batch_size"]) == (COUNT, SEED, BATCH)
+    assert report["dataset_fingerprint"] == data.load("digits").fingerprint
+    assert report["inference_noise"] == 0 and report["diagnosis"] is None
+    for record, name in zip(report["networks"], "a", strict=True):
+        assert record["name"] == name and record["path"] == str(trained / name)
+        assert record["weights_hash"] == load_source(trained / name).weights_hash
+        assert record["target"] is True
+    assert [attack["name"] for attack in report["attacks"]] == list(WHITE_ATTACKS)
+    assert {tuple(attack["epsilons"]) for attack in report["attacks"]} == {EPSILONS}
+    assert report["attacks"][-1]["options"] == {
+        "steps": 5, "step_size": None, "restarts": 2, "objective": "margin",
+    }  # fmt: skip
+    assert set(report["versions"]) == {"python", "numpy", "tensorflow", "keras"}
+    assert report["seconds"].keys() == {"crafting", "classifying"}
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    for result in report["results"]:
+        assert list(result) == ["target", "source", "attack", "epsilon", "correct", "examples",
+                                "accuracy"]  # fmt: skip
+        assert result["examples"] == COUNT
+        assert result["accuracy"] == pytest.approx(100 * result["correct"] / COUNT)
+
+
+@pytest.mark.parametrize("kind", ["white", "black"])
+def test_csv_and_markdown_hold_the_same_numbers(kind, request):
+    output = request.getfixturevalue(kind)[0]
+    report = read(output)
+    with open(output / "report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, result in zip(rows, report["results"], strict=True):
+        assert row == {key: "" if value is None else str(value) for key, value in result.items()}
+
+    text = (output / "report.md").read_text()
+    lines = [line[2:-2].split(" | ") for line in text.splitlines()]
+    targets = ["a", "b"] if kind == "black" else ["a"]
+    at = lines.index(["crafted from"] * (kind == "black") + ["attack", "epsilon", *targets])
+    shown = set()
+    for line in lines[at + 2 :]:
+        if line == [""]:
+            break
+        *source, attack, epsilon = (field.strip() for field in line[: -len(targets)])
+        for target, number in zip(targets, line[-len(targets) :]):
+            name = (source[0] if source else target) if attack != "clean" else None
+            shown.add((target, name, attack, float(epsilon or 0), number.rstrip("*")))
+    for key in ("worst_case", "results"):
+        for record in report[key]:
+            cell = [record["target"], record.get("source"), record.get("attack"), record["epsilon"]]
+            if key == "worst_case":
+                cell[1:3] = ["" if kind == "black" else record["target"], "all of them"]
+            assert (*cell, f"{record['accuracy']:.1f}") in shown, cell
+    assert f"{COUNT} images" in text and f"seed {SEED}" in text and "digits" in text
+    for network in report["networks"]:
+        assert network["weights_hash"][:16] in text
+
+
+def test_heat_maps_are_there(white, black):
+    def pictures(output):
+        return sorted(path.name for path in output.glob("*.png"))
+
+    assert pictures(white[0]) == ["white_box-30.png", "white_box-8.png"]
+    assert pictures(black[0]) == sorted(
+        f"{attack}-{epsilon}.png" for attack in BLACK_ATTACKS for epsilon in (0, 30)
+    )
+    for path in (*white[0].glob("*.png"), *black[0].glob("*.png")):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_source_and_dataset_a_trained_network_is_evaluated_on_what_it_learned(
+    place, capsys
+):
+    flags = ["--num_images=40", "--attack=step_fgsm", "--diagnosis_images=0", "--target=saved/std"]
+    assert evaluate_here(*flags) == 0
+    out = capsys.readouterr().out
+    assert "reports/std: accuracy in % of 40 digits test images, white box" in out
+    assert "written to reports/std" in out
+    report = read("reports/std")
+    assert report["attacks"][0]["epsilons"] == [76.5]  # the dataset's largest
+    assert report["networks"][0]["recipe"]["model"] == "resnet8"
+    other = evaluated(*flags, "--target=runs/std", output="other")
+    assert [r["correct"] for r in other["results"]] == [r["correct"] for r in report["results"]]
+    assert other["networks"][0]["weights_hash"] == report["networks"][0]["weights_hash"]
+
+
+def test_pgd_counts_the_worst_of_its_restarts(place, images_and_labels):
+    flags = [f"--target={place / 'a'}", "--attack=pgd", *FEW, "--epsilon=10,20", "--pgd_steps=3"]
+    labels, before = images_and_labels[1], None
+    for restarts in (1, 2, 6):
+        report = evaluated(*flags, f"--pgd_restarts={restarts}", output=f"out{restarts}")
+        assert report["attacks"][0]["options"]["restarts"] == restarts
+        right = stored("a--pgd", f"out{restarts}")[0] == labels
+        if before is not None:
+            assert not (right & ~before).any()
+        before = right
+    assert (before.sum(-1) < (stored("a--pgd", "out1")[0] == labels).sum(-1)).any()
+
+
+def test_the_seed_decides_the_random_attacks_and_nothing_else(place):
+    flags = ["--target=a", "--attack=step_rand,step_fgsm,pgd", *FEW, "--epsilon=30",
+             "--pgd_steps=1"]  # fmt: skip
+    for output, seed in (("one", 3), ("same", 3), ("other", 4)):
+        evaluated(*flags, f"--seed={seed}", output=output)
+    assert timeless("one") == timeless("same")
+    for attack, differs in (("step_rand", True), ("step_fgsm", False), ("pgd", True)):
+        one, same, other = (stored(f"a--{attack}", name) for name in ("one", "same", "other"))
+        np.testing.assert_array_equal(one, same)
+        assert (one != other).any() == differs, attack
+
+
+def test_a_network_of_smaller_images_sees_the_middle(place, images_and_labels):
+    save_features(place / "small", 3, side=6)
+    report = evaluated("--target=small", *STEP)
+    first, bias, last = features(3)
+    images, labels = images_and_labels
+    logits = logits_of(images[:, 1:7, 1:7], (first[:36], bias, last))
+    np.testing.assert_array_equal(stored("small--clean")[0, 0], logits.argmax(-1))
+    assert report["results"][0]["correct"] == (logits.argmax(-1) == labels).sum()
+
+
+# The matrix.
+
+
+def test_every_cell_of_the_matrix_is_the_sources_images_on_the_target(
+    black, trained, images_and_labels
+):
+    images, labels = images_and_labels
+    report = read(black[0])
+    weights = {name: features(seed) for name, seed in NAMES.items()}
+    right = {}
+    for name in "abc":
+        right[name, None, "clean", 0.0] = logits_of(images, weights[name]).argmax(-1) == labels
+    for source in NAMES:
+        for attack in BLACK_ATTACKS:
+            for epsilon in (0, 30):
+                made = by_hand(attack, epsilon, load_source(trained / source), images, labels)
+                for target in {"a", "b", source}:
+                    classes = logits_of(made, weights[target]).argmax(-1)
+                    right[target, source, attack, float(epsilon)] = classes == labels
+    shown = {cell: values.sum() for cell, values in right.items() if cell[0] in "ab"}
+    assert cells(report) == shown
+    assert [n["target"] for n in report["networks"]] == [True, True, False]
+    assert report["sources"] == ["a", "b", "c"]
+
+    # Kurakin et al.'s transfer rates, from the same images.
+    assert len(report["transfer"]) == 4 * len(BLACK_ATTACKS) * 2
+    for record in report["transfer"]:
+        source, target = record["source"], record["target"]
+        assert source != target
+        cell = source, record["attack"], record["epsilon"]
+        fooled = ~right[source, *cell]
+        both = fooled & ~right[target, *cell]
+        clean = right[source, None, "clean", 0.0] & right[target, None, "clean", 0.0]
+        assert record["fooled_source"] == fooled.sum()
+        assert record["fooled_both"] == both.sum()
+        assert record["rate"] == pytest.approx(100 * both.sum() / fooled.sum())
+        if record["epsilon"] == 0:
+            assert record["both_correct_fooled_source"] == 0
+            assert record["both_correct_rate"] is None
+        else:
+            rate = 100 * (both & clean).sum() / (fooled & clean).sum()
+            assert record["both_correct_rate"] == pytest.approx(rate)
+
+
+def test_each_sources_images_are_crafted_once_for_all_targets_and_epsilons(black, white):
+    firsts = range(0, COUNT, BATCH)
+    expected = {
+        (source, attack, (0, 30), first)
+        for source in "abc" for attack in BLACK_ATTACKS for first in firsts
+    }  # fmt: skip
+    assert len(black[1]) == len(expected) and set(black[1]) == expected
+    assert len(white[1]) == len(WHITE_ATTACKS) * len(firsts)
+
+
+def test_the_diagonal_is_the_white_box(black, white):
+    own, shown = cells(read(white[0])), cells(read(black[0]))
+    clean = own["a", None, "clean", 0.0]
+    assert shown["a", None, "clean", 0.0] == clean
+    for attack in BLACK_ATTACKS:
+        assert shown["a", "a", attack, 30.0] == own["a", "a", attack, 30.0] < clean
+        assert shown["a", "a", attack, 0.0] == clean
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_tables_of_many_networks_fit_the_terminal(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"cifar10-cascade-online-{number}" for number in range(7)]
+    cells = [
+        {"target": target, "source": source, "attack": "iter_fgsm", "epsilon": 16.0,
+         "correct": 10 * row + column, "examples": 100, "accuracy": 10.0 * row + column}
+        for row, source in enumerate(names) for column, target in enumerate(names)
+    ]  # fmt: skip
+    content = {
+        "results": cells, "worst_case": [], "sources": names, "examples": 100,
+        "dataset": "cifar10", "split": "test", "cw_linf": [], "diagnosis": None,
+        "networks": [{"name": name, "target": True} for name in names],
+    }  # fmt: skip
+    evaluate.print_report(content, types.SimpleNamespace(path="reports/x"))
+    lines = capsys.readouterr().out.splitlines()
+    # Of 60 characters the sources, attacks and epsilons alone take 50.
+    assert max(map(len, lines)) <= max(width, 65)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    tables = [rows[first : first + 7] for first in range(0, len(rows), 7)]
+    assert all(row[:3] == [name, "iter_fgsm", "16"] for part in tables
+               for row, name in zip(part, names))  # fmt: skip
+    shown = np.hstack([[row[3:] for row in part] for part in tables])
+    wanted = [[f"{10.0 * row + column:.1f}" for column in range(7)] for row in range(7)]
+    assert np.char.rstrip(shown, "*").tolist() == wanted
+    assert len(tables) > 1 or width == 200
+    # The names stand above, from the top of the first table to its double line.
+    rule = next(number for number, line in enumerate(lines) if line.startswith("┡"))
+    head = [line.strip("┃").split("┃")[3:] for line in lines[:rule] if "┃" in line]
+    for name, parts in zip(names, zip(*head)):
+        assert "".join(part.strip() for part in parts) == name
+
+
+def test_names_that_look_alike_are_kept_apart(place):
+    """Two folders whose names are one file name once spaces are gone, two of the same name."""
+    alone = cells(evaluated("--target=a,b", "--source=a,b", *STEP, output="alone"))
+    for name, same in (("net 1", "a"), ("net_1", "b"), ("x/c", "a"), ("y/c", "b")):
+        shutil.copytree(same, name)
+    for one, other, names in (("net 1", "net_1", None), ("x/c", "y/c", ("c", "y/c"))):
+        found = cells(evaluated(f"--target={one},{other}", f"--source={one},{other}", *STEP,
+                                output=f"out {one[0]}"))  # fmt: skip
+        same = dict(zip(names or (one, other), "ab"))
+        renamed = {(same[t], same.get(s), *rest): n for (t, s, *rest), n in found.items()}
+        assert renamed == alone
+
+
+def test_sources_come_and_go(place, monkeypatch):
+    """One target and three sources: no more than two networks at a time once it runs."""
+    import gc
+    import weakref
+
+    alive, most = [], 0
+    load = matrix.load_source
+
+    def loading(path):
+        network = load(path)
+        alive.append(weakref.ref(network))
+        return network
+
+    predict = matrix.Networks.predict
+
+    def predicting(self, *arguments):
+        nonlocal most
+        if arguments[0] != "a" and not arguments[2]:
+            gc.collect()
+            most = max(most, sum(reference() is not None for reference in alive))
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(matrix, "load_source", loading)
+    monkeypatch.setattr(matrix.Networks, "predict", predicting)
+    save_features(place / "d", 7)
+    evaluated("--target=a", "--source=b,c,d", *STEP)
+    assert len(alive) >= 3 and most == 1  # beside the target, which was loaded before
+
+
+# Kills and what is there already.
+
+
+def complete(name, output="out"):
+    """Return how many images of an array have their predictions."""
+    try:
+        return int((stored(name, output)[0, 0] != -1).sum())
+    except (OSError, ValueError):
+        return 0
+
+
+def test_killed_at_a_random_moment_it_ends_with_the_same_report(place):
+    flags = ["--target=a,b", *FEW, "--attack=pgd,step_rand", "--batch_size=5", "--pgd_steps=60"]
+    moment = random.Random(os.getpid()).randrange(5, 45)
+    process = start("evaluate", *flags, "--output=out")
+    wait_until(process, lambda: complete("a--pgd") >= moment)
+    process.kill()
+    process.communicate()
+    assert not pathlib.Path("out/report.json").exists()
+    left = sum(COUNT - complete(name) for name in ("a--pgd", "b--pgd"))
+    assert 0 < left < 2 * COUNT
+
+    with crafting() as batches:
+        evaluated(*flags)
+    assert sum(attack == "pgd" for _, attack, *_ in batches) == left // 5
+    before = (tree("out"), timeless())
+    evaluated(*flags, output="uninterrupted")
+    assert timeless("uninterrupted") == before[1]
+    assert not [path for path in before[0] if path.name.startswith(".partial")]
+    for path, content in before[0].items():
+        if path.name not in ("report.json", "report.md", "seconds.json"):
+            assert (pathlib.Path("uninterrupted") / path).read_bytes() == content, path
+
+    # Without --source each target is its own.
+    pairs = {(r["target"], r["source"]) for r in before[1]["results"] if r["attack"] != "clean"}
+    assert pairs == {("a", "a"), ("b", "b")}
+
+    # Once it is finished, the same command computes nothing and leaves every file as it is.
+    with crafting() as batches:
+        evaluated(*flags)
+    assert not batches
+    assert tree("out") == before[0]
+
+
+def test_killed_before_any_file_gets_its_name_it_goes_on(place, monkeypatch):
+    """Run k dies at its k-th rename, as by kill -9: what was half written stays where it is."""
+
+    class Killed(BaseException):
+        pass
+
+    flags = ["--target=a", *STEP, "--images_dir=images"]
+    evaluated(*flags, "--images_dir=reference", output="uninterrupted")
+    replace, unlink = os.replace, pathlib.Path.unlink
+    left = 0
+
+    def replacing(source, target):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        replace(source, target)
+
+    def unlinking(self, missing_ok=False):
+        if not self.name.startswith(".partial"):
+            unlink(self, missing_ok)
+
+    for deaths in range(30):
+        left = deaths
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replacing)
+            patch.setattr(pathlib.Path, "unlink", unlinking)
+            try:
+                evaluated(*flags)
+                break
+            except Killed:
+                continue
+    assert deaths > 4
+    assert timeless() == timeless("uninterrupted")
+    for name in ("images", "out"):
+        assert not list(pathlib.Path(name).rglob(".partial*"))
+
+
+@pytest.mark.parametrize(("name", "size"), [("a--step_fgsm", 200), ("a--clean", 0)])
+def test_truncated_predictions_are_one_line(name, size, place, capfd):
+    evaluated("--target=a", *STEP)
+    file = f"out/predictions/{name}.npy"
+    os.truncate(file, size)
+    message = rf"--output: {file} cannot be read .*; remove it to compute it again"
+    check_refused(capfd, place, message, ["--target=a", *STEP, "--output=out"])
+    reference = timeless()
+    os.remove(file)
+    evaluated("--target=a", *STEP)
+    assert timeless() == reference
+
+
+# Adversarial images that are kept.
+
+
+def test_kept_images_are_taken_by_other_reports(place):
+    common = ["--source=a,b", *FEW, "--attack=step_rand,step_ll", "--images_dir=images"]
+    with crafting() as batches:
+        evaluated("--target=a", *common, output="first")
+        assert len(batches) == 2 * 2 * 2
+        batches.clear()
+        evaluated("--target=b,c", *common, output="second")
+        assert not batches
+        folders = sorted(pathlib.Path("images").iterdir())
+        assert len(folders) == 4
+        for folder in folders:
+            assert np.load(folder / "images.npy").shape == (2, COUNT, 8, 8, 1)
+            assert json.loads((folder / "images.json").read_text())["seed"] == SEED
+        # Whatever the images follow from makes others of them.
+        for flag in ("--seed=6", "--epsilon=8,31", "--batch_size=20", "--num_images=50"):
+            batches.clear()
+            evaluated("--target=a", *common, "--source=a", "--attack=step_rand", flag,
+                      output=f"out{flag}")  # fmt: skip
+            assert batches
+    common.remove("--images_dir=images")
+    evaluated("--target=b,c", *common, output="without")
+    assert timeless("second") == timeless("without")
+
+
+def test_kept_images_of_a_killed_run_are_gone_on_with(place):
+    flags = ["--target=a", *STEP, "--images_dir=images"]
+    evaluated(*flags, output="first")
+    file, record = next(pathlib.Path("images").glob("*/images.npy")), None
+    record = json.loads(file.with_name("images.json").read_text())
+    assert record["complete_batches"] == [0, 40]
+    record["complete_batches"] = [0]
+    file.with_name("images.json").write_text(json.dumps(record))
+    images = np.load(file)
+    broken = np.lib.format.open_memmap(file, mode="r+")
+    broken[:, 40:] = 0
+    broken.flush()
+    with crafting() as batches:
+        evaluated(*flags, output="second")
+    assert [first for *_, first in batches] == [40]
+    np.testing.assert_array_equal(np.load(file), images)
+    assert timeless("first") == timeless("second")
+
+
+@pytest.mark.parametrize("what", ["everything", "images"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(what, place, capfd, monkeypatch):
+    images = 2 * COUNT * 64 * 4
+
+    def refuse(file, offset, size):
+        if what == "everything" or size == images:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return allocate(file, offset, size)
+
+    allocate = os.posix_fallocate
+    flags = ["--target=a", *STEP, "--images_dir=images", "--output=out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", refuse)
+        capfd.readouterr()
+        assert evaluate_here(*flags) == 2
+    errors = capfd.readouterr().err.splitlines()
+    file = r"out/predictions/a--clean.npy" if what == "everything" else r"images/a-.*/images.npy"
+    assert len(errors) == 1
+    assert re.fullmatch(f"evaluate: {file}: No space left on device", errors[0])
+    assert not list(place.rglob(".partial*")) and not list(place.rglob("images.npy"))
+    evaluated(*flags)
+    evaluated("--target=a", *STEP, output="uninterrupted")
+    assert timeless() == timeless("uninterrupted")
+
+
+def test_kept_images_that_are_damaged_are_one_line(place, capfd):
+    flags = ["--target=a", *STEP, "--images_dir=images"]
+    evaluated(*flags, output="first")
+    file = next(pathlib.Path("images").glob("*/images.npy"))
+    whole = file.read_bytes()
+    record = file.with_name("images.json")
+    for spoil in (lambda: os.truncate(file, 500), lambda: os.remove(file),
+                  lambda: record.write_text("{"), lambda: record.write_text("[]")):  # fmt: skip
+        spoil()
+        capfd.readouterr()
+        assert evaluate_here(*flags, "--output=second") == 2
+        errors = capfd.readouterr().err.splitlines()
+        assert len(errors) == 1 and re.search("--images_dir: .* cannot be read", errors[0]), errors
+        file.write_bytes(whole)
+
+
+# Minimal epsilons.
+
+
+def test_minimal_epsilons_are_counted_listed_drawn_and_resumed(
+    place, trained, images_and_labels, monkeypatch
+):
+    images, labels = images_and_labels
+    sizes, attack = [], carlini_wagner.CarliniWagner.__call__
+
+    def counted(self, images, *rest):
+        sizes.append(len(images))
+        return attack(self, images, *rest)
+
+    monkeypatch.setattr(carlini_wagner.CarliniWagner, "__call__", counted)
+    monkeypatch.setattr(matrix.MinimalEpsilons, "batch_size", 15)
+    flags = ["--target=a,b", *FEW, "--attack=cw_linf", "--cw_images=20", "--cw_iterations=100",
+             "--cw_threshold=10,20"]  # fmt: skip
+    report = evaluated(*flags)
+    assert sizes == [15, 5, 15, 5]
+    sizes.clear()
+    chosen = carlini_wagner.selection(labels, 20)
+    assert np.bincount(labels[chosen]).tolist() == [2] * 10
+    with open("out/cw_linf.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["image"]) for row in rows] == [*chosen, *chosen]
+    assert [int(row["label"]) for row in rows] == [*labels[chosen], *labels[chosen]]
+    for record, name in zip(report["cw_linf"], "ab", strict=True):
+        epsilon = np.array([float(row["epsilon"]) for row in rows if row["target"] == name])
+        np.testing.assert_allclose(epsilon, stored(f"{name}--cw_linf"), rtol=1e-6)
+        right = logits_of(images[chosen], features(NAMES[name])).argmax(-1) == labels[chosen]
+        np.testing.assert_array_equal(epsilon > 0, right)
+        above = [{"epsilon": t, "count": int((epsilon > t).sum())} for t in (10, 20)]
+        assert record["above"] == above and record["examples"] == 20
+        assert 0 < above[1]["count"] < above[0]["count"] < 20
+        by_hand = minimal(trained / name, images[chosen], labels[chosen])
+        np.testing.assert_allclose(epsilon, by_hand.epsilon, rtol=1e-6)
+        found = np.isfinite(epsilon)
+        classes = logits_of(by_hand.images[found], features(NAMES[name])).argmax(-1)
+        assert (classes != labels[chosen][found]).all()
+    assert [(r["attack"], r["epsilon"]) for r in report["results"] if r["target"] == "a"] == [
+        ("clean", 0.0), ("cw_linf", 10.0), ("cw_linf", 20.0)]  # fmt: skip
+    assert report["attacks"] == [
+        {"name": "cw_linf", "epsilons": [10, 20],
+         "options": {"search": "descent", "images": 20, "iterations": 100}}
+    ]  # fmt: skip
+    assert pathlib.Path("out/cw_linf.png").read_bytes().startswith(b"\x89PNG")
+
+    before = timeless()
+    array = np.lib.format.open_memmap("out/predictions/b--cw_linf.npy", mode="r+")
+    array[15:] = np.nan
+    array.flush()
+    sizes.clear()
+    evaluated(*flags)
+    assert sizes == [5] and timeless() == before
+
+    # Other thresholds are counted in what is there.
+    sizes.clear()
+    report = evaluated(*flags, "--cw_threshold=5")
+    assert not sizes and [len(r["above"]) for r in report["cw_linf"]] == [1, 1]
+
+
+def minimal(path, images, labels):
+    """Return what the attack itself finds, in batches of 15."""
+    network = load_source(path)
+    attack = carlini_wagner.CarliniWagner(
+        network.logits, (8, 8, 1), grid=carlini_wagner.grid_for("digits"), iterations=100
+    )
+    found = [attack(images[part], labels[part]) for part in (slice(0, 15), slice(15, None))]
+    return carlini_wagner.Minimal(
+        *(
+            np.concatenate([getattr(each, name) for each in found])
+            for name in ("epsilon", "images")
+        ),
+        sum(each.gradients for each in found),
+    )
+
+
+# Diagnosis.
+
+
+@pytest.fixture(scope="module")
+def diagnosed(trained):
+    """The report of a trained network, and of two others whose logits or input are spoilt."""
+    save_features(trained / "scaled", 0, scale=1e4)
+    save_features(trained / "quantised", 0, change=lambda images: tf.round(images * 3) / 3)
+    paths = ",".join(str(trained / name) for name in ("saved/std", "scaled", "quantised"))
+    return evaluated(f"--target={paths}", "--num_images=150", "--attack=step_fgsm",
+                     "--epsilon=30", "--diagnosis_images=150",
+                     output=trained / "diagnosed")  # fmt: skip
+
+
+def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(diagnosed, trained):
+    diagnosis = diagnosed["diagnosis"]
+    found = {name: set() for name in ("std", "scaled", "quantised")}
+    for finding in diagnosis["findings"]:
+        found[finding["target"]].add(finding["kind"])
+        assert finding["sentence"] in diagnosis["sentences"]
+        assert f"{finding['first']:.1f}" in finding["sentence"]
+        assert f"{finding['second']:.1f}" in finding["sentence"]
+    assert found["std"] == set()
+    assert diagnosis["sentences"][0].startswith("std: nothing suspicious")
+    assert "zero_gradients" in found["scaled"] and "zero_gradients" in found["quantised"]
+    text = "\n".join(diagnosis["sentences"])
+    assert "the softmax is saturated" in text and "the network is not differentiable" in text
+    assert text.replace("\n", "\n- ") in (trained / "diagnosed" / "report.md").read_text()
+
+
+def test_the_diagnosis_does_not_change_what_was_asked_for(diagnosed):
+    assert diagnosed["diagnosis"]["examples"] == 150
+    asked = {(r["attack"], r["epsilon"]) for r in diagnosed["results"]}
+    assert asked == {("clean", 0.0), ("step_fgsm", 30.0)}
+    extra = {(r["attack"], r["epsilon"]) for r in diagnosed["diagnosis"]["results"]}
+    assert extra == {("step_rand", 30.0), ("iter_fgsm", 30.0), ("iter_margin", 30.0),
+                     ("pgd", 30.0), ("pgd", 255.0)}  # fmt: skip
+    left = {(r["target"], r["attack"], r["epsilon"]): r["accuracy"]
+            for r in diagnosed["diagnosis"]["results"]}  # fmt: skip
+    assert left["std", "pgd", 255.0] == 0 and left["quantised", "pgd", 255.0] > 10
+
+
+def test_black_box_reports_are_diagnosed_in_the_white_box(place):
+    report = evaluated("--target=a", "--source=b", *STEP, "--diagnosis_images=30")
+    results = report["diagnosis"]["results"]
+    assert {(r["target"], r["source"], r["examples"]) for r in results} == {("a", "a", 30)}
+    assert {r["attack"] for r in results} >= {"step_fgsm", "iter_fgsm", "pgd"}
+    own = evaluated("--target=a", *FEW, "--attack=step_fgsm", output="own")
+    for result in results:
+        if result["attack"] == "step_fgsm":
+            cell = "a", "a", "step_fgsm", result["epsilon"]
+            right = stored("a--step_fgsm", "own")[0, EPSILONS.index(result["epsilon"])]
+            labels = data.load("digits").test[1][:COUNT]
+            assert (right == labels).sum() == cells(own)[cell]
+            assert (right == labels)[:30].sum() == result["correct"]
+
+
+# Pictures, and noise before the network.
+
+
+def test_confusion_matrices_hold_every_image(place, images_and_labels):
+    labels = images_and_labels[1]
+    report = evaluated("--target=a", "--source=b", *STEP, "--confusion")
+    with open("out/confusion.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = {}
+    for row in rows:
+        cell = (row["target"], row["source"] or None, row["attack"], float(row["epsilon"]))
+        counts.setdefault(cell, np.zeros((10, 10), int))
+        counts[cell][int(row["true"]), int(row["predicted"])] += int(row["count"])
+    wanted = cells(report)
+    assert counts.keys() == wanted.keys()
+    for cell, table in counts.items():
+        assert table.sum(axis=1).tolist() == np.bincount(labels, minlength=10).tolist()
+        assert np.trace(table) == wanted[cell]
+    pictures = sorted(path.name for path in pathlib.Path("out/confusion").glob("*.png"))
+    assert pictures == ["a-b-step_fgsm-30.png", "a-b-step_fgsm-8.png", "a-clean.png"]
+
+
+@pytest.mark.parametrize("where", ["crafted again", "kept"])
+def test_examples_are_right_when_clean_and_wrong_when_attacked(
+    where, place, images_and_labels, monkeypatch
+):
+    images, labels = images_and_labels
+    drawn, draw = [], figures.examples
+
+    def drawing(path, clean, adversarial, titles, *, epsilon):
+        drawn.append((path, clean, adversarial, titles, epsilon))
+        draw(path, clean, adversarial, titles, epsilon=epsilon)
+
+    monkeypatch.setattr(figures, "examples", drawing)
+    kept = ["--images_dir=images"] * (where == "kept")
+    evaluated(
+        "--target=a,b", "--source=b", *FEW, "--attack=step_rand,step_fgsm", "--examples=3", *kept
+    )
+    assert len(drawn) >= 3
+    for path, clean, adversarial, titles, epsilon in drawn:
+        assert epsilon == 30 and path.exists() and path.parent.name == "examples"
+        target, attack = path.stem.split("-")[0], path.stem.split("-")[-2]
+        assert attack in ("step_rand", "step_fgsm")
+        attacked = stored(f"b--{attack}")[("a", "b").index(target), -1]
+        before = stored(f"{target}--clean")[0, 0]
+        expected = np.flatnonzero((before == labels) & (attacked != labels))[:3]
+        assert len(expected) == len(clean) > 0
+        np.testing.assert_array_equal(clean, images[expected])
+        assert np.abs(adversarial - clean).max() <= 30 / 255 + 1e-6
+        classes = logits_of(adversarial, features(NAMES[target])).argmax(-1)
+        np.testing.assert_array_equal(classes, attacked[expected])
+        assert titles == [(str(labels[i]), f"{labels[i]} → {attacked[i]}") for i in expected]
+
+
+def test_noise_before_the_network_is_recorded_and_repeatable(place):
+    noise = ["--target=a", *STEP, "--inference_noise=30"]
+    evaluated("--target=a", *STEP, output="without")
+    reports = {name: evaluated(*noise, f"--seed={seed}", output=name)
+               for name, seed in (("one", SEED), ("same", SEED), ("other", 6))}  # fmt: skip
+    assert timeless("one") == timeless("same")
+    assert reports["one"]["inference_noise"] == 30
+    assert "Random signs of 30 are added" in pathlib.Path("one/report.md").read_text()
+    for array in ("a--clean", "a--step_fgsm"):
+        assert (stored(array, "one") != stored(array, "without")).any()
+        assert (stored(array, "one") != stored(array, "other")).any()
+
+
+def test_help_needs_no_tensorflow():
+    program = [sys.executable, "-X", "importtime", str(ROOT / "bin" / "evaluate"), "--help"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--images_dir" in done.stdout and "evaluate --target=saved/a,saved/b" in done.stdout
+    assert "cascade_keras.cli.evaluate" in done.stderr  # the list of imports is there
+    assert not re.search(r"\| +(tensorflow|keras|matplotlib)\b", done.stderr)
+
+
+# Bad input: one line, exit code 2, every file as it was.
+
+
+def check_refused(capfd, place, message, flags):
+    before = tree(place)
+    capfd.readouterr()
+    assert evaluate_here(*flags) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("evaluate: ") and re.search(message, errors[0]), errors[0]
+    assert tree(place) == before
+
+
+def nothing(place):
+    pass
+
+
+def done(place):
+    """A report that is there."""
+    os.rename("done", "out")
+
+
+def changed_weights(place):
+    done(place)
+    shutil.rmtree("a")
+    shutil.copytree("b", "a")
+
+
+def foreign(function, shape=(None, 8, 8, 1)):
+    return lambda place: saved_model(place / "foreign", function, shape)
+
+
+def linear(images, classes=10):
+    flat = tf.reshape(images, [-1, int(np.prod(images.shape[1:]))])
+    weights = np.random.default_rng(0).normal(size=(flat.shape[1], classes)).astype("float32")
+    return flat @ weights
+
+
+def stranger(place):
+    (place / "out").mkdir()
+    (place / "out" / "notes").write_text("mine")
+
+
+FOREIGN, OUT = ["--target=foreign"], ["--target=a"]
+BAD = {
+    "no target": (nothing, [], "--target"),
+    "no such target": (nothing, ["--target=nobody"], "--target: nobody does not exist"),
+    "no such source": (nothing, ["--target=a", "--source=nobody"], "--source: nobody does not ex"),
+    "not a network": (lambda p: (p / "empty").mkdir(), ["--target=empty"],
+                      "--target: empty is not a saved network"),
+    "the same path twice": (nothing, ["--target=a,./a"], r"--target: ./a is named twice"),
+    "the same network twice": (lambda p: shutil.copytree("a", "copy"), ["--target=a,copy"],
+                               "--target: a and copy are the same network; name it once"),
+    "the same source twice": (nothing, ["--target=a", "--source=saved/std,runs/std"],
+                              "--source: .* and .* are the same network; name it once"),
+    "no dataset": (nothing, ["--target=a", "--dataset="], "--dataset"),
+    "other images": (foreign(linear, (None, 6, 6, 1)), ["--target=a,foreign"],
+                     r"--target: foreign takes images of shape \(6, 6, 1\), a of shape \(8, 8, 1"),
+    "other images first": (foreign(linear, (None, 6, 6, 1)), ["--target=foreign", "--source=a"],
+                           r"--source: a takes images of shape \(8, 8, 1\), foreign of shape"),
+    "the dataset's images": (nothing, ["--target=a", "--dataset=mnist"], "of shape|mnist"),
+    "colours": (foreign(linear, (None, 8, 8, 3)), FOREIGN, r"shape \(8, 8, 3\), the dataset's"),
+    "other classes": (foreign(lambda x: linear(x, 7)), FOREIGN,
+                      "--target: foreign tells 7 classes apart, the dataset has 10"),
+    "probabilities": (foreign(lambda x: tf.nn.softmax(linear(x))), FOREIGN,
+                      "--target: foreign gives probabilities .rows sum to 1., not logits"),
+    "never a number": (foreign(lambda x: linear(x) * np.nan), FOREIGN,
+                       "--target: foreign gives logits that are not finite numbers"),
+    "no gradient": (foreign(lambda x: linear(tf.round(x))), ["--target=a", "--source=foreign"],
+                    "--source: foreign has no gradient with respect to its images"),
+    "a zero gradient": (foreign(lambda x: linear(0 * x) + tf.range(10.0)),
+                        ["--target=a", "--source=foreign"], "--source: .*zero everywhere"),
+    "unknown attack": (nothing, [*OUT, "--attack=fgsm"], "--attack=.*among step_ll, step_fgsm"),
+    "an attack twice": (nothing, [*OUT, "--attack=pgd,pgd"], "--attack=.*each once"),
+    "no attack": (nothing, [*OUT, "--attack="], "--attack=.*: must be"),
+    "epsilon above 255": (nothing, [*OUT, "--epsilon=8,256"], "--epsilon=.*numbers in 0..255"),
+    "epsilon below 0": (nothing, [*OUT, "--epsilon=-1"], "--epsilon=.*numbers in 0..255"),
+    "epsilon no number": (nothing, [*OUT, "--epsilon=large"], "--epsilon=.*numbers in 0..255"),
+    "epsilon nan": (nothing, [*OUT, "--epsilon=nan"], "--epsilon=.*numbers in 0..255"),
+    "threshold": (nothing, [*OUT, "--cw_threshold=300"], "--cw_threshold=.*numbers in 0..255"),
+    "no images": (nothing, [*OUT, "--num_images=0"], "--num_images=.*above 0, got 0"),
+    "no images at a time": (nothing, [*OUT, "--batch_size=0"], "--batch_size=.*above 0"),
+    "no restart": (nothing, [*OUT, "--pgd_restarts=0"], "--pgd_restarts=.*above 0"),
+    "diagnosis of -1": (nothing, [*OUT, "--diagnosis_images=-1"], "--diagnosis_images=.*0 or"),
+    "too much noise": (nothing, [*OUT, "--inference_noise=256"], "--inference_noise=.*0..255"),
+    "seed": (nothing, [*OUT, "--seed=-1"], "--seed=.*0..2147483647, got -1"),
+    "too many for cw": (nothing, [*OUT, "--attack=cw_linf", "--cw_images=361"],
+                        "--cw_images: cannot select 361 of 360 images"),
+    "argument": (nothing, [*OUT, "b"], "unexpected argument 'b'"),
+    "a report of other epsilons": (done, [*OUT, "--epsilon=8"],
+                                   r"--epsilon: out was made with \[8.0, 30.0\], now it is \[8.0"),
+    "another seed": (done, [*OUT, "--seed=6"], "--seed: out was made with 5, now it is 6; name"),
+    "another attack": (done, [*OUT, "--attack=step_ll"], "--attack: out was made with .*step_f"),
+    "other options": (lambda p: evaluated(*OUT, *STEP, "--attack=pgd"),
+                      [*OUT, "--attack=pgd", "--pgd_steps=6"],
+                      '--attack: out was made with .*"steps": 5.*now it is .*"steps": 6'),
+    "another split": (done, [*OUT, "--split=train"], '--split: .*"test", now it is "train"'),
+    "other noise": (done, [*OUT, "--inference_noise=4"], "--inference_noise: out was made with"),
+    "another target": (done, ["--target=a,b"], "--target: out was made with"),
+    "a source": (done, [*OUT, "--source=b"], "--source: out was made with {}, now it is"),
+    "other weights": (changed_weights, OUT, "--target: out was made with .*; name another"),
+    "a stranger's folder": (stranger, OUT, r"--output: out exists and is not a report"),
+    "a run's folder": (nothing, [*OUT, "--output=runs/std"],
+                      "--output: runs/std is a run; name another"),
+    "a file": (lambda p: (p / "out").write_text("x"), OUT, "--output: cannot write in out"),
+    "below a file": (lambda p: (p / "file").write_text("x"), [*OUT, "--output=file/out"],
+                     "--output: cannot write in .*/file;"),
+    "config damaged": (lambda p: (done(p), (p / "out/config.json").write_text("{")), OUT,
+                       "--output: out/config.json cannot be read"),
+    "config no object": (lambda p: (done(p), (p / "out/config.json").write_text("[1]")), OUT,
+                         "--output: out/config.json cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_every_file(case, place, capfd):
+    spoil, flags, message = BAD[case]
+    spoil(place)
+    check_refused(capfd, place, message, [*STEP, "--output=out", *flags])
+
+
+def test_an_empty_dataset(place, capfd, monkeypatch):
+    empty = np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32)
+    monkeypatch.setattr(data, "_load_digits", lambda: (empty, empty))
+    check_refused(capfd, place, "digits .train.: the dataset is empty", ["--target=a", *STEP,
+                                                                       "--output=out"])  # fmt: skip
+
+
+def test_a_report_that_another_process_uses(place, capfd):
+    done(place)
+    with open("out/predictions/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = "--output: out is in use by another process"
+        check_refused(capfd, place, message, ["--target=a", *STEP, "--output=out"])
+    evaluated("--target=a", *STEP)
+
+
+def test_a_directory_without_permission(place, capfd, monkeypatch):
+    """As root one may write anywhere, so the question is answered for it."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    message = "--output: cannot write in .*; name a writable directory"
+    check_refused(capfd, place, message, ["--target=a", *STEP, "--output=out"])
+
+
+@pytest.mark.parametrize("flag", ["target", "source"])
+def test_a_network_that_fails_on_some_images_is_named_with_one_of_them(
+    flag, place, capfd, images_and_labels
+):
+    """It is found while evaluating: the report is begun, and not written."""
+    means = images_and_labels[0].mean(axis=(1, 2, 3))
+    bound = float(np.sort(means)[-3])
+
+    def function(images):
+        bright = tf.reduce_mean(images, axis=[1, 2, 3]) > bound + 1e-6
+        return tf.where(bright[:, None], np.nan, linear(images))
+
+    # Random images are as bright as any digit.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cascade_keras.sources._probes", lambda shape: tf.zeros([8, *shape]) + 0.1)
+        foreign(function)(place)
+        before = tree(place)
+        capfd.readouterr()
+        flags = ["--target=foreign"] if flag == "target" else ["--target=a", "--source=foreign"]
+        assert evaluate_here(*flags, *STEP, "--output=out") == 2
+    errors = capfd.readouterr().err.splitlines()
+    image = int(np.flatnonzero(means > bound + 1e-6)[0])
+    assert len(errors) == 1
+    assert re.search(f"--{flag}: foreign gives logits that are not finite .* image {image};",
+                     errors[0])  # fmt: skip
+    after = tree(place)
+    assert not pathlib.Path("out/report.json").exists()
+    assert before == {path: text for path, text in after.items() if path.parts[0] != "out"}
+
+
+def test_keras_networks_that_share_weights_are_not_taken_for_one(place):
+    """A layer without weights makes another network of the same ones."""
+    network = keras.models.load_model("runs/std/model.keras")
+    images = keras.Input((8, 8, 1))
+    scaled = keras.layers.Rescaling(1e4)(network(images)["logits"])
+    keras.Model(images, scaled).save("scaled.keras")
+    flags = [*STEP, "--target=saved/std", "--source=scaled.keras"]
+    report = evaluated(*flags)
+    assert {r["source"] for r in report["results"]} == {None, "scaled"}

@@ -1,0 +1,409 @@
+"""What a user sees in TensorBoard, asked from a real server, against numbers made another way."""
+
+import io
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+from PIL import Image
+
+from cascade_keras import data, layers
+from cascade_keras.cli.train import main
+from cascade_keras.evaluation import crafter
+from cascade_keras.runs import callbacks, dashboard, panels
+
+assert layers  # knows the layer in the files of the networks
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+    "--dataset=digits", "--model=resnet8", "--log_steps=10", "--noexport", "--eval_attacks=step_ll",
+]  # fmt: skip
+IMAGES = 20
+LOOKED = {"clean": 0, "step_ll_20": 20, "step_ll_76.5": 76.5, "pgd_20": 20, "pgd_76.5": 76.5}
+FIRST = [
+    "--name=first", "--steps=40", "--embedding_at=features", "--tensorboard_steps=10",
+    "--checkpoint_steps=10",
+    f"--tensorboard_images={IMAGES}", "--tensorboard_attacks=step_ll,pgd",
+    "--tensorboard_epsilon=76.5,20", "--eval_epsilon=20,76.5", "--profile_steps=2",
+]  # fmt: skip
+SECOND = [
+    "--name=second", "--steps=10", "--loss=standard", "--max_epsilon=16", "--seed=3",
+    "--tensorboard_attacks=pgd,step_ll", "--tensorboard_images=7",
+]  # fmt: skip
+
+
+def train_here(runs, *flags):
+    return main(["train", *SMALL, f"--runs_dir={runs}", *flags])
+
+
+def train_elsewhere(directory, *trainings):
+    """Train one after another in a new process, which must be deterministic from its start."""
+    code = "import json, sys; from cascade_keras.cli.train import main\n" + "".join(
+        f"assert main(json.loads({json.dumps(json.dumps(flags))})) == 0\n"
+        for flags in (
+            ["train", *SMALL, "--deterministic", f"--runs_dir={directory}", *more]
+            for more in trainings
+        )
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three finished runs, of which nothing but what was written is used below.
+
+    The first was killed and went on with other pictures, which is no reason to refuse it; "plain"
+    is the same one without any.
+    """
+    runs = tmp_path_factory.mktemp("tensorboard") / "runs"
+    process = train_elsewhere(runs, [*FIRST, "--tensorboard_attacks=pgd", "--profile_steps=0"])
+    try:
+        while not list(runs.glob("first/checkpoints/step-*10.keras")):
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+    plain = ["--name=plain", "--tensorboard=none", "--profile_steps=0"]
+    process = train_elsewhere(runs, FIRST, SECOND, [*FIRST, *plain])
+    output, _ = process.communicate()
+    assert process.returncode == 0 and b"going on from step" in output
+    return runs
+
+
+class Server:
+    """A TensorBoard of its own process."""
+
+    def __init__(self, directory, log):
+        command = [sys.executable, "-m", "tensorboard.main", f"--logdir={directory}", "--port=0"]
+        self.process = subprocess.Popen(
+            [*command, "--host=127.0.0.1"], stdout=log.open("w"), stderr=subprocess.STDOUT
+        )
+        try:
+            self.address = self._wait_for_address(log)
+            self._wait_until(lambda: self.get("runs"))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_for_address(self, log):
+        self._wait_until(lambda: "(Press CTRL+C" in log.read_text())
+        return re.search(r"http://127.0.0.1:\d+", log.read_text())[0]
+
+    def _wait_until(self, ready, seconds=120):
+        end = time.monotonic() + seconds
+        while not ready():
+            assert self.process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+
+    def ask(self, path, **parameters):
+        answer = requests.get(f"{self.address}/data/{path}", params=parameters, timeout=60)
+        answer.raise_for_status()
+        return answer
+
+    def get(self, path, **parameters):
+        return self.ask(path, **parameters).json()
+
+    def post(self, path, body):
+        answer = requests.post(f"{self.address}/data/{path}", json=body, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def scalars(self, run, tag):
+        """{step: value}; a step that was written twice is an error."""
+        events = self.get("plugin/scalars/scalars", run=run, tag=tag)
+        assert len({step for _, step, _ in events}) == len(events), (run, tag, events)
+        return {step: value for _, step, value in events}
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(runs):
+    server = Server(runs, runs.parent / "server.log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def views(runs):
+    """{name: (images, outputs)} of the finished network, made from its file alone."""
+    network = keras.models.load_model(runs / "first" / "model.keras")
+    images, labels = data.test_images(data.load("digits", None), 8)
+    found = {}
+    for name, epsilon in LOOKED.items():
+        attack = name.split("_76")[0].split("_20")[0]
+        craft = crafter(
+            lambda x: network(x, training=False)["logits"], (8, 8, 1), attack, [epsilon]
+        )
+        # Those of the final evaluation are taken from there, where a batch has 250 images.
+        batch = slice(250 if name.startswith("step_ll") else IMAGES)
+        versions = craft(images[batch], labels[batch], 0)[0][:IMAGES]
+        outputs = network(versions, training=False)
+        found[name] = versions, {kind: value.numpy() for kind, value in outputs.items()}
+    return labels[:IMAGES], found
+
+
+def test_every_run_has_its_scalars(server):
+    tags = {run: set(found) for run, found in server.get("plugin/scalars/tags").items()}
+    training = {
+        "loss/total", "loss/clean", "loss/decay", "loss/distance", "accuracy/clean",
+        "network/max_logit", "optimizer/gradient_norm", "optimizer/learning_rate",
+        "speed/images_per_second", "robustness/clean",
+    }  # fmt: skip
+    adversarial = {"loss/adversarial", "accuracy/adversarial", "embedding_distance/training"}
+    robustness = {f"robustness/{name}" for name in LOOKED}
+    distances = {f"embedding_distance/{name}" for name in LOOKED if name != "clean"}
+    assert tags["first/tensorboard"] == training | adversarial | robustness | distances
+    own = {"robustness/step_ll_16", "embedding_distance/step_ll_16"}
+    assert tags["second/tensorboard"] == training | own
+    assert tags["first/tensorboard/final"] == {
+        "final/clean", "final/step_ll_20", "final/step_ll_76.5"
+    }  # fmt: skip
+    assert tags["second/tensorboard/final"] == {"final/clean", "final/step_ll_16"}
+
+    rates = server.scalars("first/tensorboard", "optimizer/learning_rate")
+    assert rates == pytest.approx({10: 0.1, 20: 0.01, 30: 0.001, 40: 0.001})
+    for tag in ("optimizer/gradient_norm", "embedding_distance/training", "accuracy/adversarial"):
+        values = server.scalars("first/tensorboard", tag)
+        assert list(values) == [10, 20, 30, 40]
+        assert all(np.isfinite(value) and value > 0 for value in values.values())
+    assert 50 < server.scalars("first/tensorboard", "accuracy/clean")[40] <= 100
+
+
+def test_robustness_and_distances_are_those_of_the_finished_network(server, views):
+    labels, found = views
+    clean = found["clean"][1]["embedding"]
+    for name, (_, outputs) in found.items():
+        values = server.scalars("first/tensorboard", f"robustness/{name}")
+        assert len(values) > 1 and max(values) == 40
+        assert values[40] == pytest.approx(100 * (outputs["logits"].argmax(1) == labels).mean())
+        if name != "clean":
+            values = server.scalars("first/tensorboard", f"embedding_distance/{name}")
+            distance = np.linalg.norm(outputs["embedding"] - clean, axis=1).mean()
+            assert values[40] == pytest.approx(distance, rel=1e-3)
+
+
+def test_panels_show_clean_and_adversarial_images_and_what_they_are_seen_as(server, views):
+    tags = server.get("plugin/images/tags")["first/tensorboard"]
+    assert set(tags) == {"images/step_ll_76.5", "images/pgd_76.5"}
+    labels, found = views
+    few = slice(panels.IMAGES)
+    for name in ("step_ll_76.5", "pgd_76.5"):
+        options = {"run": "first/tensorboard", "tag": f"images/{name}", "sample": 0}
+        shown = server.get("plugin/images/images", **options)
+        assert shown[-1]["step"] == 40
+        png = server.ask(f"plugin/images/individualImage?{shown[-1]['query']}").content
+        (clean, before), (images, after) = found["clean"], found[name]
+        expected = panels.panel(
+            clean[few],
+            images[few],
+            labels[few],
+            before["logits"][few].argmax(1),
+            after["logits"][few].argmax(1),
+            attack=name.removesuffix("_76.5"),
+            epsilon=76.5,
+        )
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), expected)
+
+
+def test_histograms_of_weights_embeddings_and_logits(server, runs):
+    run = "first/tensorboard"
+    tags = set(server.get("plugin/histograms/tags")[run])
+    kinds = ("clean", "step_ll_76.5", "pgd_76.5")
+    assert {f"{of}/{kind}" for of in ("logits", "embeddings") for kind in kinds} < tags
+    network = keras.models.load_model(runs / "first" / "model.keras")
+    kernels = [w.numpy() for w in network.trainable_weights if w.path.endswith("kernel")]
+    weights = sorted(tag for tag in tags if tag.startswith("weights/"))
+    assert len(weights) == len(kernels) and "weights/dense_01" in weights
+    for tag, kernel in zip(weights, kernels):
+        _, step, buckets = server.get("plugin/histograms/histograms", run=run, tag=tag)[-1]
+        assert step == 40
+        assert sum(count for *_, count in buckets) == kernel.size
+        assert buckets[0][0] == pytest.approx(kernel.min(), rel=1e-5)
+
+
+def test_runs_compare_in_the_hparams_table(server, runs):
+    experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
+    hparams = {info["name"]: info for info in experiment["hparamInfos"]}
+    assert hparams["loss"]["differs"] and not hparams["model"].get("differs")
+    assert not any(name.startswith("eval_") or "tensorboard" in name for name in hparams)
+    metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
+    assert metrics == {"final/clean", "final/step_ll_20", "final/step_ll_16", "final/step_ll_76.5"}
+
+    asked = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_SUCCESS"],
+        "colParams": [],
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    groups = server.post("plugin/hparams/session_groups", asked)["sessionGroups"]
+    rows = {group["name"]: group for group in groups}
+    assert set(rows) == {"first", "second"}
+    for name, row in rows.items():
+        flags = json.loads((runs / name / "config.json").read_text())["flags"]
+        assert row["hparams"]["loss"] == flags["loss"]
+        assert row["hparams"]["max_epsilon"] == flags["max_epsilon"]
+        results = json.loads((runs / name / "metrics.json").read_text())["results"]
+        shown = {value["name"]["tag"]: value["value"] for value in row["metricValues"]}
+        assert shown == pytest.approx({
+            f"final/{dashboard.result_name(r['attack'], r['epsilon'])}": r["accuracy"]
+            for r in results
+        })  # fmt: skip
+
+
+def test_the_projector_has_the_networks_embeddings_of_the_same_images(server, views):
+    run, name = "first/tensorboard", "embeddings"
+    assert set(server.get("plugin/projector/runs")) == {run, "second/tensorboard"}
+    (info,) = server.get("plugin/projector/info", run=run)["embeddings"]
+    labels, found = views
+    points = np.concatenate([outputs["embedding"] for _, outputs in found.values()])
+    assert info["tensorName"] == name and info["tensorShape"] == list(points.shape) == [100, 64]
+    content = server.ask("plugin/projector/tensor", run=run, name=name, num_rows=100).content
+    shown = np.frombuffer(content, "float32").reshape(points.shape)
+    np.testing.assert_allclose(shown, points, rtol=1e-3, atol=1e-4)
+
+    header, *rows = server.ask("plugin/projector/metadata", run=run, name=name).text.splitlines()
+    assert header.split("\t") == ["class", "attack", "epsilon", "predicted", "correct", "image"]
+    columns = list(zip(*(row.split("\t") for row in rows)))
+    assert list(map(int, columns[0])) == list(labels) * len(LOOKED)
+    attacks = ["clean", "step_ll", "step_ll", "pgd", "pgd"]
+    assert columns[1] == tuple(np.repeat(attacks, IMAGES))
+    assert columns[2] == tuple(np.repeat(["0", "20", "76.5", "20", "76.5"], IMAGES))
+    predicted = np.concatenate([outputs["logits"].argmax(1) for _, outputs in found.values()])
+    assert list(map(int, columns[3])) == list(predicted)
+    assert (np.array(columns[4]) == "yes").tolist() == (predicted == list(labels) * 5).tolist()
+
+    png = server.ask("plugin/projector/sprite_image", run=run, name=name).content
+    sprite = np.asarray(Image.open(io.BytesIO(png)))
+    side = info["sprite"]["singleImageDim"]
+    assert side == [8, 8] and sprite.shape == (80, 80, 3)
+    for place, image in enumerate(np.concatenate([images for images, _ in found.values()])):
+        row, column = divmod(place, 10)
+        tile = sprite[8 * row : 8 * row + 8, 8 * column : 8 * column + 8, :1]
+        np.testing.assert_array_equal(tile, np.round(image * 255).astype("uint8"))
+
+
+def test_the_graph_and_the_flags_are_there(server):
+    assert server.get("plugin/graphs/info")["first/tensorboard"]["run_graph"]
+    graph = server.ask("plugin/graphs/graph", run="first/tensorboard", conceptual="false").text
+    assert len(re.findall(r'op: "Conv2D"', graph)) == 7
+    (text,) = server.get("plugin/text/text", run="first/tensorboard", tag="about")
+    assert "first 20 test images" in text["text"] and "embedding_at" in text["text"]
+
+
+def test_a_profile_of_a_few_steps_is_written_on_demand(runs):
+    assert len(list((runs / "first/tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
+    assert not (runs / "second/tensorboard/plugins").exists()
+
+
+def test_a_killed_run_with_pictures_ends_with_the_weights_of_one_without(runs, server):
+    assert not (runs / "plain/tensorboard").exists()
+    networks = [keras.models.load_model(runs / n / "model.keras") for n in ("first", "plain")]
+    for a, b in zip(*(network.get_weights() for network in networks)):
+        np.testing.assert_array_equal(a, b)
+    results = [(runs / name / "metrics.json").read_text() for name in ("first", "plain")]
+    assert results[0] == results[1]
+    # Each point once: TensorBoard drops those after a checkpoint that the resumed run repeats.
+    assert list(server.scalars("first/tensorboard", "loss/total")) == [10, 20, 30, 40]
+
+
+def test_scalars_alone(tmp_path):
+    assert train_here(tmp_path, "--name=run", "--steps=2", "--tensorboard=scalars") == 0
+    names = [path.name for path in (tmp_path / "run/tensorboard").iterdir()]
+    assert len(names) == 1 and names[0].startswith("events.out.tfevents")
+
+
+class Clock:
+    """Time that passes by a second in each step, and by ``cost`` in each look."""
+
+    def __init__(self, monkeypatch, cost):
+        self.now, self.cost, self.looks = 0.0, cost, []
+        monkeypatch.setattr(callbacks.time, "monotonic", lambda: self.now)
+
+    def look(self, step):
+        self.looks.append(step)
+        self.now += self.cost
+
+
+@pytest.mark.parametrize(
+    ("cost", "options", "steps", "expected"),
+    [
+        (100, {"every": 30}, 100, [30, 60, 90]),
+        (100, {"every": 50}, 100, [50]),  # the last step's is of the finished network
+        (3, {"expected_steps": 3.0, "window": 10}, 700, [210, 410, 610]),
+        (30, {"expected_steps": 3.0, "window": 10}, 4500, [210, 2210, 4210]),
+        (3, {"expected_steps": 300.0, "window": 10}, 5000, []),
+    ],
+)
+def test_looks_are_as_rare_as_they_are_dear(cost, options, steps, expected, monkeypatch):
+    clock = Clock(monkeypatch, cost)
+    looks = callbacks.Looks(clock.look, steps, **options)
+    trainer = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    trainer.compile(optimizer="sgd")
+    looks.set_model(trainer)
+    looks.on_train_begin()
+    for step in range(1, steps + 1):
+        clock.now += 1
+        trainer.optimizer.iterations.assign(step)
+        looks.on_train_batch_end(step - 1)
+    assert clock.looks == expected
+    if "every" not in options and expected:
+        assert cost * (len(expected) - 1) <= callbacks.Looks.SHARE * steps
+
+
+def test_how_long_a_look_is_expected_to_take():
+    # A step of 128 images against 64 images under 1 + 80 + 40 gradients, at half a pass each.
+    expected = dashboard.expected_steps(64, ["step_ll", "iter_fgsm", "pgd"], [76.5], 128)
+    assert expected == pytest.approx(0.5 * (1 + 80 + 40) * 64 / 128)
+
+
+def test_numbers_that_are_not_finite_do_not_spoil_a_histogram(tmp_path):
+    images = np.zeros((2, 8, 8, 1), np.float32)
+
+    def broken(x, training):
+        return {"logits": x[:, 0, 0] * np.nan, "embedding": tf.zeros([tf.shape(x)[0], 2])}
+
+    broken.network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    broken.inference_logits = lambda x: broken(x, False)["logits"]
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    board = dashboard.Dashboard(writer, tmp_path, broken, images, [0, 0], ["step_rand"], [0.0, 8.0])
+    views = board.look(1)
+    board.close()
+    assert [view.name for view in views] == ["clean", "step_rand_0", "step_rand_8"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--tensorboard=everything", "--tensorboard=everything: .*scalars"),
+        ("--tensorboard_images=0", "--tensorboard_images=0: must be above 0, got 0"),
+        ("--tensorboard_attacks=cw", r"--tensorboard_attacks=\['cw'\]: must be among step_ll"),
+        ("--tensorboard_attacks=", r"--tensorboard_attacks=\[\]: must be among step_ll"),
+        (
+            "--tensorboard_epsilon=300",
+            r"--tensorboard_epsilon=\['300'\]: must be numbers in 0..255",
+        ),
+        ("--tensorboard_steps=-1", "--tensorboard_steps=-1: must be 0 or above"),
+        ("--profile_steps=-1", "--profile_steps=-1: must be 0 or above"),
+    ],
+)
+def test_a_bad_flag_gives_one_line(flag, message, tmp_path, capfd):
+    assert train_here(tmp_path / "runs", "--steps=5", flag) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1 and re.match(f"train: .*{message}", errors[0]), errors
+    assert not list(tmp_path.iterdir())
