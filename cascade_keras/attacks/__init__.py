@@ -32,6 +32,7 @@ _HOMES = {
     "STEP_ATTACKS": "epsilons",
     "ITERATIVE_ATTACKS": "epsilons",
     "RANDOM_ATTACKS": "epsilons",
+    "Attack": "specs",
     "AttackSpec": "specs",
     "ATTACKS": "epsilons",
     "register": "specs",

@@ -112,6 +112,50 @@ def register(spec: AttackSpec) -> AttackSpec:
     return spec
 
 
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack as it is run and recorded, with everything that its numbers follow from.
+
+    Attributes:
+        name: "clean" or that of a row.
+        epsilons: in 0..255 units.
+        options: of the attack; those that are not given are the row's defaults.
+    """
+
+    name: str
+    epsilons: tuple[float, ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        known = {} if self.name == "clean" else look_up(self.name).options
+        unknown = sorted(set(self.options) - set(known))
+        if unknown:
+            raise ValueError(f"attack {self.name!r} has no option {unknown[0]!r}")
+        object.__setattr__(self, "epsilons", tuple(map(float, self.epsilons)))
+        object.__setattr__(self, "options", {**known, **self.options})
+
+    @classmethod
+    def clean(cls) -> Attack:
+        """Return the absence of an attack, which has epsilon 0."""
+        return cls("clean", (0.0,))
+
+    @property
+    def gradients(self) -> float:
+        """How many gradients an image takes, about."""
+        if self.name == "clean":
+            return 0
+        return ATTACKS[self.name].gradients(self.epsilons, self.options)
+
+    def record(self) -> dict:
+        """Return it as reports keep it."""
+        return {"name": self.name, "epsilons": list(self.epsilons), "options": dict(self.options)}
+
+    def __str__(self) -> str:
+        """Return the name and the options that are set: ``pgd (steps 40, restarts 5, ...)``."""
+        shown = [f"{name} {value}" for name, value in self.options.items() if value is not None]
+        return f"{self.name} ({', '.join(shown)})" if shown else self.name
+
+
 def names(*kinds: str) -> tuple[str, ...]:
     """Return the names of the attacks of these kinds, of all when none is given."""
     return tuple(name for name, spec in ATTACKS.items() if not kinds or spec.kind in kinds)

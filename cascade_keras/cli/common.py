@@ -106,7 +106,11 @@ def run_program(
         if rest:
             raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
         return program(values) or 0
-    except (flags.Error, InputError) as error:
+    except InputError as error:
+        # A library names its settings; here they are flags.
+        flag = f"--{error.setting}: " if error.setting else ""
+        message = " ".join(f"{flag}{error.message}".split())
+    except flags.Error as error:
         message = " ".join(str(error).replace("flag --", "--", 1).split())
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
