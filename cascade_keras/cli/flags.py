@@ -8,7 +8,7 @@ from typing import TypeVar
 from absl import flags
 
 from cascade_keras.errors import InputError
-from cascade_keras.settings import Settings, choices_of, kind_of
+from cascade_keras.settings import Kind, Settings, choices_of, kind_of
 
 S = TypeVar("S", bound=Settings)
 
@@ -17,38 +17,40 @@ def define(settings: type[Settings], values: flags.FlagValues | None = None) -> 
     """Return flags for every field of a class of settings.
 
     A flag's own default is None and its help text names the setting's: what is not given is left
-    to the class. Texts are brought to the field's type in ``read``, so that Python users and
-    programs share all checks and messages.
+    to the class. All but booleans are texts, which ``read`` brings to the field's type, so that
+    Python users and programs share all checks and messages.
     """
     values = flags.FlagValues() if values is None else values
     for field in dataclasses.fields(settings):
-        kind, choices = kind_of(settings, field.name), choices_of(field)
-        text = field.metadata["help"]
-        if choices is not None and kind.many:
-            text += f" Some of: {', '.join(map(str, choices))}."
-        if field.default is not None and field.default != ():
-            shown = ",".join(map(str, field.default)) if kind.many else field.default
-            text += f" Default: {shown}."
-        on = {"flag_values": values}
-        if field.metadata["parse"] is not None:
-            flags.DEFINE_string(field.name, None, text, **on)
-        elif kind.many:
-            flags.DEFINE_list(field.name, None, text, **on)
-        elif kind.item is bool:
-            flags.DEFINE_bool(field.name, None, text, **on)
-        elif kind.item is int:
-            flags.DEFINE_integer(field.name, None, text, **on)
-        elif kind.item is float:
-            flags.DEFINE_float(field.name, None, text, **on)
-        elif choices is not None:
-            flags.DEFINE_enum(field.name, None, list(choices), text, **on)
-        else:
-            flags.DEFINE_string(field.name, None, text, **on)
+        kind = kind_of(settings, field.name)
+        is_switch = kind.item is bool and not kind.many
+        define_one = flags.DEFINE_bool if is_switch else flags.DEFINE_string
+        define_one(field.name, None, _help(field, kind), flag_values=values)
     return values
+
+
+def _help(field: dataclasses.Field, kind: Kind) -> str:
+    text, choices = field.metadata["help"], choices_of(field)
+    if choices is not None:
+        text += f" {'Some' if kind.many else 'One'} of: {', '.join(map(str, choices))}."
+    elif kind.item is not str and kind.item is not bool and field.metadata["parse"] is None:
+        text += f" {kind.name[0].upper()}{kind.name[1:]}."
+    if field.default is None or field.default == ():
+        return text
+    default = field.default
+    if kind.item is bool:
+        default = str(default).lower()
+    elif kind.many:
+        default = ",".join(f"{item:g}" if kind.item is float else str(item) for item in default)
+    elif kind.item is float:
+        default = f"{default:g}"
+    return f"{text} Default: {default}."
 
 
 def read(values: flags.FlagValues, settings: type[S]) -> S:
     """Return the settings that flags mean.
+
+    An empty text (``--init_from=``) means None where there may be none, and an empty list.
 
     Raises:
         InputError: a value that its setting refuses.
@@ -58,18 +60,28 @@ def read(values: flags.FlagValues, settings: type[S]) -> S:
         value = values[field.name].value
         if value is None:
             continue
-        kind, parse = kind_of(settings, field.name), field.metadata["parse"]
-        try:
-            if parse is not None:
-                value = parse(value)
-            elif kind.many:
-                value = tuple(kind.item(item.strip()) for item in value if item.strip())
-        except InputError as error:
-            raise InputError(error.message, field.name) from error
-        except ValueError as error:
-            shown = ",".join(value) if isinstance(value, list) else value
-            rule = field.metadata["rule"]
-            expected = rule.expected if rule else f"of type {kind.item.__name__}"
-            raise InputError(f"must be {expected}, got {shown!r}", field.name) from error
-        given[field.name] = value
+        kind = kind_of(settings, field.name)
+        if value == "" and kind.optional:
+            given[field.name] = None
+        elif isinstance(value, str):
+            given[field.name] = _value(value, field, kind)
+        else:
+            given[field.name] = value
     return settings(**given)
+
+
+def _value(text: str, field: dataclasses.Field, kind: Kind):
+    """Return what a flag's text means."""
+    try:
+        if field.metadata["parse"] is not None:
+            return field.metadata["parse"](text)
+        if kind.many:
+            return tuple(kind.item(item) for item in flags.ListParser().parse(text) if item)
+        return kind.item(text)
+    except InputError as error:
+        raise InputError(error.message, field.name) from error
+    except ValueError as error:
+        rule = field.metadata["rule"]
+        parsed = rule is not None and field.metadata["parse"] is not None
+        expected = rule.expected if parsed else kind.name
+        raise InputError(f"must be {expected}, got {text!r}", field.name) from error
