@@ -15,12 +15,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, about
 
 PROVENANCE_FILE = pathlib.Path("assets.extra", "cascade_keras.json")
 
@@ -97,6 +99,24 @@ def _locate_run(path: pathlib.Path) -> Location:
     return Location(path / "model.keras", path.resolve().name, known)
 
 
+def recorded_dataset(networks: Mapping[str, Sequence[str | os.PathLike]]) -> str | None:
+    """Return the dataset that the first network learned of which that is recorded.
+
+    Args:
+        networks: for each setting the paths that it names.
+
+    Raises:
+        InputError: one of the networks is not there.
+    """
+    for setting, paths in networks.items():
+        for path in paths:
+            with about(setting):
+                name = locate(path).provenance.get("dataset", {}).get("name")
+            if name:
+                return name
+    return None
+
+
 def _read(file: pathlib.Path) -> dict:
     if not file.exists():
         return {}
@@ -120,3 +140,16 @@ def weights_hash(arrays: Iterable[np.ndarray]) -> str:
         digest.update(np.ascontiguousarray(array).tobytes())
         digests.append(digest.digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Return what a record says the numbers were computed with; imports TensorFlow."""
+    import keras
+    import tensorflow as tf
+
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }

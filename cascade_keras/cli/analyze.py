@@ -33,10 +33,11 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from cascade_keras.cli.cascade import named_twice, recorded_dataset
-from cascade_keras.cli.common import check, comma_list, run_program, show_progress
+from cascade_keras.cli.common import check, comma_list, run_program
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
 from cascade_keras.files import check_writable
+from cascade_keras.progress import show_progress
 from cascade_keras.provenance import locate
 from cascade_keras.startup import import_tensorflow
 

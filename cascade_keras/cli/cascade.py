@@ -5,9 +5,9 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from cascade_keras.cli.common import show_progress
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError
+from cascade_keras.progress import show_progress
 from cascade_keras.provenance import locate
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
+import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -32,52 +30,6 @@ def check(values: flags.FlagValues, name: str, valid: Callable, expected: str) -
     flags.register_validator(name, validator, flag_values=values)
 
 
-def progress_bar():
-    """Return a rich progress bar on standard error that is nothing but on a terminal."""
-    import rich.console
-    import rich.progress
-
-    console = rich.console.Console(stderr=True)
-    return rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        # In a log file a bar is noise, and even an empty one a blank line.
-        disable=not console.is_terminal,
-    )
-
-
-@contextlib.contextmanager
-def show_progress(what: str, total: int, seconds: float = 15) -> Iterator[Callable[[int], None]]:
-    """Show how far a long piece of work is, and the time left, on standard error.
-
-    A bar on a terminal; elsewhere a line, at most one in so many seconds.
-
-    Yields:
-        A function to be called with the number of images done, first with those done before.
-    """
-    bar = progress_bar()
-    console = bar.console
-    task = bar.add_task(what, total=total)
-    started = written = time.monotonic()
-    before = None
-
-    def show(done: int) -> None:
-        nonlocal before, written
-        bar.update(task, completed=done)
-        before = done if before is None else before
-        now = time.monotonic()
-        if console.is_terminal or done == before or now - written < seconds:
-            return
-        left = (total - done) * (now - started) / (done - before)
-        print(f"{what} {done}/{total}  {left / 60:.1f} min left", file=console.file, flush=True)
-        written = now
-
-    with bar:
-        yield show
-
-
 def run_program(
     name: str,
     description: str,
@@ -98,10 +50,10 @@ def run_program(
         argv: with the program's path first; ``sys.argv`` when None.
     """
     argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(f"{description.strip()}\n\nFlags:\n{values.get_help()}")
-        return 0
     try:
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            print(f"{description.strip()}\n\nFlags:\n{values.get_help()}", flush=True)
+            return 0
         rest = values(argv)[1:]
         if rest:
             raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
@@ -115,22 +67,12 @@ def run_program(
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Who reads the output has seen enough: `bin/train --help | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         # A full disk, a directory without permission: nothing that a traceback would explain.
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     print(f"{name}: {message}", file=sys.stderr)
     return BAD_INPUT
-
-
-def package_versions() -> dict[str, str]:
-    """Return what a record says the numbers were computed with; imports TensorFlow."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-    }

@@ -17,9 +17,10 @@ from absl import flags
 
 from cascade_keras import provenance
 from cascade_keras.cli.cascade import default_bank
-from cascade_keras.cli.common import check, comma_list, run_program, show_progress
+from cascade_keras.cli.common import check, comma_list, run_program
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
+from cascade_keras.progress import show_progress
 from cascade_keras.startup import import_tensorflow
 
 ATTACKS = ("iter_fgsm", "iter_ll", "step_ll", "step_fgsm", "step_both", "step_rand")

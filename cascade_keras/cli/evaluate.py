@@ -19,10 +19,11 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 
 from cascade_keras.cli.cascade import named_twice, recorded_dataset
-from cascade_keras.cli.common import check, run_program, show_progress
+from cascade_keras.cli.common import check, run_program
 from cascade_keras.cli.train_flags import are_epsilons
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
+from cascade_keras.progress import show_progress
 from cascade_keras.startup import import_tensorflow
 
 STEP_ATTACKS = ("step_ll", "step_fgsm", "step_both", "step_rand")

@@ -9,7 +9,6 @@ import numpy as np
 
 from cascade_keras import data, figures
 from cascade_keras.attacks import carlini_wagner
-from cascade_keras.cli.common import package_versions
 from cascade_keras.cli.evaluate import DIAGNOSIS, LARGEST_EPSILON
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
@@ -17,6 +16,7 @@ from cascade_keras.evaluation import diagnosis, summary
 from cascade_keras.evaluation import tasks as matrix
 from cascade_keras.evaluation.diagnosis import Cell
 from cascade_keras.evaluation.report import Report, file_name
+from cascade_keras.provenance import package_versions
 from cascade_keras.sources import Source, load_source
 
 _DIAGNOSIS_PGD = {"steps": 40, "restarts": 1, "objective": "margin"}

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from cascade_keras.cli.common import progress_bar, run_program
+from cascade_keras.cli.common import run_program
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
+from cascade_keras.progress import progress_bar
 
 NAME = "prepare_data"
 

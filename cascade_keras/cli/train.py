@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 
 from cascade_keras.cli.cascade import Cascade, check_unchanged, load_sources, record_sources
-from cascade_keras.cli.common import package_versions, run_program
+from cascade_keras.cli.common import run_program
 from cascade_keras.cli.train_flags import (
     OPERATIONAL,
     PAIR_LOSSES,
@@ -35,6 +35,7 @@ from cascade_keras.cli.train_flags import (
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
+from cascade_keras.provenance import package_versions
 from cascade_keras.startup import import_tensorflow
 
 

@@ -1,0 +1,53 @@
+"""How far a long piece of work is, on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+
+def progress_bar():
+    """Return a rich progress bar on standard error that is nothing but on a terminal."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    return rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        # In a log file a bar is noise, and even an empty one a blank line.
+        disable=not console.is_terminal,
+    )
+
+
+@contextlib.contextmanager
+def show_progress(what: str, total: int, seconds: float = 15) -> Iterator[Callable[[int], None]]:
+    """Show how far a long piece of work is, and the time left, on standard error.
+
+    A bar on a terminal; elsewhere a line, at most one in so many seconds.
+
+    Yields:
+        A function to be called with the number of images done, first with those done before.
+    """
+    bar = progress_bar()
+    console = bar.console
+    task = bar.add_task(what, total=total)
+    started = written = time.monotonic()
+    before = None
+
+    def show(done: int) -> None:
+        nonlocal before, written
+        bar.update(task, completed=done)
+        before = done if before is None else before
+        now = time.monotonic()
+        if console.is_terminal or done == before or now - written < seconds:
+            return
+        left = (total - done) * (now - started) / (done - before)
+        print(f"{what} {done}/{total}  {left / 60:.1f} min left", file=console.file, flush=True)
+        written = now
+
+    with bar:
+        yield show
