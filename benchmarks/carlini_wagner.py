@@ -37,6 +37,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks, data
 from cascade_keras.attacks import carlini_wagner
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.sources import load_source
 
 DESCENT, GRID, ART = "descent", "grid", "ART"
@@ -187,7 +188,7 @@ def main() -> None:
     chosen = chosen[np.argsort(occurrences(labels[chosen]), kind="stable")]
     images, labels = images[chosen], labels[chosen]
 
-    options = {"grid": carlini_wagner.grid_for(arguments.dataset), "lanes": arguments.lanes}
+    options = {"grid": DATASETS[arguments.dataset].grid, "lanes": arguments.lanes}
     contenders = {DESCENT: Contender(len(images), ours(source.logits, shape, **options))}
     if arguments.art_images and importlib.util.find_spec("art") is None:
         print("ART left out: it is not installed")

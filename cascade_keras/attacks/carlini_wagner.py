@@ -37,6 +37,7 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras.attacks import PIXEL_LEVELS, LogitsFn, margin
+from cascade_keras.attacks.specs import Grid
 
 BETA_1, BETA_2, STABILITY = 0.9, 0.999, 1e-8  # Adam's, as published
 # f has to be below 0 by this share of the largest logit, lest it be rounding, which is another one
@@ -79,48 +80,6 @@ class Minimal:
     epsilon: np.ndarray
     images: np.ndarray
     gradients: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """What the exhaustive search goes through.
-
-    Attributes:
-        constants: the values of c, ascending.
-        taus: in 0..255 units, ascending.
-    """
-
-    constants: tuple[float, ...]
-    taus: tuple[float, ...]
-
-
-def _taus(*thousandths: range) -> tuple[float, ...]:
-    """Return taus in 0..255 units, given in thousandths of the pixel range."""
-    return tuple(PIXEL_LEVELS * i / 1000 for i in itertools.chain(*thousandths))
-
-
-# The published ones.
-GRIDS = {
-    "mnist": Grid((0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0), _taus(range(20, 601, 20))),
-    "cifar10": Grid(
-        (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
-        _taus(range(1, 11), range(12, 21, 2), range(24, 41, 4), range(48, 81, 8)),
-    ),
-}
-
-
-def grid_for(dataset_name: str) -> Grid:
-    """Return the published grid of a dataset; digits are searched as MNIST, CIFAR-100 as CIFAR-10.
-
-    Raises:
-        ValueError: another dataset.
-    """
-    as_published = {"digits": "mnist", "cifar100": "cifar10"}.get(dataset_name, dataset_name)
-    if as_published not in GRIDS:
-        raise ValueError(
-            f"no grid for {dataset_name!r}; known: digits, cifar100, {', '.join(GRIDS)}"
-        )
-    return GRIDS[as_published]
 
 
 class CarliniWagner:

@@ -41,6 +41,19 @@ def ladder_gradients(epsilons: Sequence[float]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grid:
+    """What the published search of Carlini & Wagner goes through; each dataset has its own.
+
+    Attributes:
+        constants: the values of c, ascending.
+        taus: in 0..255 units, ascending.
+    """
+
+    constants: tuple[float, ...]
+    taus: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class AttackSpec:
     """What is known of an attack beside its function.
 

@@ -601,7 +601,7 @@ class CWDistribution(_PerClass):
         return self.stacked(
             analysis.cw_distribution,
             progress,
-            grid=carlini_wagner.grid_for(self.chosen["dataset"]),
+            grid=DATASETS[self.chosen["dataset"]].grid,
             search=self.chosen["cw_search"],
             iterations=self.chosen["cw_iterations"],
         )

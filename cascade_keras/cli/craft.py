@@ -101,8 +101,7 @@ def craft(values: flags.FlagValues) -> None:
     try:
         source = load_source(chosen["source"])
         crop = source.input_shape[0] or preset.crop
-        sizes = {preset.crop, preset.image_shape[0]}
-        fitting = crop if crop in sizes else preset.crop
+        fitting = crop if crop in preset.crops else preset.crop
         source.check((fitting, fitting, preset.image_shape[-1]), preset.num_classes)
     except InputError as error:
         raise InputError(f"--source: {error}") from error

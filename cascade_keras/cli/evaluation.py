@@ -201,7 +201,7 @@ class Evaluation:
         return matrix.MinimalEpsilons(
             target,
             indices,
-            grid=carlini_wagner.grid_for(self.chosen["dataset"]),
+            grid=self.preset.grid,
             search=self.chosen["cw_search"],
             iterations=self.chosen["cw_iterations"],
             clock=self.clock,

@@ -47,8 +47,8 @@ def build_flags() -> flags.FlagValues:
 
 
 def _program(values: flags.FlagValues) -> None:
-    if values.dataset == "digits":
-        print("digits needs no preparation: it comes with scikit-learn")
+    if DATASETS[values.dataset].archives is None:
+        print(f"{values.dataset} needs no preparation: it has no archives")
         return
     if not values.archive_dir:
         raise InputError("--archive_dir must be given, the directory with the official archives")

@@ -427,11 +427,10 @@ def _check_together(chosen: dict, preset) -> None:
         )
     if loss == "kurakin" and k > m:
         raise InputError(f"--adversarial_batch_size: at most --batch_size ({m}), got {k}")
-    sizes = (24, 32) if preset.augment else (preset.crop,)
-    if chosen["crop"] not in sizes:
+    if chosen["crop"] not in preset.crops:
+        sizes = " or ".join(map(str, preset.crops))
         raise InputError(
-            f"--crop: {chosen['dataset']} networks see {' or '.join(map(str, sizes))} pixels, "
-            f"got {chosen['crop']}"
+            f"--crop: {chosen['dataset']} networks see {sizes} pixels, got {chosen['crop']}"
         )
     first = min(chosen["lr_boundaries"], default=None)
     if first is not None and chosen["warmup_steps"] and chosen["warmup_steps"] >= first:

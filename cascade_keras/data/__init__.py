@@ -15,6 +15,7 @@ _HOMES = {
     "test_images": "datasets",
     "DATASETS": "specs",
     "DatasetSpec": "specs",
+    "register": "specs",
     "archives": "",
     "datasets": "",
     "specs": "",

@@ -32,7 +32,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cascade_keras.data.specs import look_up, resolve
 from cascade_keras.errors import InputError
+from cascade_keras.files import expand
 from cascade_keras.startup import import_tensorflow
 
 
@@ -80,6 +82,10 @@ class MnistFormat:
         """The names of the files that are read."""
         return tuple(name for pair in self.files.values() for name in pair)
 
+    def read(self, directory: pathlib.Path, counts: Mapping[str, int]) -> Content:
+        """Read and check the archives in a directory, see ``read_archives``."""
+        return _read_mnist(self, directory, counts)
+
 
 @dataclasses.dataclass(frozen=True)
 class CifarFormat:
@@ -106,36 +112,50 @@ class CifarFormat:
         """The names of the files that are read."""
         return (self.archive,)
 
+    def read(self, directory: pathlib.Path, counts: Mapping[str, int]) -> Content:
+        """Read and check the archive in a directory, see ``read_archives``."""
+        return _read_cifar(self, directory, counts)
 
-FORMATS: dict[str, MnistFormat | CifarFormat] = {
-    "mnist": MnistFormat(
-        files={
-            "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-            "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-        },
-        counts={"train": 60_000, "test": 10_000},
+
+def format_of(dataset: str) -> MnistFormat | CifarFormat:
+    """Return where a dataset's data is in its official archives.
+
+    Raises:
+        InputError: no such dataset, or it has no archives.
+    """
+    spec = look_up(dataset)
+    if spec.archives is None:
+        raise InputError(f"{dataset} has no archives and needs no preparation", "dataset")
+    return resolve(spec.archives)
+
+
+MNIST = MnistFormat(
+    files={
+        "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+        "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+    },
+    counts={"train": 60_000, "test": 10_000},
+)
+CIFAR10 = CifarFormat(
+    archive="cifar-10-binary.tar.gz",
+    folder="cifar-10-batches-bin",
+    members={
+        "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        "test": ("test_batch.bin",),
+    },
+    labels=(("label", 10, "batches.meta.txt"),),
+    counts={"train": 50_000, "test": 10_000},
+)
+CIFAR100 = CifarFormat(
+    archive="cifar-100-binary.tar.gz",
+    folder="cifar-100-binary",
+    members={"train": ("train.bin",), "test": ("test.bin",)},
+    labels=(
+        ("coarse_label", 20, "coarse_label_names.txt"),
+        ("label", 100, "fine_label_names.txt"),
     ),
-    "cifar10": CifarFormat(
-        archive="cifar-10-binary.tar.gz",
-        folder="cifar-10-batches-bin",
-        members={
-            "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-            "test": ("test_batch.bin",),
-        },
-        labels=(("label", 10, "batches.meta.txt"),),
-        counts={"train": 50_000, "test": 10_000},
-    ),
-    "cifar100": CifarFormat(
-        archive="cifar-100-binary.tar.gz",
-        folder="cifar-100-binary",
-        members={"train": ("train.bin",), "test": ("test.bin",)},
-        labels=(
-            ("coarse_label", 20, "coarse_label_names.txt"),
-            ("label", 100, "fine_label_names.txt"),
-        ),
-        counts={"train": 50_000, "test": 10_000},
-    ),
-}
+    counts={"train": 50_000, "test": 10_000},
+)
 
 
 @contextlib.contextmanager
@@ -303,7 +323,7 @@ def read_archives(
     """Read and check the official archives of a dataset.
 
     Args:
-        dataset: "mnist", "cifar10" or "cifar100".
+        dataset: the name of a row that has archives.
         archive_dir: the directory with the archives, under their official names.
         counts: the number of images that each split must have; the official ones when None.
 
@@ -311,14 +331,13 @@ def read_archives(
         InputError: an archive is missing or malformed; the message names it, what is wrong, and
             what would be right.
     """
-    layout = FORMATS[dataset]
+    layout = format_of(dataset)
     if not archive_dir.is_dir():
         raise InputError(f"{archive_dir}: not a directory; expected one with the archives")
     missing = [name for name in layout.archives if not (archive_dir / name).is_file()]
     if missing:
         raise InputError(f"{archive_dir}: no file {', '.join(missing)}, needed for {dataset}")
-    read = _read_mnist if dataset == "mnist" else _read_cifar
-    return read(layout, archive_dir, counts or layout.counts)
+    return layout.read(archive_dir, counts or layout.counts)
 
 
 def checksum_warnings(dataset: str, archive_dir: pathlib.Path) -> list[str]:
@@ -328,7 +347,7 @@ def checksum_warnings(dataset: str, archive_dir: pathlib.Path) -> list[str]:
     """
     official = {info.filename: info for info in tfds.builder_cls(dataset).url_infos.values()}
     warnings = []
-    for name in FORMATS[dataset].archives:
+    for name in format_of(dataset).archives:
         with (archive_dir / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != official[name].checksum:
@@ -430,7 +449,7 @@ def prepare(
     or an interruption nothing new remains in ``data_dir``.
 
     Args:
-        dataset: "mnist", "cifar10" or "cifar100".
+        dataset: the name of a row that has archives.
         archive_dir: the directory with the official archives, under their official names.
         data_dir: that of TensorFlow Datasets; its own default when None.
         warn: called with a line for each archive whose checksum is not the official one.
@@ -447,20 +466,21 @@ def prepare(
     """
     if data_dir is not None:
         if "://" in str(data_dir):
-            raise InputError(f"{data_dir}: expected a directory on this machine")
-        data_dir = pathlib.Path(data_dir).expanduser()
+            raise InputError(f"{data_dir}: expected a directory on this machine", "data_dir")
+        data_dir = expand(data_dir)
         if data_dir.exists() and not data_dir.is_dir():
-            raise InputError(f"{data_dir}: a file, expected a directory")
+            raise InputError(f"{data_dir}: a file, expected a directory", "data_dir")
     builder = tfds.builder(dataset, data_dir=data_dir)
     destination = pathlib.Path(builder.data_path)
     if destination.exists():
         if not (destination / "dataset_info.json").exists():
             raise InputError(
-                f"{destination}: not a prepared dataset; remove it or use another directory"
+                f"{destination}: not a prepared dataset; remove it or use another directory",
+                "data_dir",
             )
         return builder, False
 
-    archive_dir = pathlib.Path(archive_dir).expanduser()
+    archive_dir = expand(archive_dir)
     content = read_archives(dataset, archive_dir, counts=counts)
     for warning in checksum_warnings(dataset, archive_dir):
         warn(warning)

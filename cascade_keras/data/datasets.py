@@ -1,21 +1,18 @@
-"""Datasets in memory: digits, mnist, cifar10, cifar100.
-
-mnist, cifar10 and cifar100 come from TensorFlow Datasets; digits is scikit-learn's real
-handwritten digits, which are installed with the package. Everything stays uint8 in memory.
-"""
+"""Datasets in memory, uint8: loaded by their rows' loaders and checked against the rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from cascade_keras.attacks.objectives import PIXEL_LEVELS
-from cascade_keras.data.specs import DATASETS, DatasetSpec
+from cascade_keras.data.specs import DatasetSpec, look_up
 from cascade_keras.errors import InputError
+from cascade_keras.files import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +20,8 @@ class Dataset:
     """One dataset in memory.
 
     Attributes:
-        name: digits, mnist, cifar10 or cifar100.
-        preset: what follows from the dataset alone.
+        name: of its row.
+        preset: its row, what follows from the dataset alone.
         train, test: (images uint8 (N, H, W, C), labels int32 (N,)).
     """
 
@@ -46,24 +43,27 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """Load a dataset by name.
 
     Args:
-        name: digits, mnist, cifar10 or cifar100.
+        name: of a row of ``DATASETS``.
         data_dir: where TensorFlow Datasets keeps its datasets; its own default when None.
 
     Raises:
         InputError: unknown name, data that is not there and cannot be downloaded, or data that is
             not what the name promises (shape, label range, image values).
     """
-    if name not in DATASETS:
-        raise InputError(f"--dataset: unknown dataset {name!r}; known: {', '.join(DATASETS)}")
-    train, test = _load_digits() if name == "digits" else _load_tfds(name, data_dir)
-    dataset = Dataset(name, DATASETS[name], train, test)
-    for split in ("train", "test"):
-        check(*getattr(dataset, split), dataset.preset, f"{name} ({split})")
-    return dataset
+    spec = look_up(name)
+    splits = {}
+    for split, arrays in zip(("train", "test"), spec.load(data_dir), strict=True):
+        images, labels = map(np.asarray, arrays)
+        check(images, labels, spec, f"{name} ({split})")
+        splits[split] = (images, labels.astype(np.int32))
+    return Dataset(name, spec, **splits)
 
 
-def _load_digits() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Return scikit-learn's digits, split once and for all: 1,437 to train, 360 to test."""
+def load_digits(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
+    """Return scikit-learn's real handwritten digits, which are installed with the package.
+
+    They are split once and for all: 1,437 to train, 360 to test.
+    """
     from sklearn import datasets, model_selection
 
     digits = datasets.load_digits()
@@ -77,13 +77,18 @@ def _load_digits() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     return (train_images, train_labels), (test_images, test_labels)
 
 
-def _load_tfds(name: str, data_dir: str | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def load_tfds(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
+    """Return a dataset of TensorFlow Datasets, downloaded where it is not prepared yet.
+
+    Raises:
+        InputError: it is not there and cannot be downloaded.
+    """
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    data_dir = data_dir and os.path.expanduser(data_dir)
+    data_dir = data_dir and str(expand(data_dir))
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(spec.name, data_dir=data_dir)
         if not builder.is_prepared():
             _reach(builder)
             builder.download_and_prepare()
@@ -92,11 +97,12 @@ def _load_tfds(name: str, data_dir: str | None) -> list[tuple[np.ndarray, np.nda
     except Exception as error:  # TFDS raises whatever its downloader, reader or parser meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--data_dir: {name} is not ready in {data_dir or tfds.core.constants.DATA_DIR} "
-            f"({reason[:160]}); connect to a network, or use the official archives: "
-            f"prepare_data --dataset={name}"
+            f"{spec.name} is not ready in {data_dir or tfds.core.constants.DATA_DIR} "
+            f"({reason[:160]}); connect to a network"
+            + (", or use its official archives: bin/prepare_data" if spec.archives else ""),
+            "data_dir",
         ) from error
-    return [(split["image"].numpy(), split["label"].numpy().astype(np.int32)) for split in splits]
+    return [(split["image"].numpy(), split["label"].numpy()) for split in splits]
 
 
 def _reach(builder) -> None:
@@ -121,6 +127,8 @@ def check(images: np.ndarray, labels: np.ndarray, preset: DatasetSpec, what: str
         raise InputError(f"{what}: {len(images)} images but {len(labels)} labels")
     if not len(images):
         raise InputError(f"{what}: the dataset is empty; prepare it again")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{what}: labels must be whole numbers, got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= preset.num_classes:
         raise InputError(
             f"{what}: labels must be 0..{preset.num_classes - 1}, "

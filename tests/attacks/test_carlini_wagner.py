@@ -300,28 +300,6 @@ def test_bad_images_are_refused(images, labels, message):
         attack(flat)(images, labels)
 
 
-def test_the_published_grids():
-    mnist, cifar = cw.GRIDS["mnist"], cw.GRIDS["cifar10"]
-    assert mnist.constants == (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
-    np.testing.assert_allclose(mnist.taus, 255 * np.linspace(0.02, 0.6, 30))
-    assert cifar.constants == (0.1, 0.3, 1, 3, 10, 30, 100)
-    expected = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40]
-    np.testing.assert_allclose(cifar.taus, 0.255 * np.array([*expected, 48, 56, 64, 72, 80]))
-
-
-@pytest.mark.parametrize(
-    ("name", "grid"),
-    [("digits", "mnist"), ("mnist", "mnist"), ("cifar10", "cifar10"), ("cifar100", "cifar10")],
-)
-def test_grid_of_a_dataset(name, grid):
-    assert cw.grid_for(name) is cw.GRIDS[grid]
-
-
-def test_grid_of_another_dataset():
-    with pytest.raises(ValueError, match="no grid for 'imagenet'"):
-        cw.grid_for("imagenet")
-
-
 def test_results_are_immutable(descended):
     with pytest.raises(dataclasses.FrozenInstanceError):
         descended.gradients = 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cascade_keras import data
+from cascade_keras.data import specs
 from cascade_keras.data.specs import DATASETS, scaled_boundaries
 from cascade_keras.errors import InputError
 
@@ -107,6 +108,7 @@ IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
         (IMAGES, np.array([0, 1, 2, -1]), "labels must be 0..9, got -1..2"),
         (IMAGES, np.array([0, 1, 2]), "4 images but 3 labels"),
         (IMAGES[:0], np.array([]), "the dataset is empty"),
+        (IMAGES, np.zeros(4), "whole numbers"),
         (IMAGES[:, :7], np.zeros(4), "images must be uint8"),
         (IMAGES.astype("float32"), np.zeros(4), "images must be uint8"),
     ],
@@ -120,3 +122,40 @@ def test_the_published_schedules_scale():
     assert scaled_boundaries(DATASETS["mnist"], 8000) == (4000, 6000)
     assert scaled_boundaries(DATASETS["mnist"], 2000) == (1000, 1500)
     assert scaled_boundaries(DATASETS["cifar10"], 94000) == (48000, 72000)
+
+
+def test_the_published_grids_of_carlini_and_wagner():
+    mnist, cifar = DATASETS["mnist"].grid, DATASETS["cifar10"].grid
+    assert mnist.constants == (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+    np.testing.assert_allclose(mnist.taus, 255 * np.linspace(0.02, 0.6, 30))
+    assert cifar.constants == (0.1, 0.3, 1, 3, 10, 30, 100)
+    expected = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40]
+    np.testing.assert_allclose(cifar.taus, 0.255 * np.array([*expected, 48, 56, 64, 72, 80]))
+    assert DATASETS["digits"].grid is mnist and DATASETS["cifar100"].grid is cifar
+
+
+def load_stripes(spec, data_dir):
+    """Images whose one column says their class; labels in the type that a user may have."""
+    labels = np.arange(40, dtype=np.uint8) % 4
+    images = np.zeros((40, *spec.image_shape), np.uint8)
+    images[np.arange(40), :, labels] = 255
+    return (images[:30], labels[:30]), (images[30:], labels[30:])
+
+
+def test_one_row_makes_a_dataset(monkeypatch):
+    monkeypatch.setattr(specs, "DATASETS", {})
+    row = data.register(data.DatasetSpec("stripes", load_stripes, (8, 10, 3), 4, crops=(6, 8)))
+    stripes = data.load("stripes")
+    assert stripes.preset is row and row.crop == 6
+    assert stripes.train[0].shape == (30, 8, 10, 3) and stripes.test[1].dtype == np.int32
+    assert row.network_shape((None, None, 3)) == (6, 6, 3)
+    with pytest.raises(ValueError, match="already"):
+        data.register(row)
+    with pytest.raises(InputError, match="dataset: 'digits' is none of stripes"):
+        data.load("digits")
+
+
+@pytest.mark.parametrize(("shape", "crops"), [((8, 8), ()), ((8, 9, 1), (9,))])
+def test_a_row_whose_sizes_cannot_be_is_refused(shape, crops):
+    with pytest.raises(ValueError, match="image_shape"):
+        data.DatasetSpec("other", load_stripes, shape, 4, crops=crops)

@@ -128,7 +128,7 @@ def test_checksum_warning(dataset, tmp_path):
     warnings = archives.checksum_warnings(dataset, tmp_path / "archives")
     official = {info.filename: info for info in tfds.builder_cls(dataset).url_infos.values()}
     assert len(warnings) == len(official)
-    for warning, name in zip(warnings, archives.FORMATS[dataset].archives, strict=True):
+    for warning, name in zip(warnings, archives.format_of(dataset).archives, strict=True):
         path = tmp_path / "archives" / name
         assert str(path) in warning
         assert hashlib.sha256(path.read_bytes()).hexdigest() in warning

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import fcntl
 import json
@@ -25,6 +26,7 @@ from support.saved_models import saved_model
 from cascade_keras import attacks, data, evaluation, figures
 from cascade_keras.attacks import carlini_wagner
 from cascade_keras.cli import evaluate, train
+from cascade_keras.data.specs import DATASETS, MNIST_GRID
 from cascade_keras.evaluation import tasks as matrix
 from cascade_keras.files import write_json
 from cascade_keras.sources import load_source
@@ -742,7 +744,7 @@ def minimal(path, images, labels):
     """Return what the attack itself finds, in batches of 15."""
     network = load_source(path)
     attack = carlini_wagner.CarliniWagner(
-        network.logits, (8, 8, 1), grid=carlini_wagner.grid_for("digits"), iterations=100
+        network.logits, (8, 8, 1), grid=MNIST_GRID, iterations=100
     )
     found = [attack(images[part], labels[part]) for part in (slice(0, 15), slice(15, None))]
     return carlini_wagner.Minimal(
@@ -1010,7 +1012,8 @@ def test_bad_input_is_one_line_and_leaves_every_file(case, place, capfd):
 
 def test_an_empty_dataset(place, capfd, monkeypatch):
     empty = np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32)
-    monkeypatch.setattr(data, "_load_digits", lambda: (empty, empty))
+    row = dataclasses.replace(DATASETS["digits"], loader=lambda spec, data_dir: (empty, empty))
+    monkeypatch.setitem(DATASETS, "digits", row)
     check_refused(capfd, place, "digits .train.: the dataset is empty", ["--target=a", *STEP,
                                                                        "--output=out"])  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from cascade_keras import attacks, evaluation
-from cascade_keras.attacks import carlini_wagner
+from cascade_keras.data.specs import MNIST_GRID
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import tasks as matrix
 from cascade_keras.evaluation.report import Arrays, Report, file_name, open_map, reserve
@@ -120,7 +120,7 @@ def test_gradients_of_an_image(name, epsilons, options, count):
 
 
 def test_descent_is_announced_as_cheaper_than_the_grid():
-    grid = carlini_wagner.grid_for("mnist")
+    grid = MNIST_GRID
     descent, exhaustive = (
         matrix.MinimalEpsilons(
             "a", np.arange(3), grid=grid, search=search, iterations=2000, clock=matrix.Clock()
