@@ -39,6 +39,12 @@ IDENTITY = {
 }
 
 
+def default_path(source_name: str, split: str = "train", attack: str = "iter_fgsm") -> str:
+    """Return where the bank of a source of this name lies when nobody says where."""
+    special = "" if (split, attack) == ("train", "iter_fgsm") else f"-{split}-{attack}"
+    return f"banks/{source_name}{special}"
+
+
 def identity(
     *,
     source_hash: str,
