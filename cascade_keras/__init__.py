@@ -10,8 +10,9 @@ from cascade_keras.lazy import exports
 _HOMES = {
     "AdversarialTrainer": "training",
     "InputError": "errors",
+    "WhiteBox": "evaluation.white_box",
     "StopOnDivergence": "runs.callbacks",
-    "evaluate": "evaluation.crafting",
+    "evaluate": "evaluation.white_box",
     "export_saved_model": "export",
     "lenet": "models.networks",
     "load_source": "sources",

@@ -9,15 +9,18 @@ import numpy as np
 
 from cascade_keras import data, figures
 from cascade_keras.attacks import carlini_wagner
+from cascade_keras.attacks.specs import Attack
 from cascade_keras.cli.evaluate import DIAGNOSIS, LARGEST_EPSILON
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import diagnosis, summary
 from cascade_keras.evaluation import tasks as matrix
 from cascade_keras.evaluation.diagnosis import Cell
-from cascade_keras.evaluation.report import Report, file_name
+from cascade_keras.evaluation.networks import load_networks
+from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.stores import ImageStore, file_name
 from cascade_keras.provenance import package_versions
-from cascade_keras.sources import Source, load_source
+from cascade_keras.sources import Source
 
 _DIAGNOSIS_PGD = {"steps": 40, "restarts": 1, "objective": "margin"}
 
@@ -52,74 +55,28 @@ class Evaluation:
 
     def _load_networks(self) -> None:
         """Load every network once and check it, keep the targets, and give each its name."""
-        self.shape: tuple[int, ...] | None = None
-        self.records: list[dict] = []
-        self._known: list[tuple[str, str, np.ndarray]] = []
-        paths: dict[str, pathlib.Path] = {}
-        kept: dict[str, Source] = {}
-        found: dict[str, list[str]] = {"target": [], "source": []}
-        for flag, names in found.items():
-            for path in self.chosen[flag]:
-                try:
-                    network = self._load(path, flag)
-                except InputError as error:
-                    raise InputError(f"--{flag}: {error}") from error
-                probed = network.on_probes(self.shape)
-                name = self._name_of(network, probed)
-                if name in names:
-                    raise InputError(
-                        f"--{flag}: {paths[name]} and {network.path} are the same network; name "
-                        "it once"
-                    )
-                names.append(name or self._register(network, probed, path, paths))
-                if flag == "target":
-                    kept[names[-1]] = network
-        self.targets, self.sources = found["target"], found["source"]
-        for record in self.records:
-            record["target"] = record["name"] in self.targets
-        self.networks = matrix.Networks(
-            paths,
-            kept,
-            self.shape,
-            noise=self.chosen["inference_noise"],
-            seed=self.chosen["seed"],
+        chosen = self.chosen
+        targets = load_networks(
+            chosen["target"], self.preset, setting="target", differentiable=False
         )
-
-    def _load(self, path: str, flag: str) -> Source:
-        """Load a network and check that it can be what the flag says."""
-        network = load_source(path)
-        self.shape = self.shape or self.preset.network_shape(network.input_shape)
-        own = tuple(network.input_shape)
-        if None not in own and own != self.shape and self.records:
-            raise InputError(
-                f"{network.path} takes images of shape {own}, {self.chosen['target'][0]} of shape "
-                f"{self.shape}; evaluate them apart"
-            )
-        check = network.check if flag == "source" else network.check_outputs
-        check(self.shape, self.preset.num_classes)
-        return network
-
-    def _name_of(self, network: Source, probed: np.ndarray) -> str | None:
-        """Return the name of the network if it is one that was loaded before.
-
-        Equal weights are not enough: a layer without weights, such as a scale, makes another
-        network of them.
-        """
-        for name, weights_hash, known in self._known:
-            same = np.allclose(probed, known, rtol=1e-3, atol=1e-3)
-            if weights_hash == network.weights_hash and same:
-                return name
-        return None
-
-    def _register(
-        self, network: Source, probed: np.ndarray, path: str, paths: dict[str, pathlib.Path]
-    ) -> str:
-        """Give a network its name, and keep what the report says of it."""
-        name = network.name if network.name not in paths else str(path)
-        paths[name] = network.path
-        self._known.append((name, network.weights_hash, probed))
-        self._record(name, network)
-        return name
+        sources = load_networks(
+            chosen["source"], self.preset, setting="source", known=targets, keep=False
+        )
+        self.shape = targets.shape
+        self.targets, self.sources = list(targets.names), list(sources.names)
+        self.records: list[dict] = []
+        loaded = dict(zip(targets.names, targets.sources, strict=True))
+        loaded |= {name: sources[name] for name in sources.names if name not in targets}
+        for name, network in loaded.items():
+            self._record(name, network)
+            self.records[-1]["target"] = name in targets
+        self.networks = matrix.SavedNetworks(
+            loaded,
+            self.shape,
+            targets=targets.names,
+            noise=chosen["inference_noise"],
+            seed=chosen["seed"],
+        )
 
     def _record(self, name: str, network: Source) -> None:
         recipe = network.provenance.get("recipe", {})
@@ -140,11 +97,11 @@ class Evaluation:
         epsilons = tuple(chosen["epsilon"])
         everything = [*self.targets, *(s for s in self.sources if s not in self.targets)]
         self.attacks = [
-            matrix.Attack(name, epsilons, self._options(name))
+            Attack(name, epsilons, self._options(name))
             for name in chosen["attack"]
             if name != "cw_linf"
         ]
-        clean = matrix.Attack("clean", (0.0,))
+        clean = Attack("clean", (0.0,))
         self.main = [self._predictions(None, clean, [name]) for name in everything]
         for source in self.sources or self.targets:
             shown = self.targets if self.sources else [source]
@@ -177,7 +134,7 @@ class Evaluation:
         return {}
 
     def _predictions(
-        self, source, attack: matrix.Attack, shown: Sequence[str], count=None, purpose=""
+        self, source, attack: Attack, shown: Sequence[str], count=None, purpose=""
     ) -> matrix.Predictions:
         return matrix.Predictions(
             source,
@@ -189,8 +146,8 @@ class Evaluation:
             num_classes=self.preset.num_classes,
             clock=self.clock,
             # Those of the diagnosis are of no use to others.
-            kept_images=matrix.keep_nothing if purpose else self._image_store,
-            purpose=purpose,
+            through=lambda task, craft: craft if purpose else self._kept(task, craft),
+            key="--".join(part for part in (source or shown[0], attack.name, purpose) if part),
         )
 
     def _minimal(self, target: str) -> matrix.MinimalEpsilons:
@@ -213,8 +170,8 @@ class Evaluation:
         planned = {attack.name: attack for attack in asked}
         for name in DIAGNOSIS:
             options = _DIAGNOSIS_PGD if name == "pgd" else {}
-            planned.setdefault(name, matrix.Attack(name, epsilons, options))
-        unbounded = matrix.Attack("pgd", (LARGEST_EPSILON,), _DIAGNOSIS_PGD)
+            planned.setdefault(name, Attack(name, epsilons, options))
+        unbounded = Attack("pgd", (LARGEST_EPSILON,), _DIAGNOSIS_PGD)
         white_boxes = {(t.source, t.attack.name) for t in self.main if t.source in t.shown}
         for target in self.targets:
             self.gradients.append(
@@ -226,10 +183,14 @@ class Evaluation:
             if LARGEST_EPSILON not in planned["pgd"].epsilons:
                 self.extra.append(self._diagnostic(target, unbounded, "unbounded"))
 
-    def _diagnostic(self, target: str, attack: matrix.Attack, purpose: str) -> matrix.Predictions:
+    def _diagnostic(self, target: str, attack: Attack, purpose: str) -> matrix.Predictions:
         return self._predictions(target, attack, [target], self.diagnosed, purpose)
 
-    def _image_store(self, task: matrix.Predictions) -> matrix.ImageStore | None:
+    def _kept(self, task: matrix.Predictions, craft):
+        store = task.source and self._image_store(task)
+        return store.through(craft) if store else craft
+
+    def _image_store(self, task: matrix.Predictions) -> ImageStore | None:
         if not self.chosen["images_dir"]:
             return None
         hashes = {record["name"]: record["weights_hash"] for record in self.records}
@@ -247,7 +208,7 @@ class Evaluation:
             "batch_size": task.batch_size,
             "shape": list(shape),
         }
-        return matrix.ImageStore(
+        return ImageStore(
             pathlib.Path(self.chosen["images_dir"]).expanduser(),
             file_name(f"{task.source}-{task.attack.name}"),
             identity,
@@ -323,7 +284,7 @@ class Evaluation:
         attacks = [*self.attacks]
         if self.minimal:
             options = {name: chosen[f"cw_{name}"] for name in ("search", "images", "iterations")}
-            attacks.append(matrix.Attack("cw_linf", tuple(chosen["cw_threshold"]), options))
+            attacks.append(Attack("cw_linf", tuple(chosen["cw_threshold"]), options))
         return {
             "dataset": chosen["dataset"],
             "split": chosen["split"],

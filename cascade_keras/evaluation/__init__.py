@@ -3,16 +3,18 @@
 from cascade_keras.lazy import exports
 
 _HOMES = {
-    "ATTACKS": "crafting",
     "NOT_FINITE": "crafting",
     "Craft": "crafting",
     "Predict": "crafting",
-    "Result": "crafting",
+    "Result": "white_box",
+    "WhiteBox": "white_box",
+    "Loaded": "networks",
     "crafter": "crafting",
-    "evaluate": "crafting",
+    "evaluate": "white_box",
+    "load_networks": "networks",
     "predictor": "crafting",
     "slices": "crafting",
-    "sweep": "crafting",
+    "sweep": "white_box",
     "zero_gradients": "crafting",
     "diagnosis": "",
     "report": "",

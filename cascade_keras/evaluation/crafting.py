@@ -1,40 +1,22 @@
 """Networks under attack: how their images are made, and what each network takes them for.
 
 White box, a network is shown the adversarial images of its own gradients; black box, those of
-another network, its source. matrix.py does both for many networks; what follows from the
+another network, its source. tasks.py does both for many networks; what follows from the
 predictions is in summary.py, and whether the numbers can be trusted in diagnosis.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks, draws
+from cascade_keras.attacks import specs
 
-# Names of attacks, with what they add to the attack of ``attacks.ATTACKS`` that they are.
-ATTACKS = {
-    **{name: (name, {}) for name in attacks.ATTACKS},
-    # The same steps on a loss that does not saturate. Where it is much stronger than iter_fgsm, the
-    # network masks its gradients.
-    "iter_margin": ("iter_fgsm", {"objective": attacks.margin}),
-}
 NOT_FINITE = -2  # predicted where logits are not finite numbers
 _NOISE = 4  # what a seed is used for; data.py and cascade.py have 0 to 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Accuracy of one network under one attack; attack "clean" has epsilon 0."""
-
-    attack: str
-    epsilon: float
-    correct: int
-    examples: int
-    accuracy: float
 
 
 Craft = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -48,9 +30,10 @@ def crafter(
     epsilons: Sequence[float],
     *,
     seed: int = 0,
+    num_classes: int | None = None,
     **options,
 ) -> Craft:
-    """Return the compiled function that makes an attack's images of one batch at every epsilon.
+    """Return the function that makes an attack's images of one batch at every epsilon, compiled.
 
     It takes images (batch, H, W, C), true labels (batch,) and the index of the first image, from
     which the noise follows, and returns float32 (epsilons, batch, H, W, C).
@@ -59,26 +42,36 @@ def crafter(
         logits_fn: of the source, images (batch, H, W, C) -> logits (batch, classes), in inference
             mode.
         image_shape: (H, W, C).
-        attack: "clean" or a name of ``ATTACKS``.
+        attack: "clean" or the name of a row of ``attacks.specs.ATTACKS``.
         epsilons: in 0..255 units.
-        seed: of the noise of step_rand and the starts of pgd.
-        **options: of the attack; ``objective`` is a name of ``attacks.OBJECTIVES``.
+        seed: of the attacks that draw random numbers.
+        num_classes: of the logits; None finds out, where an attack asks.
+        **options: of the attack; those not given are the row's.
 
     Raises:
-        ValueError: an unknown attack.
+        ValueError: an unknown attack, or one that gives no images.
     """
-    if attack != "clean" and attack not in ATTACKS:
-        raise ValueError(f"attack {attack!r} is none of clean, {', '.join(ATTACKS)}")
-    if "objective" in options:
+    if attack == "clean":
+        return lambda images, labels, first: np.asarray(images, np.float32)[None]
+    kinds = (specs.ONE_STEP, specs.ITERATIVE, specs.SEARCH, specs.SUITE)
+    spec = specs.look_up(attack, specs.names(*kinds))
+    options = {**spec.options, **options}
+    if spec.kind == specs.SUITE:
+        classes = num_classes or int(logits_fn(tf.zeros([1, *image_shape])).shape[-1])
+        return lambda images, labels, first: spec.resolve()(
+            logits_fn, images, labels, epsilons, seed=seed + first, num_classes=classes, **options
+        )
+
+    if spec.fixed:
+        options |= spec.fixed
+    if isinstance(options.get("objective"), str):
         options["objective"] = attacks.OBJECTIVES[options["objective"]]
+    name = "iter_fgsm" if attack == "iter_margin" else attack
 
     @tf.function
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        if attack == "clean":
-            return images[None]
-        name, own = ATTACKS[attack]
         return attacks.at_epsilons(
-            name, logits_fn, images, labels, epsilons, seed=[seed, first], **own, **options
+            name, logits_fn, images, labels, epsilons, seed=[seed, first], **options
         )
 
     # One trace serves every batch, the shorter last one too.
@@ -156,69 +149,6 @@ def zero_gradients(logits_fn: attacks.LogitsFn, image_shape: Sequence[int]) -> C
         tf.TensorSpec([None, *image_shape], tf.float32), tf.TensorSpec([None], tf.int32)
     )
     return lambda images, labels: find(tf.constant(images), tf.constant(labels, tf.int32)).numpy()
-
-
-def evaluate(
-    logits_fn: attacks.LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
-    attack: str,
-    epsilon: float = 0.0,
-    **options,
-) -> Result:
-    """Attack a network with itself as the source (white box) and count what it still gets right.
-
-    As ``sweep`` for a single epsilon.
-    """
-    return sweep(logits_fn, images, labels, attack, [epsilon], **options)[0]
-
-
-def sweep(
-    logits_fn: attacks.LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
-    attack: str,
-    epsilons: Sequence[float],
-    *,
-    seed: int = 0,
-    batch_size: int = 250,
-    progress: Callable[[int], None] = lambda done: None,
-    show: Callable[[int, np.ndarray], None] = lambda first, versions: None,
-    **options,
-) -> list[Result]:
-    """Attack a network with itself as the source, at several epsilons; count what is still right.
-
-    Args:
-        logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
-        images: float32 in [0, 1], (N, H, W, C).
-        labels: the true classes, (N,).
-        attack: "clean" or a name of ``ATTACKS``.
-        epsilons: in 0..255 units.
-        seed: of the noise of step_rand and the starts of pgd.
-        progress: called with the number of images done after each batch.
-        show: called with the index of the first image of each batch and its adversarial images,
-            (epsilons, batch, H, W, C).
-        **options: of the attack, see ``crafter``.
-
-    Returns:
-        One ``Result`` for each epsilon.
-
-    Raises:
-        ValueError: an unknown attack.
-    """
-    shape = images.shape[1:]
-    craft = crafter(logits_fn, shape, attack, epsilons, seed=seed, **options)
-    predict = predictor(logits_fn, shape)
-    correct = np.zeros(len(epsilons), np.int64)
-    for first, batch, true in slices(images, labels, batch_size):
-        versions = craft(batch, true, first)
-        show(first, versions)
-        correct += np.count_nonzero(predict(versions, first) == true, axis=1)
-        progress(first + len(batch))
-    return [
-        Result(attack, float(epsilon), int(count), len(images), 100.0 * int(count) / len(images))
-        for epsilon, count in zip(epsilons, correct, strict=True)
-    ]
 
 
 def slices(

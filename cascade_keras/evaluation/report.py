@@ -13,62 +13,22 @@ needs TensorFlow.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from cascade_keras.errors import InputError
+from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.files import (
     check_writable,
     hold,
-    open_map,
-    reserve,
     write_atomically,
     write_json,
     write_text,
 )
 
 RESULT_FIELDS = ("target", "source", "attack", "epsilon", "correct", "examples", "accuracy")
-
-
-def file_name(text: str) -> str:
-    """Return a name as part of a file name, another one for every text."""
-    plain = re.sub(r"[^\w.+-]", "_", text)
-    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-class Arrays:
-    """Arrays in a directory, by name."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-
-    def open(self, key: str, shape: Sequence[int], dtype: str, missing: float) -> np.memmap:
-        """Return a map of the array, which is created full of ``missing`` where it is not there.
-
-        Raises:
-            InputError: the file is of another shape or damaged.
-        """
-        file = self.path / f"{file_name(key)}.npy"
-        if not file.exists():
-            reserve(file, shape, dtype, missing)
-        try:
-            array = open_map(file)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"--output: {file} cannot be read ({error}); remove it to compute it again"
-            ) from error
-        if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
-            raise InputError(
-                f"--output: {file} is {array.dtype} {array.shape}, wanted {dtype} "
-                f"{tuple(shape)}; remove it to compute it again"
-            )
-        return array
 
 
 class Report:
@@ -80,7 +40,7 @@ class Report:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        self.arrays = Arrays(self.path / "predictions")
+        self.arrays = DiskArrays(self.path / "predictions")
         self._config_file = self.path / "config.json"
         self._seconds_file = self.arrays.path / "seconds.json"
         self._lock = None

@@ -1,101 +1,107 @@
-"""The source x target matrix: long evaluations as tasks whose results survive a kill.
+"""The engine: networks, attacks and images as tasks whose results can survive a kill.
 
-A task fills one array on disk, an entry or a column of entries for each image, batch after batch.
-What is there is not computed again. Each source's images are crafted once, at all epsilons, and
-shown to all targets; nothing but the networks grows with the number of either.
+A task fills one array, an entry or a column of entries for each image, batch after batch. What is
+there is not computed again. Each source's images are crafted once, at all epsilons, and shown to
+all targets; nothing but the networks grows with the number of either.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks, evaluation
+from cascade_keras import attacks
 from cascade_keras.attacks.carlini_wagner import CarliniWagner, Grid
+from cascade_keras.attacks.specs import ATTACKS, FORWARD, Attack
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation.report import Arrays
-from cascade_keras.files import alone, open_map, reserve, write_json
+from cascade_keras.evaluation import crafting
+from cascade_keras.evaluation.crafting import NOT_FINITE, Craft, Predict
+from cascade_keras.evaluation.networks import is_loaded
+from cascade_keras.evaluation.stores import Arrays
 from cascade_keras.sources import Source, load_source
 
-_FORWARD = 1 / 3  # of the time of a gradient
 _VERSIONS = 4_096  # adversarial images in memory at a time, at most
 _CW_BATCH = 50
-_CW_GRADIENTS = 1_000  # an image takes about so many by descent; for the time left only
-_AUTOATTACK_STAGES = 10  # that take gradients
 
 
-@dataclasses.dataclass(frozen=True)
-class Attack:
-    """An attack as a report records it: epsilons in 0..255 units, options as for ``crafter``."""
+class Networks(Protocol):
+    """What tasks ask of networks, by their names.
 
-    name: str
-    epsilons: tuple[float, ...]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    Attributes:
+        image_shape: (H, W, C).
+    """
 
-    @property
-    def gradients(self) -> float:
-        """How many gradients an image takes, about."""
-        if self.name == "clean":
-            return 0
-        if self.name == "autoattack":
-            gradients = _AUTOATTACK_STAGES * self.options["iterations"]
-            return len(self.epsilons) * (gradients + _FORWARD * self.options["queries"])
-        if self.name == "pgd":
-            return len(self.epsilons) * self.options["steps"] * self.options["restarts"]
-        if self.name.startswith("iter"):
-            return attacks.ladder_gradients(self.epsilons)
-        return 1
+    image_shape: tuple[int, ...]
+
+    def logits(self, name: str) -> attacks.LogitsFn:
+        """Return a network's logits, which have a gradient."""
+
+    def crafter(self, name: str, attack: Attack, *, seed: int, num_classes: int | None) -> Craft:
+        """Return the function that makes an attack's images from a network."""
+
+    def predict(self, name: str, versions: np.ndarray, first: int) -> np.ndarray:
+        """Return the classes of images (versions, batch, H, W, C), int32 (versions, batch)."""
 
 
-class Networks:
-    """The networks of a report by name; those that are not targets are loaded when needed.
+class SavedNetworks:
+    """Networks from disk; those that were let go are loaded when needed, one at a time.
 
     Args:
-        paths: of every network.
-        kept: those that stay loaded.
+        sources: of every network, by name; see ``networks.load_networks``.
         image_shape: (H, W, C).
+        targets: which of them are targets, for error messages.
+        noise, seed: see ``crafting.predictor``.
     """
 
     def __init__(
         self,
-        paths: Mapping[str, pathlib.Path],
-        kept: Mapping[str, Source],
+        sources: Mapping[str, Source],
         image_shape: Sequence[int],
         *,
+        targets: Sequence[str] = (),
         noise: float = 0.0,
         seed: int = 0,
     ):
         self.image_shape = tuple(image_shape)
-        self._paths = paths
-        self._kept = dict(kept)
+        self._sources = dict(sources)
+        self._targets = tuple(targets)
+        self._noise, self._seed = noise, seed
         self._visitor: tuple[str, Source] | None = None
-        self._predictors: dict[str, evaluation.Predict] = {}
-        self._noise = noise
-        self._seed = seed
+        self._predictors: dict[str, Predict] = {}
 
     def source(self, name: str) -> Source:
-        """Return a network; one that is no target replaces the one before it."""
-        if name in self._kept:
-            return self._kept[name]
+        """Return a network; one that has to be loaded replaces the one before it."""
+        if is_loaded(self._sources[name]):
+            return self._sources[name]
         if self._visitor is None or self._visitor[0] != name:
             if self._visitor is not None:
                 self._predictors.pop(self._visitor[0], None)
                 self._visitor = None
-            self._visitor = name, load_source(self._paths[name])
+            self._visitor = name, load_source(self._sources[name].path)
         return self._visitor[1]
 
     def logits(self, name: str) -> attacks.LogitsFn:
         """Return a network's logits; the gradient is zero where it has none."""
         source = self.source(name)
         return flat(source.logits) if source.why_no_gradient(self.image_shape) else source.logits
+
+    def crafter(self, name: str, attack: Attack, *, seed: int, num_classes: int | None) -> Craft:
+        """Return the function that makes an attack's images from a network."""
+        # Clean images ask nothing of it, not even to be loaded.
+        logits = self.logits(name) if attack.name != "clean" else None
+        return crafting.crafter(
+            logits,
+            self.image_shape,
+            attack.name,
+            attack.epsilons,
+            seed=seed,
+            num_classes=num_classes,
+            **attack.options,
+        )
 
     def predict(self, name: str, versions: np.ndarray, first: int) -> np.ndarray:
         """Return the classes of images (versions, batch, H, W, C), int32 (versions, batch).
@@ -105,16 +111,16 @@ class Networks:
         """
         source = self.source(name)
         if name not in self._predictors:
-            self._predictors[name] = evaluation.predictor(
+            self._predictors[name] = crafting.predictor(
                 source.logits, self.image_shape, noise=self._noise, seed=self._seed
             )
         classes = self._predictors[name](versions, first)
-        if (classes == evaluation.NOT_FINITE).any():
-            worst = first + int(np.argwhere(classes == evaluation.NOT_FINITE)[0, 1])
-            flag = "target" if name in self._kept else "source"
+        if (classes == NOT_FINITE).any():
+            worst = first + int(np.argwhere(classes == NOT_FINITE)[0, 1])
             raise InputError(
-                f"--{flag}: {source.path} gives logits that are not finite numbers for image "
-                f"{worst}; its numbers would mean nothing"
+                f"{source.path} gives logits that are not finite numbers for image {worst}; its "
+                "numbers would mean nothing",
+                "target" if name in self._targets else "source",
             )
         return classes
 
@@ -143,7 +149,7 @@ class Task(Protocol):
     missing: float
     cost: float
 
-    def start(self, networks: Networks) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    def start(self, networks: Networks) -> Craft:
         """Return the function of a batch: images, labels, its first index -> (*shape, batch)."""
 
 
@@ -174,7 +180,8 @@ def run(
         for batch in batches:
             indices = task.indices[batch]
             array[..., batch] = step(images[indices], labels[indices], batch.start)
-            array.flush()
+            if isinstance(array, np.memmap):
+                array.flush()
             done += task.cost * len(indices)
             progress(round(done))
 
@@ -189,7 +196,7 @@ def _missing_batches(task: Task, arrays: Arrays) -> list[slice]:
 
 
 def open_array(task: Task, arrays: Arrays) -> np.ndarray:
-    """Return a task's array, a map of its file."""
+    """Return a task's array."""
     return arrays.open(task.key, (*task.shape, len(task.indices)), task.dtype, task.missing)
 
 
@@ -218,10 +225,6 @@ class Clock:
             self.seconds[what] += time.perf_counter() - started
 
 
-def keep_nothing(task: Predictions) -> None:
-    """Keep no adversarial images of a task."""
-
-
 class Predictions:
     """What networks take one source's images of one attack for: int16 (shown, epsilons, n).
 
@@ -230,9 +233,11 @@ class Predictions:
         attack: which images.
         shown: the networks that classify them.
         indices: of the images.
-        kept_images: returns where the task's images are kept and taken from, None for nowhere.
+        num_classes: see ``crafting.crafter``.
         clock: where the time is added.
-        purpose: part of the key, so that one attack can be there for two purposes.
+        through: (task, its function that crafts) -> the function that is called instead: to keep
+            the images, or to look at them.
+        key: names the array; the source and the attack when None.
     """
 
     dtype, missing = "int16", -1
@@ -246,22 +251,22 @@ class Predictions:
         *,
         seed: int,
         batch_size: int,
-        num_classes: int,
         clock: Clock,
-        kept_images: Callable[[Predictions], ImageStore | None] = keep_nothing,
-        purpose: str = "",
+        num_classes: int | None = None,
+        through: Callable[[Predictions, Craft], Craft] = lambda task, craft: craft,
+        key: str | None = None,
     ):
         self.source, self.attack, self.shown, self.indices = source, attack, tuple(shown), indices
-        parts = [source or shown[0], attack.name, purpose]
-        self.key = "--".join(part for part in parts if part)
+        self.key = key or f"{source or shown[0]}--{attack.name}"
         self.seed, self.num_classes = seed, num_classes
         self.batch_size = max(1, min(batch_size, _VERSIONS // len(attack.epsilons)))
         self.shape = (len(shown), len(attack.epsilons))
-        self.cost = attack.gradients + _FORWARD * len(shown) * len(attack.epsilons)
+        self.cost = attack.gradients + FORWARD * len(shown) * len(attack.epsilons)
         self.clock = clock
-        self._kept_images = kept_images
+        self._through = through
 
-    def start(self, networks: Networks):
+    def start(self, networks: Networks) -> Craft:
+        """See ``Task``."""
         craft = self.crafter(networks)
 
         def step(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
@@ -270,37 +275,11 @@ class Predictions:
 
         return step
 
-    def crafter(self, networks: Networks) -> evaluation.Craft:
+    def crafter(self, networks: Networks) -> Craft:
         """Return the function that makes the images of a batch, or takes those that were kept."""
-        name, options = self.attack.name, dict(self.attack.options)
-        if name == "clean":
-            return lambda images, labels, first: images[None]
-        logits = networks.logits(self.source)
-        if name == "autoattack":
-            from cascade_keras.attacks.autoattack import autoattack
-
-            def craft(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-                return autoattack(
-                    logits,
-                    images,
-                    labels,
-                    self.attack.epsilons,
-                    seed=self.seed + first,
-                    num_classes=self.num_classes,
-                    **options,
-                )
-
-        else:
-            craft = evaluation.crafter(
-                logits,
-                networks.image_shape,
-                name,
-                self.attack.epsilons,
-                seed=self.seed,
-                **options,
-            )
-        store = self._kept_images(self)
-        return store.through(craft) if store else craft
+        name = self.source or self.shown[0]
+        craft = networks.crafter(name, self.attack, seed=self.seed, num_classes=self.num_classes)
+        return self._through(self, craft)
 
     def _classify(self, networks: Networks, versions: np.ndarray, first: int) -> np.ndarray:
         return np.stack([networks.predict(name, versions, first) for name in self.shown])
@@ -315,8 +294,9 @@ class ZeroGradients:
         self.key = f"{network}--zero_gradients"
         self.network, self.indices, self.batch_size = network, indices, batch_size
 
-    def start(self, networks: Networks):
-        find = evaluation.zero_gradients(networks.logits(self.network), networks.image_shape)
+    def start(self, networks: Networks) -> Craft:
+        """See ``Task``."""
+        find = crafting.zero_gradients(networks.logits(self.network), networks.image_shape)
         return lambda images, labels, first: find(images, labels)
 
 
@@ -340,9 +320,10 @@ class MinimalEpsilons:
         self.network, self.indices = network, indices
         self.grid, self.search, self.iterations = grid, search, iterations
         pairs = len(grid.constants) * len(grid.taus) * iterations
-        self.cost = pairs if search == "grid" else _CW_GRADIENTS
+        self.cost = pairs if search == "grid" else ATTACKS["cw_linf"].gradients((), {})
 
-    def start(self, networks: Networks):
+    def start(self, networks: Networks) -> Craft:
+        """See ``Task``."""
         attack = CarliniWagner(
             networks.logits(self.network),
             networks.image_shape,
@@ -353,55 +334,3 @@ class MinimalEpsilons:
         return lambda images, labels, first: (
             self.clock.measure("crafting", attack, images, labels).epsilon
         )
-
-
-class ImageStore:
-    """Adversarial images on disk, float32 (epsilons, n, H, W, C), filled batch after batch.
-
-    Args:
-        base: the directory of all stores.
-        name: for the reader.
-        identity: everything that the images follow from; images of another identity are others.
-        shape: (epsilons, n, H, W, C).
-    """
-
-    def __init__(self, base: pathlib.Path, name: str, identity: dict, shape: Sequence[int]):
-        text = json.dumps(identity, sort_keys=True)
-        self.path = base / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        self._identity = identity
-        self._file = self.path / "images.npy"
-        self._json = self.path / "images.json"
-        self._complete: set[int] = set()
-        self.path.mkdir(parents=True, exist_ok=True)
-        with alone(self.path):
-            if not self._json.exists():
-                reserve(self._file, shape, "float32")
-                self._write()
-            try:
-                self._complete = self._read()
-                self._images = open_map(self._file)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"--images_dir: {self.path} cannot be read ({error}); remove it"
-                ) from error
-
-    def _read(self) -> set[int]:
-        return set(json.loads(self._json.read_text())["complete_batches"])
-
-    def _write(self) -> None:
-        write_json(self._json, {**self._identity, "complete_batches": sorted(self._complete)})
-
-    def through(self, craft: evaluation.Craft) -> evaluation.Craft:
-        """Return the function that takes a batch from here, or crafts it and puts it here."""
-
-        def stored(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            part = self._images[:, first : first + len(images)]
-            if first not in self._complete:
-                part[...] = craft(images, labels, first)
-                self._images.flush()
-                with alone(self.path):
-                    self._complete = self._read() | {first}
-                    self._write()
-            return np.array(part)
-
-        return stored

@@ -28,10 +28,10 @@ from tensorboard.plugins.hparams.summary import session_end_pb
 
 from cascade_keras import attacks
 from cascade_keras.runs import panels
-from cascade_keras.evaluation import ATTACKS, crafter
+from cascade_keras.attacks.specs import Attack
+from cascade_keras.evaluation import crafter
 from cascade_keras.files import write_atomically
 
-_PGD_STEPS = 40  # the default of attacks.pgd
 # A gradient of an image takes two passes through the network. A training step takes three, and
 # two more for each adversarial image, of which half of a batch consists.
 _GRADIENT_PER_TRAINED_IMAGE = 0.5
@@ -74,15 +74,7 @@ def expected_steps(
     images: int, attack_names: Sequence[str], epsilons: Sequence[float], batch_size: int
 ) -> float:
     """Return how many training steps take as long as a look, roughly."""
-    gradients = 0
-    for name in attack_names:
-        kind = ATTACKS[name][0]
-        if kind == "pgd":
-            gradients += _PGD_STEPS * len(epsilons)
-        elif kind in attacks.ITERATIVE_ATTACKS:
-            gradients += attacks.ladder_gradients(epsilons)
-        else:
-            gradients += 1
+    gradients = sum(Attack(name, tuple(epsilons)).gradients for name in attack_names)
     return _GRADIENT_PER_TRAINED_IMAGE * gradients * images / batch_size
 
 
@@ -96,7 +88,7 @@ class Dashboard:
         trainer: called as trainer(images, training=False) -> {"logits", "embedding"}.
         images: float32 in [0, 1], (N, H, W, C).
         labels: true classes, (N,).
-        attack_names: of ``evaluation.ATTACKS``, without the network's own "clean".
+        attack_names: of ``attacks.specs.ATTACKS``, without the network's own "clean".
         epsilons: in 0..255 units.
         seed: of the starts of pgd and the noise of step_rand.
     """

@@ -1,0 +1,158 @@
+"""The one loader of networks, with one meaning of "the same network".
+
+Two networks are the same if their weights are and if they give the same logits for a few random
+images: equal weights alone are not enough, as a layer without weights, such as a scale, makes
+another network of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascade_keras.data.specs import DatasetSpec
+from cascade_keras.errors import InputError, about
+from cascade_keras.files import named_twice
+from cascade_keras.sources import Source, load_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Networks that were loaded, checked and told apart.
+
+    Attributes:
+        names: of the networks, each another one.
+        sources: the networks, in the order of ``names``.
+        shape: (H, W, C) of the images that all of them are given.
+        probed: of each, its logits of a few random images, by which it is known again.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[Source, ...]
+    shape: tuple[int, ...]
+    probed: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+
+    def name_of(self, source: Source, probed: np.ndarray) -> str | None:
+        """Return the name of a network if it is one of these, else None."""
+        for name, other, logits in zip(self.names, self.sources, self.probed, strict=True):
+            same = np.allclose(probed, logits, rtol=1e-3, atol=1e-3)
+            if source.weights_hash == other.weights_hash and same:
+                return name
+        return None
+
+    def __getitem__(self, name: str) -> Source:
+        return self.sources[self.names.index(name)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def extended(self, name: str, source: Source, probed: np.ndarray) -> Loaded:
+        """Return these networks and one more."""
+        return Loaded(
+            (*self.names, name), (*self.sources, source), self.shape, (*self.probed, probed)
+        )
+
+
+def load_networks(
+    paths: Sequence[str | os.PathLike | Source],
+    dataset: DatasetSpec,
+    *,
+    setting: str,
+    shape: Sequence[int] | None = None,
+    differentiable: bool = True,
+    known: Loaded | None = None,
+    keep: bool = True,
+) -> Loaded:
+    """Load networks, check that each fits the dataset and the others, and give each its name.
+
+    A network is called as its folder, run or file is; the second of a name by its path.
+
+    Args:
+        paths: of the networks, see ``sources.load_source``; or networks that are loaded already.
+        dataset: whose images they are given.
+        setting: what names the networks; every error carries it.
+        shape: (H, W, C) of the images; None for what the first network takes.
+        differentiable: refuse networks that have no gradient with respect to their images.
+        known: networks that were loaded for another purpose. One of ``paths`` that is among them
+            gets its name and is not loaded twice; the others get other names, and all must take
+            images of one shape.
+        keep: False lets each network go after it was checked: ``sources`` then only say what it
+            is. Those that were given as ``Source``s stay.
+
+    Raises:
+        InputError: a network that is not there or does not fit, or one that is named twice.
+    """
+    with about(setting):
+        twice = named_twice([path for path in paths if not isinstance(path, Source)])
+        if twice is not None:
+            raise InputError(f"{twice} is named twice; name each network once")
+        if known is not None:
+            shape = known.shape
+        found = Loaded((), (), () if shape is None else tuple(shape), ())
+        for path in paths:
+            found = _add(found, path, dataset, differentiable, known, keep)
+    return found
+
+
+def _add(
+    found: Loaded,
+    path: str | os.PathLike | Source,
+    dataset: DatasetSpec,
+    differentiable: bool,
+    known: Loaded | None,
+    keep: bool,
+) -> Loaded:
+    """Load and check one more network."""
+    given = isinstance(path, Source)
+    source = path if given else load_source(path)
+    shape = found.shape or dataset.network_shape(source.input_shape)
+    others = [*(known.sources if known else ()), *found.sources]
+    own = tuple(source.input_shape)
+    if others and None not in own and own != shape:
+        raise InputError(
+            f"{source.path} takes images of shape {own}, {others[0].path} of shape {shape}; use "
+            "them apart"
+        )
+    check = source.check if differentiable else source.check_outputs
+    check(shape, dataset.num_classes)
+    probed = source.on_probes(shape)
+    twin = found.name_of(source, probed)
+    if twin is not None:
+        raise InputError(f"{found[twin].path} and {source.path} are the same network; name it once")
+    same = known.name_of(source, probed) if known else None
+    found = dataclasses.replace(found, shape=shape)
+    if same is not None:
+        return found.extended(same, known[same], probed)
+    name = _new_name(source, path, [*(known.names if known else ()), *found.names])
+    return found.extended(name, source if keep or given else _let_go(source), probed)
+
+
+def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[str]) -> str:
+    """Return the network's own name, its path, or its path and a number: the first not taken."""
+    where = str(source.path if isinstance(path, Source) else path)
+    numbered = (f"{where} ({number})" for number in range(2, len(taken) + 3))
+    return next(name for name in (source.name, where, *numbered) if name not in taken)
+
+
+def _let_go(source: Source) -> Source:
+    """Return what is known of a network without the network itself."""
+    return dataclasses.replace(source, function=_Gone(source.path))
+
+
+class _Gone:
+    """Stands for a network that was let go: it is to be loaded again from its path."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __call__(self, images):
+        raise RuntimeError(f"{self.path} was let go; load it again")
+
+
+def is_loaded(source: Source) -> bool:
+    """Whether a network can be called, so was not let go."""
+    return not isinstance(source.function, _Gone)

@@ -1,0 +1,229 @@
+"""A network under attack from its own gradients: what training, looks and curves report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cascade_keras import attacks
+from cascade_keras.attacks.specs import Attack
+from cascade_keras.evaluation import crafting, tasks
+from cascade_keras.evaluation.crafting import Craft, Predict
+from cascade_keras.evaluation.stores import MemoryArrays
+
+_NAME = "network"
+Show = Callable[[Attack, int, np.ndarray], None]
+
+
+def _show_nothing(attack: Attack, first: int, versions: np.ndarray) -> None:
+    """The default of ``show``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Accuracy of one network under one attack; attack "clean" has epsilon 0.
+
+    Attributes:
+        attack: its name.
+        epsilon: in 0..255 units.
+        correct: images that are classified correctly, of ``examples``.
+        accuracy: the same in per cent.
+        options: all that the attack was given beside epsilon and seed.
+    """
+
+    attack: str
+    epsilon: float
+    correct: int
+    examples: int
+    accuracy: float
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class WhiteBox:
+    """Attacks a network with itself as the source and counts what it still gets right.
+
+    It compiles once for all calls: a network that is trained in between is attacked as it is then.
+    Logits that are not finite are counted as wrong.
+
+    Args:
+        logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
+        image_shape: (H, W, C).
+        attacks: in the order of the results; ``Attack.clean()`` is one of them.
+        num_classes: of the logits; None finds out, where an attack asks.
+        seed: of the attacks that draw random numbers.
+        batch_size: images at a time, at most.
+
+    Raises:
+        ValueError: an attack that gives no images.
+
+    Example::
+
+        white_box = WhiteBox(network, (8, 8, 1), [Attack.clean(), Attack("pgd", (8, 16))])
+        for result in white_box(images, labels):
+            print(result.attack, result.epsilon, result.accuracy, result.options)
+    """
+
+    def __init__(
+        self,
+        logits_fn: attacks.LogitsFn,
+        image_shape: Sequence[int],
+        attacks: Sequence[Attack],
+        *,
+        num_classes: int | None = None,
+        seed: int = 0,
+        batch_size: int = 250,
+    ):
+        self.attacks = tuple(attacks)
+        self._network = _Network(logits_fn, image_shape)
+        self._num_classes, self._seed, self._batch_size = num_classes, seed, batch_size
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        progress: Callable[[int], None] = lambda done: None,
+        show: Show = _show_nothing,
+    ) -> list[Result]:
+        """Return a ``Result`` for each attack and epsilon.
+
+        Args:
+            images, labels: float32 in [0, 1], (N, H, W, C), and true classes, (N,).
+            progress: called with the gradients done, of ``work(N)``.
+            show: called with each attack, the index of the first image of each batch and its
+                adversarial images, (epsilons, batch, H, W, C).
+        """
+        labels, arrays = np.asarray(labels), MemoryArrays()
+        planned = self._plan(len(images), show)
+        tasks.run(planned, self._network, arrays, images, labels, progress)
+        return [
+            _result(task.attack, epsilon, classes == labels)
+            for task in planned
+            for epsilon, classes in zip(
+                task.attack.epsilons, tasks.open_array(task, arrays)[0], strict=True
+            )
+        ]
+
+    def work(self, examples: int) -> int:
+        """Return how many gradients so many images take, about."""
+        return tasks.work(self._plan(examples, _show_nothing))
+
+    def _plan(self, examples: int, show: Show) -> list[tasks.Predictions]:
+        return [
+            tasks.Predictions(
+                _NAME,
+                attack,
+                [_NAME],
+                np.arange(examples),
+                seed=self._seed,
+                batch_size=self._batch_size,
+                num_classes=self._num_classes,
+                clock=tasks.Clock(),
+                through=lambda task, craft: _showing(task.attack, craft, show),
+                key=str(number),
+            )
+            for number, attack in enumerate(self.attacks)
+        ]
+
+
+def _showing(attack: Attack, craft: Craft, show: Show) -> Craft:
+    def shown(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+        versions = craft(images, labels, first)
+        show(attack, first, versions)
+        return versions
+
+    return shown
+
+
+def _result(attack: Attack, epsilon: float, right: np.ndarray) -> Result:
+    correct, examples = int(np.count_nonzero(right)), len(right)
+    return Result(
+        attack.name, epsilon, correct, examples, 100.0 * correct / examples, attack.options
+    )
+
+
+class _Network:
+    """The one network, as tasks ask for it; what is compiled of it is kept."""
+
+    def __init__(self, logits_fn: attacks.LogitsFn, image_shape: Sequence[int]):
+        self.image_shape = tuple(image_shape)
+        self._logits = logits_fn
+        self._crafters: dict[str, Craft] = {}
+        self._predict: Predict | None = None
+
+    def logits(self, name: str) -> attacks.LogitsFn:
+        return self._logits
+
+    def crafter(self, name: str, attack: Attack, *, seed: int, num_classes: int | None) -> Craft:
+        key = repr(attack)
+        if key not in self._crafters:
+            self._crafters[key] = crafting.crafter(
+                self._logits,
+                self.image_shape,
+                attack.name,
+                attack.epsilons,
+                seed=seed,
+                num_classes=num_classes,
+                **attack.options,
+            )
+        return self._crafters[key]
+
+    def predict(self, name: str, versions: np.ndarray, first: int) -> np.ndarray:
+        if self._predict is None:
+            self._predict = crafting.predictor(self._logits, self.image_shape)
+        return self._predict(versions, first)
+
+
+def evaluate(
+    logits_fn: attacks.LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    attack: str,
+    epsilon: float = 0.0,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    **options,
+) -> Result:
+    """Return the accuracy of a network under one white-box attack, for a first look.
+
+    Args:
+        logits_fn, images, labels, seed, batch_size: as for ``WhiteBox``.
+        attack: "clean" or an attack's name.
+        epsilon: in 0..255 units.
+        **options: of the attack; those not given are its row's.
+
+    Raises:
+        ValueError: an unknown attack or option.
+    """
+    asked = Attack.clean() if attack == "clean" else Attack(attack, (epsilon,), options)
+    white_box = WhiteBox(logits_fn, images.shape[1:], [asked], seed=seed, batch_size=batch_size)
+    return white_box(images, labels)[0]
+
+
+def sweep(
+    logits_fn: attacks.LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    attack: str,
+    epsilons: Sequence[float],
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    progress: Callable[[int], None] = lambda done: None,
+    show: Callable[[int, np.ndarray], None] = lambda first, versions: None,
+    **options,
+) -> list[Result]:
+    """Return what ``WhiteBox`` finds for one attack."""
+    asked = Attack(attack, tuple(epsilons), options)
+    white_box = WhiteBox(logits_fn, images.shape[1:], [asked], seed=seed, batch_size=batch_size)
+    work = white_box.work(len(images)) or 1
+    return white_box(
+        images,
+        labels,
+        progress=lambda done: progress(len(images) * done // work),
+        show=lambda attack, first, versions: show(first, versions),
+    )
