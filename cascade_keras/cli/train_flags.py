@@ -10,7 +10,7 @@ from cascade_keras.cli.cascade import named_twice, recorded_dataset
 from cascade_keras.cli.common import check, comma_list
 from cascade_keras.data.specs import DATASETS, scaled_boundaries
 from cascade_keras.errors import InputError
-from cascade_keras.models.specs import parse_model_name
+from cascade_keras.models import specs as models
 
 # Flags that do not change what a run computes: they may differ when it is resumed.
 OPERATIONAL = {
@@ -61,8 +61,7 @@ def _define_what(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model",
         "resnet20",
-        "resnetD or plainD (D = 6n + 2), resnetD_e2, "
-        "resnetD_e10x2 (2-D embeddings of figure 4), lenet.",
+        f"{models.known_names()}; e2 and e10x2 are the 2-D embeddings of figure 4.",
         **on,
     )
     flags.DEFINE_enum(
@@ -438,7 +437,4 @@ def _check_together(chosen: dict, preset) -> None:
             f"--warmup_steps: must end before the first of --lr_boundaries ({first}), "
             f"got {chosen['warmup_steps']}"
         )
-    try:
-        parse_model_name(chosen["model"])
-    except InputError as error:
-        raise InputError(f"--model: {error}") from error
+    models.look_up(chosen["model"], chosen["embedding_at"])

@@ -3,11 +3,15 @@
 from cascade_keras.lazy import exports
 
 _HOMES = {
-    "NORMALIZATIONS": "networks",
+    "MODELS": "specs",
+    "ModelSpec": "specs",
+    "NORMALIZATIONS": "specs",
     "STAGE_CHANNELS": "networks",
-    "build": "networks",
+    "build": "specs",
+    "finish": "networks",
     "lenet": "networks",
     "normalize": "networks",
+    "register": "specs",
     "resnet": "networks",
     "specs": "",
 }

@@ -12,19 +12,16 @@ plain pixels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
 from cascade_keras.errors import InputError
 from cascade_keras.layers import ConvBatchNorm
-from cascade_keras.models.specs import parse_model_name
+from cascade_keras.models.specs import NORMALIZATIONS
 
 STAGE_CHANNELS = (16, 32, 64)
-NORMALIZATIONS = ("pixel", "channel", "none", "image")
-# Hidden dense layers of the 2-D embedding networks of figure 4: 64x2, 2x10 and 64x10, 10x2, 2x10.
-HEADS = {"": (), "_e2": (2,), "_e10x2": (10, 2)}
 
 _relu = keras.layers.ReLU
 # Logits and embeddings stay in float32 under a mixed-precision policy: losses are taken of them.
@@ -94,16 +91,31 @@ def _block(
     return _relu()(residual)
 
 
-def _finish(
+def finish(
+    name: str,
     inputs: keras.KerasTensor,
-    stages: dict[str, keras.KerasTensor],
+    stages: Mapping[str, keras.KerasTensor],
     features: keras.KerasTensor,
     num_classes: int,
-    head: Sequence[int],
-    embedding_at: str,
-    name: str,
+    *,
+    head: Sequence[int] = (),
+    embedding_at: str = "logits",
 ) -> keras.Model:
-    """Add the dense layers and name the outputs; ``stages`` are what can be the embedding."""
+    """Add the dense layers and name the outputs.
+
+    Args:
+        name: of the network.
+        inputs: the images, (batch, H, W, C).
+        stages: what can be the embedding, beside "features", "bottleneck" with a head, and
+            "logits"; feature maps are flattened.
+        features: (batch, d), which the dense layers take.
+        num_classes: the number of logits.
+        head: widths of hidden dense layers; the last one is the bottleneck.
+        embedding_at: the stage that is the embedding.
+
+    Raises:
+        InputError: no such stage.
+    """
     stages = {**stages, "features": features}
     for width in head:
         features = keras.layers.Dense(width)(features)
@@ -112,7 +124,7 @@ def _finish(
     stages["logits"] = logits
     if embedding_at not in stages:
         raise InputError(
-            f"embedding_at {embedding_at!r} is none of {', '.join(stages)}, which this network has"
+            f"{embedding_at!r} is none of {', '.join(stages)}, which {name} has", "embedding_at"
         )
     embedding = stages[embedding_at]
     if len(embedding.shape) > 2:
@@ -163,7 +175,7 @@ def resnet(
         stages[f"stage{stage}"] = features
     features = keras.layers.GlobalAveragePooling2D()(features)
     name = f"{'resnet' if shortcut else 'plain'}{depth}"
-    return _finish(inputs, stages, features, num_classes, head, embedding_at, name)
+    return finish(name, inputs, stages, features, num_classes, head=head, embedding_at=embedding_at)
 
 
 def lenet(
@@ -188,19 +200,4 @@ def lenet(
         features = keras.layers.MaxPooling2D(2)(convolution(features))
         stages[f"stage{stage}"] = features
     features = keras.layers.Dense(1024, activation="relu")(keras.layers.Flatten()(features))
-    return _finish(inputs, stages, features, num_classes, (), embedding_at, "lenet")
-
-
-def build(name: str, **options) -> keras.Model:
-    """Build a network by its name: resnet20, plain20, resnet20_e2, resnet20_e10x2, lenet.
-
-    Args:
-        options: ``input_shape``, ``num_classes``, ``embedding_at``, ``normalization``, ``mean``.
-
-    Raises:
-        InputError: a name or a depth that does not exist.
-    """
-    family, depth, head = parse_model_name(name)
-    if family == "lenet":
-        return lenet(**options)
-    return resnet(depth, head=HEADS[head], shortcut=family == "resnet", **options)
+    return finish("lenet", inputs, stages, features, num_classes, embedding_at=embedding_at)

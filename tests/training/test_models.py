@@ -8,7 +8,7 @@ import tensorflow as tf
 from cascade_keras import models
 from cascade_keras.errors import InputError
 from cascade_keras.layers import ConvBatchNorm
-from cascade_keras.models.specs import parse_model_name
+from cascade_keras.models import specs
 
 
 def trainable(network):
@@ -61,27 +61,26 @@ def test_shortcut_averages_and_pads_with_zero_channels():
 # Outputs.
 
 
+# Every stage that a row names, and its width.
+STAGES = {"stem": 8 * 8 * 16, "stage1": 8 * 8 * 16, "stage2": 4 * 4 * 32, "stage3": 2 * 2 * 64}
+OUTPUTS = {
+    "resnet8": {**STAGES, "features": 64, "logits": 10},
+    "resnet8_e2": {**STAGES, "features": 64, "logits": 10, "bottleneck": 2},
+    "plain8": {**STAGES, "features": 64, "logits": 10},
+    "lenet": {"stage1": 4 * 4 * 32, "stage2": 2 * 2 * 64, "features": 1024, "logits": 10},
+}
+
+
+@pytest.mark.parametrize(("name", "spec"), zip(OUTPUTS, specs.MODELS, strict=True))
+def test_stages_are_those_of_the_row(name, spec):
+    assert specs.look_up(name)[0] is spec
+    assert spec.stages == tuple(OUTPUTS[name])
+
+
 @pytest.mark.parametrize(
     ("name", "embedding_at", "width"),
-    [
-        ("resnet8", "logits", 10),
-        ("resnet8", "stem", 8 * 8 * 16),
-        ("resnet8", "stage1", 8 * 8 * 16),
-        ("resnet8", "stage2", 4 * 4 * 32),
-        ("resnet8", "stage3", 2 * 2 * 64),
-        ("resnet8", "features", 64),
-        ("plain8", "logits", 10),
-        ("plain8", "features", 64),
-        ("resnet8_e2", "bottleneck", 2),
-        ("resnet8_e2", "features", 64),
-        ("resnet8_e2", "logits", 10),
-        ("resnet8_e10x2", "bottleneck", 2),
-        ("resnet8_e10x2", "stage3", 2 * 2 * 64),
-        ("lenet", "logits", 10),
-        ("lenet", "stage1", 4 * 4 * 32),
-        ("lenet", "stage2", 2 * 2 * 64),
-        ("lenet", "features", 1024),
-    ],
+    [(name, *stage) for name, stages in OUTPUTS.items() for stage in stages.items()]
+    + [("resnet8_e10x2", "bottleneck", 2)],
 )
 def test_outputs_have_names_and_shapes(name, embedding_at, width):
     network = models.build(name, input_shape=(8, 8, 1), embedding_at=embedding_at)
@@ -127,22 +126,6 @@ def test_embedding_at_the_logits_is_the_logits(randomize):
 
 
 # Names and options.
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("resnet20", ("resnet", 20, "")),
-        ("resnet110", ("resnet", 110, "")),
-        ("resnet8", ("resnet", 8, "")),
-        ("lenet", ("lenet", 5, "")),
-        ("plain20", ("plain", 20, "")),
-        ("resnet20_e2", ("resnet", 20, "_e2")),
-        ("resnet20_e10x2", ("resnet", 20, "_e10x2")),
-    ],
-)
-def test_names_parse(name, parts):
-    assert parse_model_name(name) == parts
 
 
 @pytest.mark.parametrize(
@@ -193,9 +176,9 @@ def test_wrong_names_are_refused(name, message):
         (lambda: models.resnet(-4), "depth must be 6n"),
         (lambda: models.resnet(8, (10, 8, 1)), "divisible by 4"),
         (lambda: models.resnet(8, (8, 9, 1)), "divisible by 4"),
-        (lambda: models.resnet(8, (8, 8, 1), embedding_at="stage4"), "embedding_at 'stage4'"),
+        (lambda: models.resnet(8, (8, 8, 1), embedding_at="stage4"), "'stage4' is none"),
         (lambda: models.resnet(8, (8, 8, 1), embedding_at="bottleneck"), "'bottleneck' is none"),
-        (lambda: models.lenet((8, 8, 1), embedding_at="stage3"), "embedding_at 'stage3'"),
+        (lambda: models.lenet((8, 8, 1), embedding_at="stage3"), "'stage3' is none"),
         (lambda: models.lenet((8, 8, 1), normalization="z"), "normalization 'z' is none of pixel"),
         (lambda: models.lenet((8, 8, 1), normalization="pixel"), "needs a mean image"),
         (lambda: models.lenet((8, 8, 1), normalization="channel"), "needs a mean image"),
@@ -208,6 +191,39 @@ def test_wrong_names_are_refused(name, message):
 def test_wrong_options_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def stripes(input_shape, num_classes, *, embedding_at, normalization, mean, width):
+    """A user's network: the sums of the rows, and one hidden layer."""
+    inputs = keras.Input(input_shape, name="images")
+    features = models.normalize(inputs, normalization, mean)
+    features = keras.ops.sum(features, axis=(2, 3))
+    stages = {"rows": features}
+    features = keras.layers.Dense(width, activation="relu")(features)
+    return models.finish(
+        "stripes", inputs, stages, features, num_classes, embedding_at=embedding_at
+    )
+
+
+def test_one_row_makes_a_network(monkeypatch):
+    monkeypatch.setattr(specs, "MODELS", [*specs.MODELS])
+    row = models.ModelSpec(
+        "stripesW",
+        r"stripes(?P<width>\d+)",
+        stripes,
+        lambda match: {"width": int(match["width"])},
+        ("rows", "features"),
+    )
+    models.register(row)
+    options = {"input_shape": (8, 4, 3), "normalization": "none", "mean": None, "num_classes": 5}
+    network = models.build("stripes7", embedding_at="rows", **options)
+    assert network.output["embedding"].shape == (None, 8)
+    assert trainable(network) == (8 * 7 + 7) + (7 * 5 + 5)
+    assert "stripesW" in specs.known_names()
+    with pytest.raises(InputError, match="embedding_at: 'stem' is none of rows"):
+        models.build("stripes7", embedding_at="stem", **options)
+    with pytest.raises(ValueError, match="already"):
+        models.register(row)
 
 
 # Normalisation, the first layer.
