@@ -260,7 +260,7 @@ FLAGS = [
     ("no flag file", ["--flagfile=nowhere.txt"], "nowhere.txt"),
     ("init_from missing", ["--init_from=nowhere"], "--init_from: nowhere does not exist"),
     ("no data, no network", ["--dataset=mnist", "--data_dir={data}"],
-     "--data_dir: mnist is not ready in .*data .not prepared.*prepare_data --dataset=mnist"),
+     "--data_dir: mnist is not ready in .*data .not prepared.*bin.prepare_data"),
 ]  # fmt: skip
 
 
