@@ -149,7 +149,7 @@ def _write_reference(path: str) -> dict[str, int]:
     weights += [dense.kernel.numpy(), dense.bias.numpy()]
     inference_logits = trainer(images, training=False)["logits"].numpy()
     adversarial = trainer.make_adversarial(
-        tf.convert_to_tensor(images), tf.convert_to_tensor(labels), trainer.optimizer.iterations
+        tf.convert_to_tensor(images), tf.convert_to_tensor(labels), trainer.steps
     ).numpy()
     logs = trainer.train_on_batch(images, labels, return_dict=True)
     np.savez(

@@ -20,7 +20,6 @@ import tensorflow as tf
 
 from cascade_keras import attacks, draws
 
-_DRAW, _ENSEMBLE = 2, 3  # what a seed is used for; data.py has 0 and 1
 _SAMPLE = 1 << 16  # draws of which the expected number of iterations is the mean
 
 
@@ -45,24 +44,11 @@ def draw(
         The numbers of the sources and the epsilons, whole numbers of 1..floor(max_epsilon): two
         int32 (count,).
     """
-    seeds = tf.random.split(_key(seed, step, _DRAW), 2, alg=draws.GENERATOR)
-    source = tf.random.stateless_uniform(
-        [count], seeds[0], 0, num_sources, tf.int32, alg=draws.GENERATOR
-    )
-    drawn = draws.sample_epsilon(sampling, count, max_epsilon, seeds[1])
+    keys = draws.cascade_keys(seed, step)
+    source = draws.choices([count], keys.source, num_sources)
+    drawn = draws.sample_epsilon(sampling, count, max_epsilon, keys.epsilon)
     epsilon = tf.minimum(tf.cast(drawn, tf.int32), math.floor(max_epsilon) - 1) + 1
     return source, epsilon
-
-
-def draw_attacker(seed: int, step: tf.Tensor, num_sources: int) -> tf.Tensor:
-    """Draw which network a step's one-step images come from: 0, itself, or 1..num_sources."""
-    return tf.random.stateless_uniform(
-        [], _key(seed, step, _ENSEMBLE), 0, num_sources + 1, tf.int32, alg=draws.GENERATOR
-    )
-
-
-def _key(seed: int, step: tf.Tensor, purpose: int) -> tf.Tensor:
-    return tf.random.fold_in([seed, purpose], tf.cast(step, tf.int32), alg=draws.GENERATOR)
 
 
 def craft(

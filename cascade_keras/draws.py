@@ -1,14 +1,84 @@
-"""Every random draw of the package: one key a purpose, from (seed, step)."""
+"""Every random draw of training, attacks and evaluation: one key a purpose.
+
+All draws are stateless, so that a step's numbers follow from (seed, step) alone: a run that goes on
+after a kill draws what it would have drawn. TensorFlow's own state is never used.
+
+    purpose               key                              draws
+    batch order           fold_in([seed, 0], epoch)        a permutation of the dataset
+    crop                  fold_in([seed, 1], step)         top and left, (batch, 1), uniform
+    flip                  fold_in([seed, 5], step)         (batch, 1), one in two
+    epsilon               split([seed, step], 3)[0]        (k,), see ``sample_epsilon``
+    jitter of epsilon     split([seed, step], 3)[1]        (k, H, W, C), N(0, 1)
+    training step_rand    split([seed, step], 3)[2]        (k, H, W, C), N(0, 1)
+    cascade source        split(fold_in([seed, 2], step), 2)[0]    (c,), uniform
+    cascade epsilon       split(fold_in([seed, 2], step), 2)[1]    (c,), see ``sample_epsilon``
+    ensemble attacker     fold_in([seed, 3], step)         one number, uniform
+    noise at evaluation   fold_in([seed, 4], first image)  (batch, H, W, C), N(0, 1)
+    attack at evaluation  [seed, first image]              the attack's own: the next two
+    step_rand             the attack's seed                (batch, H, W, C), N(0, 1)
+    pgd's starts          fold_in(the attack's seed, number of the start)    uniform on (-1, 1)
+    probes of networks    [0, 0]                           (count, H, W, C), uniform on (0, 1)
+
+k and c are the numbers of adversarial and of cascade images of a batch. A validation step attacks
+with [seed, 0].
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 # Of stateless draws; left to itself, TensorFlow would choose another one on another kind of device.
 GENERATOR = "philox"
 
+# What a seed is used for, where it is folded in.
+_BATCH_ORDER, _CROP, _CASCADE, _ENSEMBLE, _NOISE, _FLIP = range(6)
+
+
+def _key(seed: int, purpose: int, number) -> tf.Tensor:
+    return tf.random.fold_in([seed, purpose], tf.cast(number, tf.int32), alg=GENERATOR)
+
+
+def _uniform(shape, key) -> tf.Tensor:
+    return tf.random.stateless_uniform(shape, key, alg=GENERATOR)
+
+
+# Batches.
+
+
+def shuffled(places: tf.Tensor, size: int, seed: int, epoch) -> tf.Tensor:
+    """Return which image is at each place of an epoch, int64, of the permutation of ``size``."""
+    key = tf.cast(_key(seed, _BATCH_ORDER, epoch), tf.int64)
+    return tf.random.experimental.index_shuffle(places, key, tf.constant(size - 1, tf.int64))
+
+
+def crops(seed: int, step, count: int, rows: int, columns: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the top (one of ``rows``) and the left of each image's crop, int32 (count, 1)."""
+    drawn = _uniform([2, count, 1], _key(seed, _CROP, step))
+    return tf.cast(drawn[0] * rows, tf.int32), tf.cast(drawn[1] * columns, tf.int32)
+
+
+def flips(seed: int, step, count: int) -> tf.Tensor:
+    """Return whether each image is flipped, one in two, bool (count, 1)."""
+    return _uniform([count, 1], _key(seed, _FLIP, step)) >= 0.5
+
 
 # How far a training image is perturbed (appendix A): epsilon drawn for each image.
+
+
+class StepKeys(NamedTuple):
+    """Keys of a step's one-step images: each image's epsilon, its jitter, step_rand's signs."""
+
+    epsilon: tf.Tensor
+    jitter: tf.Tensor
+    signs: tf.Tensor
+
+
+def step_keys(seed: int, step) -> StepKeys:
+    """Return the keys of the one-step images of a training step."""
+    return StepKeys(*tf.unstack(tf.random.split([seed, tf.cast(step, tf.int32)], 3, alg=GENERATOR)))
 
 
 def sample_epsilon(sampling: str, count: int, max_epsilon: float, seed) -> tf.Tensor:
@@ -47,3 +117,60 @@ def jitter_per_pixel(epsilon: tf.Tensor, shape, max_epsilon: float, seed) -> tf.
     per_image = tf.reshape(epsilon, [-1, 1, 1, 1])
     noise = tf.random.stateless_normal(shape, seed, alg=GENERATOR)
     return tf.minimum(tf.abs(per_image + noise), max_epsilon)
+
+
+# Cascade and ensemble training.
+
+
+class CascadeKeys(NamedTuple):
+    """Keys of a step's cascade images: the source of each and its epsilon."""
+
+    source: tf.Tensor
+    epsilon: tf.Tensor
+
+
+def cascade_keys(seed: int, step) -> CascadeKeys:
+    """Return the keys of the cascade images of a training step."""
+    key = _key(seed, _CASCADE, step)
+    return CascadeKeys(*tf.unstack(tf.random.split(key, 2, alg=GENERATOR)))
+
+
+def choices(shape: Sequence[int], key, count: int) -> tf.Tensor:
+    """Return numbers of 0..count - 1, int32, uniform."""
+    return tf.random.stateless_uniform(shape, key, 0, count, tf.int32, alg=GENERATOR)
+
+
+def attacker(seed: int, step, num_sources: int) -> tf.Tensor:
+    """Draw which network a step's one-step images come from: 0, itself, or 1..num_sources."""
+    return choices([], _key(seed, _ENSEMBLE, step), num_sources + 1)
+
+
+# Attacks and evaluation.
+
+
+def normal_like(images: tf.Tensor, seed) -> tf.Tensor:
+    """Return N(0, 1) for each value of the images, in their type: step_rand's noise."""
+    return tf.random.stateless_normal(tf.shape(images), seed, dtype=images.dtype, alg=GENERATOR)
+
+
+def start(images: tf.Tensor, seed, number) -> tf.Tensor:
+    """Return uniform numbers of (-1, 1) for each value of the images: a start of pgd."""
+    key = tf.random.fold_in(seed, number, alg=GENERATOR)
+    return tf.random.stateless_uniform(
+        tf.shape(images), key, -1.0, 1.0, images.dtype, alg=GENERATOR
+    )
+
+
+def attack_seed(seed: int, first) -> tf.Tensor | list:
+    """Return the seed of an attack on an evaluation's batch, given the index of its first image."""
+    return [seed, first]
+
+
+def noise_seed(seed: int, first) -> tf.Tensor:
+    """Return step_rand's seed where noise is added before a network at evaluation."""
+    return _key(seed, _NOISE, first)
+
+
+def probes(count: int, image_shape: Sequence[int]) -> tf.Tensor:
+    """Return the images on which networks are compared, (count, H, W, C) in [0, 1)."""
+    return _uniform([count, *image_shape], [0, 0])

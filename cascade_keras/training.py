@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from cascade_keras import attacks, cascade, draws, losses
+from cascade_keras.data.batching import Batch
 from cascade_keras.errors import InputError
 
 # What an argument given by name can be; numbers are checked in _check.
@@ -64,8 +65,7 @@ class AdversarialTrainer(keras.Model):
 
     With cascade sources (section 4.1) the last k // 2 of the k adversarial images are not the
     network's own but iter_fgsm images of networks that are already trained, see ``cascade``. They
-    are crafted within the step, or come with the batch where it is ((images, cascade), labels):
-    ``cascade``, (c, H, W, C), are then the adversarial images of the last c of the first k images.
+    are crafted within the step, or come with the batch where it is a ``data.Batch``.
     With ensemble sources the one-step images of each batch come from one of the sources or from
     the network itself, drawn anew (Tramer et al., 2018).
 
@@ -74,6 +74,10 @@ class AdversarialTrainer(keras.Model):
     Beside the parts of the loss and the accuracies, a step reports the largest logit, the norm of
     the gradient of all weights (before it is clipped) and, where the batch has pairs, the mean
     L2 distance of their embeddings.
+
+    ``steps``, an int64 variable, is the clock: the number of batches done, also of those whose
+    gradients an optimizer accumulates or leaves out. All draws of a step follow from (seed, steps),
+    and so does a learning rate's schedule. A ``data.Batch`` brings its own step and sets the clock.
 
     Args:
         network: images (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}, or logits alone,
@@ -148,6 +152,14 @@ class AdversarialTrainer(keras.Model):
         self.ensemble_sources = tuple(map(_inference_logits, ensemble_sources))
         self._check()
         self.trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
+        self.steps = self.add_weight(
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="steps",
+        )
         self.built = True
 
     def get_config(self):
@@ -212,9 +224,19 @@ class AdversarialTrainer(keras.Model):
             # XLA needs shapes that are known in advance; crafting leaves out what is done.
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        # Keras has no public way to read a schedule back.
+        schedule = getattr(inner, "_learning_rate", None)
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            inner.learning_rate = ClockSchedule(schedule, self.steps)
         # Variables made within the first step would have it traced twice.
         if self.network.built and not self.optimizer.built:
             self.optimizer.build(self.network.trainable_variables)
+
+    def load_own_variables(self, store):
+        """Load the clock; files of version 0.1.0 have none and leave it as it is."""
+        if store.keys():
+            super().load_own_variables(store)
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -240,7 +262,7 @@ class AdversarialTrainer(keras.Model):
 
         Args:
             images, labels: (k, H, W, C) and (k,).
-            step: the number of steps done.
+            step: the number of batches done.
             crafted: the cascade images, of the last images, where they were crafted before.
         """
         k = tf.shape(images)[0]
@@ -262,21 +284,23 @@ class AdversarialTrainer(keras.Model):
         return tf.concat([self._one_step(images[:own], labels[:own], step), crafted], axis=0)
 
     def _one_step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        seeds = tf.random.split([self.seed, tf.cast(step, tf.int32)], 3, alg=draws.GENERATOR)
+        keys = draws.step_keys(self.seed, step)
         epsilon = draws.sample_epsilon(
-            self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, seeds[0]
+            self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, keys.epsilon
         )
         if self.per_pixel_epsilon:
-            epsilon = draws.jitter_per_pixel(epsilon, tf.shape(images), self.max_epsilon, seeds[1])
+            epsilon = draws.jitter_per_pixel(
+                epsilon, tf.shape(images), self.max_epsilon, keys.jitter
+            )
 
         def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
             return lambda: self._attack(
-                images, labels, epsilon, seeds[2], logits_fn, sparsity=self.sparsity
+                images, labels, epsilon, keys.signs, logits_fn, sparsity=self.sparsity
             )
 
         if not self.ensemble_sources:
             return attack_with(self.inference_logits)()
-        attacker = cascade.draw_attacker(self.seed, step, len(self.ensemble_sources))
+        attacker = draws.attacker(self.seed, step, len(self.ensemble_sources))
         attackers = (self.inference_logits, *self.ensemble_sources)
         return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
 
@@ -300,13 +324,14 @@ class AdversarialTrainer(keras.Model):
         return losses.bidirectional_distance(adversarial, clean, self.distance_norm)
 
     def train_step(self, data):
-        images, labels, crafted = self._unpack(data)
+        batch, labels = self._unpack(data)
+        images, step = batch.images, batch.step
+        self.steps.assign(step)
         n = tf.shape(images)[0]
         k = self._attacked(n)
         adversarial = images[:0]
         if self.loss_name != "standard":
-            step = self.optimizer.iterations
-            adversarial = self.make_adversarial(images[:k], labels[:k], step, crafted)
+            adversarial = self.make_adversarial(images[:k], labels[:k], step, batch.cascade)
         first_clean = 0 if self.pairs else k
         mixed_images = tf.concat([adversarial, images[first_clean:]], axis=0)
         mixed_labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
@@ -332,6 +357,7 @@ class AdversarialTrainer(keras.Model):
         variables = self.network.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply(gradients, variables)
+        self.steps.assign(step + 1)
         self._track_gradient(gradients, loss_scale)
         if self.pairs:
             self._track_distance(embedding[:k], embedding[k : 2 * k])
@@ -340,7 +366,8 @@ class AdversarialTrainer(keras.Model):
 
     def test_step(self, data):
         """Measure clean images, and the training attack at max_epsilon on each of them."""
-        images, labels, _ = self._unpack(data)
+        batch, labels = self._unpack(data)
+        images = batch.images
         adversarial = self._attack(
             images, labels, self.max_epsilon, [self.seed, 0], self.inference_logits
         )
@@ -355,20 +382,26 @@ class AdversarialTrainer(keras.Model):
         self._track(loss, 0.0, decay, per_image, logits, labels, k)
         return self._results("gradient_norm")
 
-    @staticmethod
-    def _unpack(data):
-        """Return float images, integer labels (batch,) of whatever usual form, cascade images."""
+    def _unpack(self, data) -> tuple[Batch, tf.Tensor]:
+        """Return the batch, with the clock's step where it has none, and integer labels (batch,).
+
+        Labels may have any usual form.
+        """
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        images, crafted = images if isinstance(images, tuple) else (images, None)
         if labels is None or weights is not None:
             raise ValueError("AdversarialTrainer needs data as (images, labels), without weights")
+        if not isinstance(images, Batch):
+            images = Batch(images, tf.identity(self.steps.value), None)
+        images, step, crafted = images
+        if crafted is not None and crafted.shape[0] == 0:
+            crafted = None
         images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
         if images.dtype.is_integer:
             raise ValueError("images must be floats in [0, 1]; divide whole pixel values by 255")
         if labels.shape.rank == 2:
             one_hot = labels.shape[-1] > 1
             labels = tf.argmax(labels, axis=-1) if one_hot else tf.squeeze(labels, axis=-1)
-        return tf.cast(images, tf.float32), tf.cast(labels, tf.int32), crafted
+        return Batch(tf.cast(images, tf.float32), step, crafted), tf.cast(labels, tf.int32)
 
     def _attacked(self, n):
         if self.loss_name == "standard":
@@ -408,6 +441,34 @@ class AdversarialTrainer(keras.Model):
     def _results(self, *absent):
         """Return the metrics but for those that this kind of step does not measure."""
         return {name: self.trackers[name].result() for name in METRICS if name not in absent}
+
+
+@keras.saving.register_keras_serializable("cascade_keras")
+class ClockSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Follows a schedule by the trainer's clock instead of the optimizer's count of its updates.
+
+    ``AdversarialTrainer.compile`` makes one of every schedule that it is given, so that a step
+    whose gradient overflows in half precision counts as well.
+
+    Args:
+        schedule: step -> learning rate.
+        steps: the clock, ``AdversarialTrainer.steps``; the optimizer's count when None.
+    """
+
+    def __init__(self, schedule, steps: keras.Variable | None = None):
+        super().__init__()
+        self.schedule = schedule.schedule if isinstance(schedule, ClockSchedule) else schedule
+        self.steps = steps
+
+    def __call__(self, step):
+        return self.schedule(step if self.steps is None else self.steps)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]))
 
 
 def _inference_logits(network: Callable) -> attacks.LogitsFn:

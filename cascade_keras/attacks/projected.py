@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from cascade_keras import draws
 from cascade_keras.attacks.iterative import _climb
 from cascade_keras.attacks.objectives import (
     PIXEL_LEVELS,
@@ -15,7 +16,6 @@ from cascade_keras.attacks.objectives import (
     margin,
 )
 from cascade_keras.attacks.steps import per_image
-from cascade_keras.draws import GENERATOR
 
 
 def pgd(
@@ -63,14 +63,7 @@ def pgd(
         start = None
         if random_start:
             # Drawn for all images, so that none depends on which others are still attacked.
-            start = tf.random.stateless_uniform(
-                tf.shape(images),
-                tf.random.fold_in(seed, number, alg=GENERATOR),
-                -1.0,
-                1.0,
-                images.dtype,
-                alg=GENERATOR,
-            )
+            start = draws.start(images, seed, number)
             start = tf.clip_by_value(start * radius, -pixels, PIXEL_LEVELS - pixels)
             start = tf.gather(start, rows)
         return _climb(

@@ -31,6 +31,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from cascade_keras import draws
 from cascade_keras.attacks.objectives import (
     LogitsFn,
     Objective,
@@ -40,7 +41,6 @@ from cascade_keras.attacks.objectives import (
     to_unit_range,
     towards,
 )
-from cascade_keras.draws import GENERATOR
 
 
 def per_image(epsilon, images: tf.Tensor) -> tf.Tensor:
@@ -169,5 +169,4 @@ def step_rand(
     """
     del logits_fn, labels
     images = tf.convert_to_tensor(images)
-    noise = tf.random.stateless_normal(tf.shape(images), seed, dtype=images.dtype, alg=GENERATOR)
-    return _one_step(images, noise, epsilon, sparsity)
+    return _one_step(images, draws.normal_like(images, seed), epsilon, sparsity)

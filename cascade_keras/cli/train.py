@@ -98,6 +98,7 @@ def _train(run, chosen: dict, decisive: dict) -> int:
         load_initialisation(trainer.network, chosen["init_from"])
     run.open(config)
     first_step = run.restore(trainer)
+    trainer.steps.assign(first_step)  # checkpoints of version 0.1.0 have no clock
     with (
         _event_writer(run, chosen) as writer,
         _dashboard(writer, run, chosen, trainer, dataset) as dashboard,
@@ -273,7 +274,7 @@ def _fit(run, chosen: dict, trainer, dataset, partners, first_step: int, writer,
         checkpoints.restore_handlers()
         report.close()
     if checkpoints.stop_signal:
-        step = int(trainer.optimizer.iterations)
+        step = int(trainer.steps)
         print(f"stopped at step {step} of {last_step}; the same command goes on from there")
         return 128 + checkpoints.stop_signal
     return 0

@@ -4,6 +4,7 @@ from cascade_keras.lazy import exports
 
 _HOMES = {
     "CIFAR_PADDING": "batching",
+    "Batch": "batching",
     "batches": "batching",
     "Dataset": "datasets",
     "as_network_input": "datasets",

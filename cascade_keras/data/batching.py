@@ -5,25 +5,40 @@ Cropping, flipping and the conversion to [0, 1] are done for a whole batch at a 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from cascade_keras import draws
 from cascade_keras.attacks.objectives import PIXEL_LEVELS
 from cascade_keras.data.datasets import centre_crop
-from cascade_keras.draws import GENERATOR
 from cascade_keras.errors import InputError
 
 CIFAR_PADDING = 4  # He et al.: 32x32 crops of the image padded to 40x40
-_BATCH_ORDER, _CROP = 0, 1  # what a seed is used for
+
+
+class Batch(NamedTuple):
+    """The images of a training step, and what else belongs to it.
+
+    Attributes:
+        images: float32 (batch, H, W, C) in [0, 1].
+        step: the number of batches before this one, a scalar int64: the clock of the training,
+            from which all of the step's draws follow.
+        cascade: float32 (c, H, W, C), adversarial images made beforehand, of the last c of the
+            images that are attacked; c = 0 where there are none.
+    """
+
+    images: tf.Tensor
+    step: tf.Tensor
+    cascade: tf.Tensor
 
 
 def check_batch_size(batch_size: int, size: int) -> None:
     """Raise InputError if a batch needs more images than there are in an epoch."""
     if batch_size > size:
         raise InputError(
-            f"--batch_size: {batch_size} clean images a batch exceed the {size} training images"
+            f"{batch_size} clean images a batch exceed the {size} training images", "batch_size"
         )
 
 
@@ -70,8 +85,7 @@ def batches(
         partners: adversarial images that some images of each batch bring along.
 
     Returns:
-        A dataset of (images float32 (batch, crop, crop, C) in [0, 1], labels int32 (batch,)); of
-        ((images, adversarial float32 (c, crop, crop, C)), labels) with ``partners``.
+        A dataset of (``Batch``, labels int32 (batch,)), the images (batch, crop, crop, C).
 
     Raises:
         InputError: a batch larger than the dataset, or a crop larger than the images.
@@ -80,7 +94,7 @@ def batches(
     crop = crop or height
     check_batch_size(batch_size, size)
     if crop > min(height, width):
-        raise InputError(f"--crop: {crop} exceeds the images' {height}x{width}")
+        raise InputError(f"{crop} exceeds the images' {height}x{width}", "crop")
     if augment and crop == height:
         margins = ((0, 0), (CIFAR_PADDING,) * 2, (CIFAR_PADDING,) * 2, (0, 0))
         images = np.pad(images, margins)
@@ -98,12 +112,8 @@ def batches(
         if not augment:
             rows = columns = tf.range(crop)[None]
         else:
-            draws = tf.random.stateless_uniform(
-                [3, batch_size, 1], _seeds(seed, step, _CROP), alg=GENERATOR
-            )
-            top = tf.cast(draws[0] * (height - crop + 1), tf.int32)
-            left = tf.cast(draws[1] * (width - crop + 1), tf.int32)
-            flip = draws[2] >= 0.5
+            top, left = draws.crops(seed, step, batch_size, height - crop + 1, width - crop + 1)
+            flip = draws.flips(seed, step, batch_size)
             # Partners were crafted from centre crops, so their clean images are centre crops too.
             centred = with_partner[:, None]
             top = tf.where(centred, (height - crop) // 2, top)
@@ -113,7 +123,7 @@ def batches(
             rows, columns = top + tf.range(crop)[None], left + across
         return rows[:, :, None] * width + columns[:, None, :]
 
-    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(step: tf.Tensor) -> tuple[Batch, tf.Tensor]:
         order = _order(step, batch_size, size, seed)
         if partners is not None:
             order = tf.where(with_partner, order % partners.examples, order)
@@ -121,12 +131,12 @@ def batches(
         chosen = tf.gather(pixels, first_pixel + tf.cast(crop_indices(step), tf.int64))
         chosen.set_shape([batch_size, crop, crop, channels])
         chosen = tf.cast(chosen, tf.float32) / PIXEL_LEVELS
-        if partners is None:
-            return chosen, tf.gather(labels, order)
-        adversarial = partners.read(step, order[partners.rows.start : partners.rows.stop])
-        adversarial.set_shape([len(partners.rows), crop, crop, channels])
+        adversarial = tf.zeros([0, crop, crop, channels], tf.uint8)
+        if partners is not None:
+            adversarial = partners.read(step, order[partners.rows.start : partners.rows.stop])
+            adversarial.set_shape([len(partners.rows), crop, crop, channels])
         adversarial = tf.cast(adversarial, tf.float32) / PIXEL_LEVELS
-        return (chosen, adversarial), tf.gather(labels, order)
+        return Batch(chosen, step, adversarial), tf.gather(labels, order)
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
     return steps.map(batch).prefetch(2)
@@ -138,13 +148,7 @@ def _order(step: tf.Tensor, batch_size: int, size: int, seed: int) -> tf.Tensor:
     epochs, places = positions // size, positions % size
 
     def shuffled(epoch: tf.Tensor) -> tf.Tensor:
-        key = tf.cast(_seeds(seed, epoch, _BATCH_ORDER), tf.int64)
-        return tf.random.experimental.index_shuffle(places, key, tf.constant(size - 1, tf.int64))
+        return draws.shuffled(places, size, seed, epoch)
 
     # A batch is no longer than an epoch, so it meets two permutations at most.
     return tf.where(epochs == epochs[0], shuffled(epochs[0]), shuffled(epochs[0] + 1))
-
-
-def _seeds(seed: int, number: tf.Tensor, purpose: int) -> tf.Tensor:
-    """Return the two integers of a stateless draw; purposes do not share their draws."""
-    return tf.random.fold_in([seed, purpose], tf.cast(number, tf.int32), alg=GENERATOR)

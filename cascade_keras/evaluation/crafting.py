@@ -16,7 +16,6 @@ from cascade_keras import attacks, draws
 from cascade_keras.attacks import specs
 
 NOT_FINITE = -2  # predicted where logits are not finite numbers
-_NOISE = 4  # what a seed is used for; data.py and cascade.py have 0 to 3
 
 
 Craft = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -71,7 +70,13 @@ def crafter(
     @tf.function
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         return attacks.at_epsilons(
-            name, logits_fn, images, labels, epsilons, seed=[seed, first], **options
+            name,
+            logits_fn,
+            images,
+            labels,
+            epsilons,
+            seed=draws.attack_seed(seed, first),
+            **options,
         )
 
     # One trace serves every batch, the shorter last one too.
@@ -113,7 +118,7 @@ def predictor(
     def classify(versions: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         def classes(images: tf.Tensor) -> tf.Tensor:
             if noise:
-                key = tf.random.fold_in([seed, _NOISE], first, alg=draws.GENERATOR)
+                key = draws.noise_seed(seed, first)
                 images = attacks.step_rand(logits_fn, images, None, noise, seed=key)
             logits = logits_fn(images)
             finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)

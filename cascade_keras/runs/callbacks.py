@@ -29,7 +29,7 @@ class StopOnDivergence(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):
             raise DivergenceError(
-                f"the loss is {logs['loss']} at step {int(self.model.optimizer.iterations)}; try a "
+                f"the loss is {logs['loss']} at step {int(self.model.steps)}; try a "
                 "smaller --learning_rate, a pretrained --init_from, or, with the pivot loss, "
                 "--pivot_guard=fixed_scale"
             )
@@ -75,7 +75,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.restore_handlers()
 
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.steps)
         due = (
             time.monotonic() - self._written > 60 * self.minutes
             or (self.steps and step % self.steps == 0)
@@ -182,7 +182,7 @@ class Report(keras.callbacks.Callback):
         self._since = time.monotonic() if self._since is None else self._since
 
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.steps)
         self._steps += 1
         self._progress.update(self._task, completed=step)
         if step % self.every and step != self.last_step:
@@ -272,7 +272,7 @@ class Looks(keras.callbacks.Callback):
             self._steps += 1
         else:
             self._started = now  # the first step took longer, it traced the graph
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.steps)
         stopping = step == self.last_step or self.model.stop_training
         if stopping or not self._is_due(step, now):
             return

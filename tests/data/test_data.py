@@ -24,7 +24,7 @@ def coded():
 def take(coded, start, stop, **options):
     options = {"seed": 0, **options}
     steps = data.batches(*coded, 8, start=start, stop=stop, **options)
-    return [(np.round(x.numpy() * 255).astype(int), y.numpy()) for x, y in steps]
+    return [(np.round(x.numpy() * 255).astype(int), y.numpy()) for (x, *_), y in steps]
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -78,7 +78,7 @@ def test_without_augmentation_the_centre_is_cut(coded):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": SIZE + 1}, "--batch_size"), ({"batch_size": 8, "crop": 13}, "--crop")],
+    [({"batch_size": SIZE + 1}, "batch_size"), ({"batch_size": 8, "crop": 13}, "crop")],
 )
 def test_impossible_batches_are_refused(coded, options, message):
     with pytest.raises(InputError, match=message):

@@ -568,7 +568,7 @@ def test_partners_are_those_of_the_very_images(examples, tmp_path):
     given = partners(tmp_path, examples)
     assert given.examples == min(examples)
     seen, others = set(), set()
-    for step, ((clean, adversarial), labels) in enumerate(
+    for step, ((clean, _, adversarial), labels) in enumerate(
         batches(*training_images(12), given, augment=True)
     ):
         assert clean.shape == (BATCH, 8, 8, 1) and adversarial.shape == (len(ROWS), 8, 8, 1)
@@ -594,7 +594,7 @@ def test_images_with_partners_are_centre_crops_and_the_others_are_not(side, tmp_
     padded = np.pad(images, margins)
     windows = np.lib.stride_tricks.sliding_window_view(padded[..., 0], (8, 8), axis=(1, 2))
     moved = flipped = total = 0
-    for (clean, _), own in batches(images, labels, partners(tmp_path), augment=True):
+    for (clean, *_), own in batches(images, labels, partners(tmp_path), augment=True):
         clean = np.round(255 * clean).astype(np.uint8)
         np.testing.assert_array_equal(
             clean[ROWS.start : ROWS.stop], centres[own[ROWS.start : ROWS.stop]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cascade_keras import attacks, cascade, data
+from cascade_keras import attacks, cascade, data, draws
 from cascade_keras.bank import Bank, BankPartners, identity
 from cascade_keras.errors import InputError
 from cascade_keras.training import AdversarialTrainer
@@ -123,12 +123,12 @@ def test_draws_are_a_function_of_seed_and_step():
 
 def test_attackers_are_drawn_evenly_and_without_state():
     steps = tf.range(6000)
-    draw_all = tf.function(lambda: tf.map_fn(lambda n: cascade.draw_attacker(7, n, 2), steps))
+    draw_all = tf.function(lambda: tf.map_fn(lambda n: draws.attacker(7, n, 2), steps))
     drawn = draw_all().numpy()
     counts = np.bincount(drawn, minlength=3)
     np.testing.assert_allclose(counts / 6000, 1 / 3, atol=4 * 0.47 / np.sqrt(6000))
     for step in (0, 17, 5999):
-        assert cascade.draw_attacker(7, tf.constant(step), 2) == drawn[step]
+        assert draws.attacker(7, tf.constant(step), 2) == drawn[step]
     # As likely after each other: the draws of neighbouring steps have nothing in common.
     assert abs(np.mean(drawn[1:] == drawn[:-1]) - 1 / 3) < 4 * 0.47 / np.sqrt(6000)
 
@@ -283,7 +283,7 @@ def test_each_cascade_image_is_paired_with_its_own_clean_image(loss, k, form, ba
     )
     expected, distance = formula(network, loss, adversarial, images, labels)
 
-    given = images if form == "online" else (images, crafted)
+    given = images if form == "online" else data.Batch(images, tf.constant(0), crafted)
     got = trainer.train_on_batch(given, labels, return_dict=True)
 
     assert got["loss"] == pytest.approx(expected, rel=1e-5)
@@ -305,9 +305,9 @@ def test_a_bank_and_online_crafting_train_alike(loss, digits, tmp_path):
         wanted = identity(**known, attack="iter_fgsm", epsilons=epsilons, examples=40)
         banks.append(Bank(tmp_path / str(number)))
         banks[-1].craft(wanted, source, images, labels, shard_size=16)
-    draws = {"seed": 5, "max_epsilon": MAX_EPSILON, "sampling": "clipped_normal"}
+    drawn = {"seed": 5, "max_epsilon": MAX_EPSILON, "sampling": "clipped_normal"}
     results = []
-    for sources, partners in ((SOURCES, None), ((), BankPartners(banks, range(5, 10), **draws))):
+    for sources, partners in ((SOURCES, None), ((), BankPartners(banks, range(5, 10), **drawn))):
         trainer = compiled(
             small_network(), loss, sources, run_eagerly=False, adversarial_batch_size=10, seed=5
         )
@@ -327,7 +327,7 @@ def test_a_bank_and_online_crafting_train_alike(loss, digits, tmp_path):
 def test_the_last_batch_may_have_a_single_image(digits):
     trainer = compiled(small_network(), "pivot", run_eagerly=False)
     trainer.fit(digits[0][:13], digits[1][:13], batch_size=6, verbose=0, shuffle=False)
-    assert int(trainer.optimizer.iterations) == 3
+    assert int(trainer.steps) == 3
     assert all(np.isfinite(weights).all() for weights in trainer.network.get_weights())
 
 
@@ -348,7 +348,7 @@ def test_one_step_images_come_from_the_attacker_drawn(sources, attack, batch):
     own = 6 if sources else 12
     met = set()
     for step in map(tf.constant, range(8)):
-        attacker = int(cascade.draw_attacker(3, step, 2))
+        attacker = int(draws.attacker(3, step, 2))
         adversarial = trainer.make_adversarial(images, labels, step)
         expected = alone[attacker].make_adversarial(images[:own], labels[:own], step)
         np.testing.assert_allclose(adversarial[:own], expected, rtol=0, atol=1e-6)
@@ -371,7 +371,7 @@ def test_an_ensemble_trains_in_a_graph(batch):
     )
     for trainer in (eager, traced):
         trainer.network.set_weights(network.get_weights())
-    assert len({int(cascade.draw_attacker(3, tf.constant(step), 2)) for step in range(5)}) > 1
+    assert len({int(draws.attacker(3, tf.constant(step), 2)) for step in range(5)}) > 1
     for _ in range(5):
         a, b = (trainer.train_on_batch(*batch, return_dict=True) for trainer in (eager, traced))
         assert a == pytest.approx(b, rel=1e-3)

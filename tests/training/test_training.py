@@ -133,7 +133,7 @@ def test_the_step_is_traced_once(digits, loss):
     trainer.fit(data.repeat(2), verbose=0, shuffle=False)
     assert trainer.train_function is not None
     assert len(traces) == (1 if trainer.pairs else 0)
-    assert int(trainer.optimizer.iterations) == 12
+    assert int(trainer.steps) == 12
 
 
 def test_adversarial_images_are_a_function_of_seed_and_step(digits):
@@ -147,7 +147,7 @@ def test_adversarial_images_are_a_function_of_seed_and_step(digits):
 def test_the_last_short_batch_may_be_smaller_than_k(digits):
     trainer = compiled(small_network(), "pivot", adversarial_batch_size=8)
     trainer.fit(digits[0][:20], digits[1][:20], batch_size=16, verbose=0, shuffle=False)
-    assert int(trainer.optimizer.iterations) == 2
+    assert int(trainer.steps) == 2
 
 
 @pytest.mark.parametrize("form", ["column", "one_hot", "int64"])
