@@ -9,6 +9,8 @@ from cascade_keras.lazy import exports
 
 _HOMES = {
     "AdversarialTrainer": "training",
+    "Figure": "figures.figure",
+    "FigureSettings": "figures.figure",
     "InputError": "errors",
     "WhiteBox": "evaluation.white_box",
     "StopOnDivergence": "runs.callbacks",

@@ -360,14 +360,10 @@ class Evaluation:
 
     def _heat_map(self, name: str, values: Sequence, rows: Sequence[str], row_label: str) -> None:
         if rows:
-            figures.heat_map(
-                self.report.path / f"{name}.png",
-                np.array(values),
-                rows,
-                self.targets,
-                row_label=row_label,
-                column_label="target",
+            picture = figures.heat_map(
+                np.array(values), rows, self.targets, row_label=row_label, column_label="target"
             )
+            figures.save(picture, self.report.path / f"{name}.png")
 
     def _write_minimal(self, found: Mapping[str, np.ndarray]) -> None:
         rows = [
@@ -383,9 +379,8 @@ class Evaluation:
         ]
         fields = ["target", "epsilon", "misclassified"]
         self.report.write_csv("cw_linf_distribution.csv", fields, shares)
-        figures.distribution(
-            self.report.path / "cw_linf.png", found, thresholds=self.chosen["cw_threshold"]
-        )
+        picture = figures.distribution(found, thresholds=self.chosen["cw_threshold"])
+        figures.save(picture, self.report.path / "cw_linf.png")
 
     def _write_confusion(self, predicted: Mapping[Cell, np.ndarray]) -> None:
         classes = [str(number) for number in range(self.preset.num_classes)]
@@ -406,7 +401,7 @@ class Evaluation:
                 }
                 for true, wrong in np.argwhere(counts)
             ]
-            figures.confusion(self._picture("confusion", cell), counts, classes)
+            figures.save(figures.confusion(counts, classes), self._picture("confusion", cell))
         fields = [*Cell._fields, "true", "predicted", "count"]
         self.report.write_csv("confusion.csv", fields, rows)
 
@@ -435,13 +430,8 @@ class Evaluation:
                     (str(self.labels[i]), f"{self.labels[i]} → {predicted[cell][i]}")
                     for i in chosen
                 ]
-                figures.examples(
-                    self._picture("examples", cell),
-                    images[chosen],
-                    adversarial,
-                    titles,
-                    epsilon=epsilon,
-                )
+                picture = figures.examples(images[chosen], adversarial, titles, epsilon=epsilon)
+                figures.save(picture, self._picture("examples", cell))
 
     def _craft_again(
         self, task: matrix.Predictions, chosen: np.ndarray, images: _Images

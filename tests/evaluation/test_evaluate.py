@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from matplotlib.figure import Figure
 from support.files import tree
 from support.processes import start, wait_until
 from support.saved_models import saved_model
@@ -28,7 +29,6 @@ from cascade_keras.attacks import carlini_wagner
 from cascade_keras.cli import evaluate, train
 from cascade_keras.data.specs import DATASETS, MNIST_GRID
 from cascade_keras.evaluation import tasks as matrix
-from cascade_keras.files import write_json
 from cascade_keras.sources import load_source
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def place(trained, tmp_path, monkeypatch):
     for name in ("runs", "saved", "done", *NAMES):
         shutil.copytree(trained / name, tmp_path / "place" / name)
     monkeypatch.chdir(tmp_path / "place")
-    monkeypatch.setattr(figures, "heat_map", lambda path, *_, **labels: write_json(path, []))
+    monkeypatch.setattr(figures, "heat_map", lambda *_, **labels: Figure(figsize=(1, 1)))
     return tmp_path / "place"
 
 
@@ -840,13 +840,20 @@ def test_examples_are_right_when_clean_and_wrong_when_attacked(
     where, place, images_and_labels, monkeypatch
 ):
     images, labels = images_and_labels
-    drawn, draw = [], figures.examples
+    shown, drawn, draw, save = {}, [], figures.examples, figures.save
 
-    def drawing(path, clean, adversarial, titles, *, epsilon):
-        drawn.append((path, clean, adversarial, titles, epsilon))
-        draw(path, clean, adversarial, titles, epsilon=epsilon)
+    def drawing(clean, adversarial, titles, *, epsilon):
+        picture = draw(clean, adversarial, titles, epsilon=epsilon)
+        shown[picture] = (clean, adversarial, titles, epsilon)
+        return picture
+
+    def saving(picture, path):
+        save(picture, path)
+        if picture in shown:
+            drawn.append((path, *shown[picture]))
 
     monkeypatch.setattr(figures, "examples", drawing)
+    monkeypatch.setattr(figures, "save", saving)
     kept = ["--images_dir=images"] * (where == "kept")
     evaluated(
         "--target=a,b", "--source=b", *FEW, "--attack=step_rand,step_fgsm", "--examples=3", *kept

@@ -1,0 +1,539 @@
+"""Pictures: what is drawn is read from the figures' objects, not from pixels."""
+
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.text
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import is_math_text
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from support.plots import drawn, source
+
+from cascade_keras import attacks, figures
+from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
+from cascade_keras.figures.layout import text_width, wrap
+from cascade_keras.figures.style import PALETTE
+
+RNG = np.random.default_rng(0)
+LONG = "resnet110_pivot_cascade_e2_batch128_seed3"
+NAMES = ["lenet", LONG, "a$b_$", "_hidden", "100%", "W" * 40, "two words", ""]
+NAMES += [f"resnet20_e{index}" for index in range(5)]
+VALUES = RNG.uniform(0, 100, (13, 7))
+IMAGES = RNG.uniform(size=(2, 6, 8, 3))
+CURVES = RNG.uniform(size=(26, 5))
+PAIRED = CURVES[:20].reshape(5, 2, 2, 5)[:2]
+SURFACE = RNG.gamma(1, 1, size=(2, 2, 5, 5))
+STEPS = ["step_ll", "step_fgsm"]
+
+
+def heat_map(values, rows, columns, labels=("source", "target", "accuracy, %")):
+    row, column, value = labels
+    return figures.heat_map(
+        values, rows, columns, row_label=row, column_label=column, value_label=value
+    )
+
+
+def noises(mean, deviation, networks, pairs=None, epsilons=range(1, 6)):
+    """Of networks as names, or with a recipe, and all their pairs."""
+    pairs = [(0, other) for other in range(1, len(networks))] if pairs is None else pairs
+    arrays = {"mean": mean, "deviation": deviation, "pairs": np.array(pairs)}
+    return drawn("noise_correlation", networks, epsilons, arrays)
+
+
+def gradients(mean, networks, epsilons=range(5)):
+    return drawn("gradient_correlation", networks, epsilons, {"mean": mean, "deviation": 0 * mean})
+
+
+def logits(true, false, largest, networks, epsilons=range(-2, 3)):
+    arrays = {"largest_mean": largest}
+    for name, (mean, deviation) in {"true": true, "false": false}.items():
+        arrays |= {f"{name}_mean": mean, f"{name}_deviation": deviation}
+    return drawn("logits", networks, epsilons, arrays, STEPS)
+
+
+def accuracies(accuracy, networks, epsilons, names):
+    return drawn("accuracy_curve", networks, epsilons, {"accuracy": accuracy}, names)
+
+
+# Four runs of three lambdas, and the means.
+SWEEP = {
+    "distance_weight": np.array([1e-4, 1e-3, 1e-3, 1e-2]),
+    "clean": np.array([99, 97, 98, 95.0]),
+    "accuracy": np.array([[[10, 20, 30, 40], [1, 2, 3, 4]], [[50, 60, 70, 80], [5, 6, 7, 8.0]]]),
+    "level": np.array([1e-4, 1e-3, 1e-2]),
+    "level_clean": np.array([99, 97.5, 95]),
+    "level_accuracy": np.array([[[10, 25, 40], [1, 2.5, 4]], [[50, 65, 80], [5, 6.5, 8.0]]]),
+}
+
+
+def sweep(arrays=SWEEP):
+    return drawn("distance_sweep", ["a"], (2, 16), arrays, ["step_ll", "iter_fgsm"])
+
+
+def sweep_of(levels):
+    """Of one run for each lambda, at 4 and 8 pixel values."""
+    clean, accuracy = np.full(len(levels), 99.0), np.full((1, 2, len(levels)), 5.0)
+    arrays = {"distance_weight": levels, "clean": clean, "accuracy": accuracy}
+    arrays |= {"level": levels, "level_clean": clean, "level_accuracy": accuracy}
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    return drawn("distance_sweep", ["a"], (4, 8), arrays, ["pgd"])
+
+
+# Twelve classes, three images each, of which the first is traced.
+MAP_LABELS = np.repeat(np.arange(12), 3)
+MAP = {
+    "points": RNG.normal(size=(2, 36, 2)),
+    "traces": RNG.normal(size=(2, 12, 4, 2)),
+    "centres": RNG.normal(size=(2, 12, 2)),
+    "explained": np.array([[np.nan, np.nan], [0.3, 0.2]]),
+}
+
+
+def embeddings(**changes):
+    networks = ["mnist$", LONG]
+    return drawn("embedding_map", networks, range(4), MAP | changes, labels=MAP_LABELS)
+
+
+def surface(loss, margin, networks, epsilons=range(5), indices=(1, 2)):
+    arrays, labels = {"loss": loss, "margin": margin}, np.full(len(indices), 9)
+    options = {"indices": np.array(indices), "labels": labels}
+    return drawn("loss_surface", networks, epsilons, arrays, **options)
+
+
+LAID_OUT = {
+    "13 x 7": lambda: heat_map(VALUES, NAMES, NAMES[:7]),
+    "7 x 13": lambda: heat_map(VALUES.T, NAMES[:7], NAMES),
+    "short names": lambda: heat_map(VALUES[:2, :3], ["e2", "e4"], ["clean", "step_ll", "e_16"]),
+    "1 x 1": lambda: heat_map([[5]], ["FGSM"], ["lenet"]),
+    "long labels": lambda: heat_map([[5]], [LONG], [LONG], [3 * "many words, " + LONG] * 3),
+    "40 x 2": lambda: heat_map(np.full((40, 2), np.nan), [LONG] * 40, ["a", "b"]),
+    "curves": lambda: figures.distribution({n: [1, 2] for n in NAMES}, thresholds=range(30)),
+    "2 classes": lambda: figures.confusion([[10_000, 0], [0, 123_456]], ["no", "yes"]),
+    "20 classes": lambda: figures.confusion(np.eye(20), [LONG + "x" * n for n in range(20)]),
+    "30 classes": lambda: figures.confusion(np.eye(30), list(map(str, range(30)))),
+    "100 classes": lambda: figures.confusion(np.eye(100), [LONG] * 100),
+    "images": lambda: figures.examples(IMAGES, IMAGES, [(LONG, "W" * 30)] * 2, epsilon=0.125),
+    "bands": lambda: figures.examples(
+        np.zeros((7, 9, 4, 1)), np.zeros((7, 9, 4, 1)), [("W" * 30, "$a$")] * 7, epsilon=8
+    ),
+    "noises": lambda: noises(CURVES[:13], CURVES[13:], [LONG, *NAMES]),
+    "gradients": lambda: gradients(np.ones((5, 4, 5)), NAMES[:5]),
+    "one gradient": lambda: gradients(np.ones((1, 4, 1)), [LONG], [8]),
+    "logits": lambda: logits(PAIRED, PAIRED, 100 * PAIRED[0], NAMES[:2]),
+    "accuracies": lambda: accuracies(
+        50 * np.ones((7, len(ATTACKS), 3)), NAMES[:7], [0, 1, 255], list(ATTACKS)
+    ),
+    "small epsilons": lambda: accuracies(50 * np.ones((1, 1, 2)), ["a"], [0, 1.5], ["pgd"]),
+    "lambdas": sweep,
+    "one lambda": lambda: sweep_of([0.0]),
+    "map": lambda: embeddings(
+        points=1.2 * MAP["points"], centres=np.tile(np.arange(-2, 2.8, 0.4)[:, None], (2, 1, 2))
+    ),
+    "surface": lambda: surface(SURFACE, SURFACE - 1, ["lenet", LONG], indices=[12345, 123]),
+}  # fmt: skip
+
+
+def shown(labels):
+    return [label.get_text().replace("\n", "").replace(r"\$", "$") for label in labels]
+
+
+def cell_texts(figure):
+    return {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+
+
+# Files.
+
+
+def test_writes_a_png_and_the_same_pdf_twice(tmp_path):
+    for name in ("a.png", "a.PDF", "b.pdf"):
+        figures.save(sweep(), str(tmp_path / name))
+    content = (tmp_path / "a.PDF").read_bytes()
+    assert content.startswith(b"%PDF") and content.rstrip().endswith(b"%%EOF")
+    assert b"/Type3" not in content and (tmp_path / "b.pdf").read_bytes() == content
+    assert 100 < imread(tmp_path / "a.png").shape[0] < 2000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PDF", "a.png", "b.pdf"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt])
+def test_failed_write_leaves_what_was_there(failure, tmp_path, monkeypatch):
+    def fail(figure, path, **options):
+        path.write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        figures.save(Figure(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.png or a \.pdf"):
+        figures.save(Figure(), tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_results_need_neither_pyplot_nor_tensorflow(tmp_path):
+    program = (
+        "import sys; from cascade_keras import figures;"
+        "assert 'matplotlib' not in sys.modules;"
+        "figures.save(figures.confusion([[1]], ['a']), sys.argv[1]);"
+        "assert not {'matplotlib.pyplot', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "a.png"], check=True)
+
+
+def test_settings_of_the_user_neither_matter_nor_change(tmp_path):
+    figures.save(figures.confusion(np.eye(3), NAMES[:3]), tmp_path / "plain.png")
+    hostile = {"text.usetex": True, "savefig.dpi": 20, "savefig.bbox": "tight", "font.size": 3}
+    with matplotlib.rc_context(hostile):
+        figures.save(figures.confusion(np.eye(3), NAMES[:3]), tmp_path / "hostile.png")
+        assert {name: matplotlib.rcParams[name] for name in hostile} == hostile
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "hostile.png").read_bytes()
+
+
+# Text and looks.
+
+
+def _beyond_the_axes(figure):
+    """Labels of ticks that matplotlib keeps but does not draw."""
+    return {
+        tick.label1
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+
+
+@pytest.mark.parametrize("draw", LAID_OUT.values(), ids=LAID_OUT)
+def test_text_lies_within_the_figure_and_does_not_overlap(draw, recwarn):
+    figure = draw()
+    figure.draw_without_rendering()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+
+    def extents(texts):
+        texts = [text for text in texts if text.get_visible() and text.get_text().strip()]
+        assert all(text.get_fontsize() >= 7 for text in texts)
+        assert not any(is_math_text(text.get_text()) for text in texts)
+        return [text.get_window_extent(renderer) for text in texts]
+
+    for box in extents(set(figure.findobj(matplotlib.text.Text)) - _beyond_the_axes(figure)):
+        assert box.x0 >= -1 and box.y0 >= -1
+        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
+    labels = [axes.xaxis.label for axes in figure.axes] + [axes.yaxis.label for axes in figure.axes]
+    groups = [labels, figure.axes[0].texts]
+    for axes in figure.axes:
+        groups += [axes.get_xticklabels(), axes.get_yticklabels()]
+    for group in groups:
+        boxes = extents(group)
+        for index, box in enumerate(boxes):
+            assert not box.count_overlaps(boxes[:index])
+    assert not recwarn.list
+
+
+def test_lines_differ_without_colour_too():
+    styles = [figures.line_style(index) for index in range(40)]
+    assert len({style["color"] for style in styles}) == 8
+    assert len({(style["linestyle"], style["marker"]) for style in styles[:35]}) == 35
+    assert len({(s["color"], s["linestyle"], s["marker"]) for s in styles}) == 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("room", [0.2, 0.6, 1.7])
+def test_wrapped_text_is_whole_and_fits(name, room):
+    wrapped = wrap(name, room).replace(r"\$", "$")
+    assert wrapped.replace("\n", "").replace(" ", "") == name.replace(" ", "")
+    assert all(text_width(line) <= room for line in wrapped.split("\n"))
+
+
+def test_wrapped_lines_are_balanced_and_words_uncut():
+    assert wrap("automobile -> airplane", 0.95) == "automobile ->\nairplane"
+    assert wrap("resnet20_adversarial_step_ll", 1.5) == "resnet20_\nadversarial_step_ll"
+
+
+def test_an_attack_looks_the_same_everywhere():
+    colours = [line.get_color() for line in gradients(np.ones((1, 4, 5)), ["a"]).axes[0].lines]
+    curves = accuracies(100 * PAIRED[0][:1], ["a"], range(5), ["step_rand", "step_ll"])
+    assert [line.get_color() for line in curves.axes[0].lines] == [colours[2], colours[0]]
+    with pytest.raises(ValueError):
+        figures.attack_style("fgsm")
+
+
+def test_attacks_without_a_style_get_looks_that_are_free_and_stay(monkeypatch):
+    for name in ("mine", "yours"):
+        monkeypatch.setitem(ATTACKS, name, AttackSpec(name, ONE_STEP, attacks.step_fgsm))
+    yours = figures.attack_style("yours")  # asked first, registered last
+    looks = [figures.attack_style(name) for name in ("clean", *ATTACKS)]
+    assert all(looks.count(look) == 1 for look in looks)
+    monkeypatch.setitem(ATTACKS, "third", AttackSpec("third", ONE_STEP, attacks.step_fgsm))
+    assert figures.attack_style("third") not in looks
+    assert figures.attack_style("yours") == yours
+
+
+# Results.
+
+
+def test_heat_map_names_cells_and_axes():
+    values = np.array([[100, np.nan], [-0.0, np.nan], [12.34, 50]])
+    figure = heat_map(values, ["a$b_$", LONG, "lenet"], ["_x", "W" * 40])
+    axes, bar = figure.axes
+    assert cell_texts(figure) == {(0, 0): "100.0", (0, 1): "0.0", (0, 2): "12.3", (1, 2): "50.0"}
+    assert shown(axes.get_yticklabels()) == ["a$b_$", LONG, "lenet"]
+    assert shown(axes.get_xticklabels()) == ["_x", "W" * 40]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("source", "target")
+    assert bar.get_ylabel() == "accuracy, %"
+    assert axes.images[0].get_clim() == (0, 100)
+    hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
+    assert hatched == [(0.5, -0.5), (0.5, 0.5)]
+
+
+def test_heat_map_text_contrasts_with_its_cell():
+    figure = heat_map(np.linspace(0, 100, 21)[:, None], [str(n) for n in range(21)], ["x"])
+
+    def luminance(colour):
+        rgb = np.array(to_rgb(colour))
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (
+            (0.2126, 0.7152, 0.0722)
+        )
+
+    for text, value in zip(figure.axes[0].texts, np.linspace(0, 1, 21)):
+        cell = matplotlib.colormaps["cividis"](value)[:3]
+        dark, light = sorted([luminance(cell), luminance(text.get_color())])
+        assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+def test_lowest_value_of_each_column_is_outlined():
+    values = [[3, np.nan, 0, np.nan], [2, 7, 1, np.nan], [4, 9, 0, np.nan]]
+    axes = heat_map(values, list("abc"), list("pqrs")).axes[0]
+    frames = [patch for patch in axes.patches if patch.get_gid() == "lowest"]
+    cells = [tuple(int(x) for x in np.round(frame.get_center())) for frame in frames]
+    assert cells == [(0, 1), (1, 1), (2, 0), (2, 2)]
+
+
+def test_distribution_rises_by_each_images_share():
+    curves = {"a$b_$": np.array([4.0, 1.0, np.inf, 1.0]), LONG: [0.0, 2.5], "none": [np.inf]}
+    figure = figures.distribution(curves, thresholds=(2, 8))
+    axes, legend, end = figure.axes[0], figure.legends[0], 8 * 1.05
+    lines = axes.get_lines()
+    assert [line.get_drawstyle() for line in lines[:3]] == ["steps-post"] * 3
+    np.testing.assert_allclose(lines[0].get_xydata(), [(0, 0), (1, 50), (4, 75), (end, 75)])
+    np.testing.assert_allclose(lines[1].get_xydata(), [(0, 0), (0, 50), (2.5, 100), (end, 100)])
+    np.testing.assert_allclose(lines[2].get_xydata(), [(0, 0), (end, 0)])
+    marked = [(line.get_xdata()[0], line.get_linestyle()) for line in lines[3:]]
+    assert marked == [(2, ":"), (8, ":")]
+    assert [line.get_color() for line in lines[:3]] == list(PALETTE[:3])
+    assert axes.get_xlim() == (0, end)
+    assert axes.get_xlabel() == "epsilon, pixel values of 0..255"
+    assert shown(legend.get_texts()) == [*curves, "epsilon 2, 8"]
+    assert legend.get_window_extent().x0 > axes.get_window_extent().x1  # it covers no curve
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_examples_amplify_the_noise_to_the_whole_range(channels):
+    clean = np.full((1, 2, 2, channels), 0.5, np.float32)
+    noise = np.reshape([-8, 8, 0, 4], (1, 2, 2, 1)).astype(np.float32)
+    titles = [("cat -> cat", "cat -> dog")]
+    figure = figures.examples(clean, clean + noise / 255, titles, epsilon=8)
+    images = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    expected = np.reshape([0, 1, 0.5, 0.75], (2, 2, 1)) * np.ones(channels)
+    np.testing.assert_allclose(images[2].reshape(expected.shape), expected, atol=1e-5)
+    np.testing.assert_array_equal(images[0].reshape(clean[0].shape), clean[0])
+    np.testing.assert_array_equal(images[1].reshape(clean[0].shape), (clean + noise / 255)[0])
+    assert [axes.images[0].get_clim() for axes in figure.axes] == [(0, 1)] * 3
+    assert [axes.get_xlabel() for axes in figure.axes] == [*titles[0], ""]
+    assert [axes.get_ylabel() for axes in figure.axes][:2] == ["clean", "adversarial"]
+
+
+def test_examples_beyond_six_go_into_another_band():
+    images = np.arange(7)[:, None, None, None] / 10 * np.ones((7, 2, 2, 1))
+    figure = figures.examples(images, images, [(str(n), "") for n in range(7)], epsilon=4)
+    named = {axes.get_xlabel(): axes for axes in figure.axes if axes.get_xlabel().strip()}
+    brightest = [axes.images[0].get_array().max() for axes in named.values()]
+    assert brightest == pytest.approx(np.arange(7) / 10)
+    top, below = named["0"].get_position(), named["6"].get_position()
+    assert top.x0 == pytest.approx(below.x0) and top.y0 > below.y1
+
+
+def test_confusion_colours_are_shares_and_texts_are_counts():
+    figure = figures.confusion(np.array([[30, 10], [0, 0]]), ["cat", "dog"])
+    axes = figure.axes[0]
+    shares = axes.images[0].get_array()
+    np.testing.assert_allclose(shares[0], [75, 25])
+    assert np.isnan(np.ma.filled(shares[1], np.nan)).all()
+    assert cell_texts(figure) == {(0, 0): "30", (1, 0): "10"}
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
+    assert shown(axes.get_xticklabels()) == shown(axes.get_yticklabels()) == ["cat", "dog"]
+    assert len(cell_texts(figures.confusion(np.eye(20), NAMES[:1] * 20))) == 400
+    assert not cell_texts(figures.confusion(np.eye(21), NAMES[:1] * 21))
+
+
+PAIR = [("a", "b")] * 2
+BAD = {
+    "heat map transposed": lambda: heat_map(VALUES.T, NAMES, NAMES[:7]),
+    "heat map empty": lambda: heat_map(np.empty((0, 0)), [], []),
+    "no curves": lambda: figures.distribution({}),
+    "no images": lambda: figures.distribution({"a": []}),
+    "curve of two axes": lambda: figures.distribution({"a": [[1.0]]}),
+    "epsilon NaN": lambda: figures.distribution({"a": [np.nan]}),
+    "epsilon negative": lambda: figures.distribution({"a": [-1.0]}),
+    "other shapes": lambda: figures.examples(IMAGES, IMAGES[:1], PAIR, epsilon=8),
+    "one image": lambda: figures.examples(IMAGES[0], IMAGES[0], PAIR, epsilon=8),
+    "two channels": lambda: figures.examples(IMAGES[..., :2], IMAGES[..., :2], PAIR, epsilon=8),
+    "too few titles": lambda: figures.examples(IMAGES, IMAGES, PAIR[:1], epsilon=8),
+    "uint8": lambda: figures.examples(IMAGES, IMAGES.astype(np.uint8), PAIR, epsilon=8),
+    "epsilon 0": lambda: figures.examples(IMAGES, IMAGES, PAIR, epsilon=0),
+    "not square": lambda: figures.confusion(np.ones((2, 3)), ["a", "b"]),
+    "other classes": lambda: figures.confusion(np.eye(2), ["a"]),
+    "no classes": lambda: figures.confusion(np.empty((0, 0)), []),
+    "negative count": lambda: figures.confusion([[-1]], ["a"]),
+}
+
+
+@pytest.mark.parametrize("draw", BAD.values(), ids=BAD)
+def test_bad_arguments_are_refused(draw):
+    with pytest.raises(ValueError):
+        draw()
+
+
+# The paper's figures, and some more.
+
+
+def band(axes, index):
+    """Return lower and upper edge of a band."""
+    (path,) = axes.collections[index].get_paths()
+    x = path.vertices[:, 0]
+    places = np.unique(x)
+    return np.array([[f(path.vertices[x == at, 1]) for at in places] for f in (min, max)])
+
+
+def test_noise_correlation_has_bands_and_dashes_of_its_kinds():
+    networks = [source(None, name, seed=seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))]
+    figure = noises(CURVES[:3], CURVES[3:6], networks, [(0, 2), (0, 1), (2, 0)])
+    axes = figure.axes[0]
+    for index, line in enumerate(axes.get_lines()):
+        np.testing.assert_array_equal(line.get_xydata(), np.c_[range(1, 6), CURVES[index]])
+        edges = CURVES[index] + 0.1 * np.array([[-1], [1]]) * CURVES[3 + index]
+        np.testing.assert_allclose(band(axes, index), edges)
+    dashes = [line.get_linestyle() for line in axes.get_lines()]
+    assert dashes[0] == dashes[2] != dashes[1]
+    assert shown(figure.legends[0].get_texts()) == [
+        "a, c", "a, b", "c, a", "same initialisation", "other initialisation"
+    ]  # fmt: skip
+    assert axes.get_ylim()[0] < 0  # the zero is shown
+    assert axes.get_xlabel() == "epsilon, pixel values of 0..255"
+
+
+def test_panels_share_what_is_compared():
+    mean = RNG.uniform(-1, 1, size=(4, 4, 5))
+    figure = gradients(mean, NAMES[:4])
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().replace(r"\$", "$").replace("\n", "") for axes in panels] == NAMES[:4]
+    for panel, axes in enumerate(panels):
+        for index, line in enumerate(axes.get_lines()):
+            np.testing.assert_array_equal(line.get_ydata(), mean[panel, index])
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    assert shown(figure.legends[0].get_texts()) == [
+        "clean, step_ll", "clean, step_fgsm", "clean, step_rand", "step_ll, step_fgsm"
+    ]  # fmt: skip
+
+
+def test_logits_are_rows_of_attacks_and_columns_of_networks():
+    figure = logits(PAIRED, PAIRED + 5, 9 * PAIRED[0], ["a", "b"])
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "", ""]
+    assert [a.get_ylabel() for a in figure.axes[::2]] == ["logit, step_ll", "logit, step_fgsm"]
+    for place, axes in enumerate(figure.axes):
+        row, column = divmod(place, 2)
+        lines = axes.get_lines()
+        for line, expected in zip(lines, (PAIRED[0], PAIRED[0] + 5, 9 * PAIRED[0])):
+            np.testing.assert_array_equal(line.get_ydata(), expected[column, row])
+        mean, deviation = (part[column, row] for part in PAIRED)
+        np.testing.assert_allclose(band(axes, 0), [mean - deviation, mean + deviation])
+    assert figure.axes[0].get_ylim() == figure.axes[2].get_ylim()
+
+
+def test_accuracy_curves_leave_small_epsilons_room():
+    accuracy = RNG.uniform(0, 100, size=(2, 2, 4))
+    figure = accuracies(accuracy, ["a", "b"], [0, 4, 16, 255], ["pgd", "step_ll"])
+    for panel, axes in enumerate(figure.axes):
+        for index, line in enumerate(axes.get_lines()):
+            np.testing.assert_array_equal(line.get_ydata(), accuracy[panel, index])
+        places = axes.transData.transform([(e, 0) for e in (0, 4, 16, 64)])[:, 0]
+        np.testing.assert_allclose(np.diff(places) / (places[1] - places[0]), [1, 1, 2])
+        assert axes.get_ylim() == (-2, 102) and axes.get_xlim() == (0, 255)
+
+
+def test_distance_sweep_has_dots_of_runs_and_lines_of_means():
+    axes = sweep().axes[0]
+    assert axes.get_xscale() == "log"
+    assert shown(axes.get_xticklabels())[1:-1] == ["0.0001", "0.001", "0.01"]
+    lines = axes.get_lines()
+    means, dots = lines[::2], lines[1::2]
+    np.testing.assert_array_equal(
+        means[0].get_xydata(), np.c_[SWEEP["level"], SWEEP["level_clean"]]
+    )
+    np.testing.assert_array_equal(
+        dots[0].get_xydata(), np.c_[SWEEP["distance_weight"], SWEEP["clean"]]
+    )
+    for number in range(4):
+        at = divmod(number, 2)
+        np.testing.assert_array_equal(means[1 + number].get_ydata(), SWEEP["level_accuracy"][at])
+        np.testing.assert_array_equal(dots[1 + number].get_ydata(), SWEEP["accuracy"][at])
+    assert not {dot.get_linestyle() for dot in dots} - {"None", ""}
+    labels = shown(axes.figure.legends[0].get_texts())
+    assert labels == ["clean", "step_ll, epsilon 2", "step_ll, epsilon 16",
+                      "iter_fgsm, epsilon 2", "iter_fgsm, epsilon 16"]  # fmt: skip
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in means}) == 5
+
+
+def test_lambda_zero_has_a_place():
+    axes = sweep_of([0.0, 1e-4]).axes[0]
+    assert axes.get_xscale() == "symlog"
+    assert np.isfinite(axes.transData.transform([(0, 1)])).all()
+
+
+def test_embedding_map_draws_points_and_arrows_inside():
+    traces = 10 * MAP["traces"]
+    figure = embeddings(traces=traces)
+    for panel, axes in enumerate(figure.axes):
+        assert len(axes.collections) == 12
+        for label, dots in enumerate(axes.collections):
+            own = MAP["points"][panel, label == MAP_LABELS]
+            np.testing.assert_array_equal(dots.get_offsets(), own)
+        looks = {
+            (tuple(dots.get_facecolor()[0]), len(dots.get_paths()[0])) for dots in axes.collections
+        }
+        assert len(looks) == 12  # more classes than colours
+        arrows = [text for text in axes.texts if text.get_text() == ""]
+        assert len(arrows) == 12 * 3
+        np.testing.assert_array_equal(arrows[0].xyann, traces[panel, 0, 0])
+        np.testing.assert_array_equal(arrows[0].xy, traces[panel, 0, 1])
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        assert ((traces[panel] >= (left, low)) & (traces[panel] <= (right, high))).all()
+        assert [text.get_text() for text in axes.texts if text.get_text()] == [
+            str(label) for label in range(12)
+        ]
+    assert figure.axes[0].get_xlabel() == "embedding 1"
+    assert figure.axes[1].get_ylabel() == "component 2 (20 %)"
+
+
+def test_loss_surface_has_one_scale_and_the_border():
+    loss = np.full((2, 1, 3, 3), 1e-9)
+    loss[1, 0, 2] = 50
+    margin = np.array([[[[-1, -1, 1]] * 3], [[[-1, -1, -1]] * 3]])
+    figure = surface(loss, margin, ["a", "b"], [-8, 0, 8], [3])
+    first, second, bar = figure.axes
+    meshes = [axes.collections[0] for axes in (first, second)]
+    assert {mesh.get_clim() for mesh in meshes} == {(1e-3, 50)}
+    np.testing.assert_allclose(meshes[1].get_array()[2], 50)
+    border = first.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(border[:, 0], 4)
+    assert len(second.collections) == 1
+    assert bar.get_ylabel() == "cross entropy of the true class"
+    assert first.get_ylabel() == "image 3, class 9"
