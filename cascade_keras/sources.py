@@ -1,7 +1,8 @@
-"""Networks on disk as differentiable functions: the sources of cascade and ensemble images.
+"""Networks, on disk or in memory, as differentiable functions from images to outputs.
 
-A source is only asked for its outputs and for gradients with respect to images. It runs in
-inference mode, and none of its variables become variables of the network that is trained from it.
+They are the sources of cascade and ensemble images, and what evaluations attack. A source is only
+asked for its outputs and for gradients with respect to images. It runs in inference mode, and none
+of its variables become variables of the network that is trained from it.
 """
 
 from __future__ import annotations
@@ -30,19 +31,22 @@ class Source:
     """A trained network: images float32 (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}.
 
     Attributes:
-        name: of its folder, run or file.
-        path: the SavedModel's folder or the .keras file.
+        name: of its folder, run or file; of one in memory, its own.
+        path: the SavedModel's folder or the .keras file; None where it is in memory only.
         input_shape: (H, W, C), None where any size is taken.
         weights_hash: SHA-256 of the weights, the same for every form of the same network.
         provenance: what is recorded of its training; empty where nothing is.
     """
 
     name: str
-    path: pathlib.Path
+    path: pathlib.Path | None
     input_shape: tuple[int | None, ...]
     weights_hash: str
     provenance: dict
     function: Callable[[tf.Tensor], Outputs]
+
+    def __str__(self) -> str:
+        return str(self.path or self.name)
 
     def __call__(self, images: tf.Tensor) -> Outputs:
         return self.function(images)
@@ -65,7 +69,7 @@ class Source:
         reason = self.why_no_gradient(image_shape)
         if reason:
             raise InputError(
-                f"{self.path} has no gradient with respect to its images ({reason}); a source must "
+                f"{self} has no gradient with respect to its images ({reason}); a source must "
                 "be differentiable"
             )
 
@@ -82,7 +86,7 @@ class Source:
         )
         if not fits:
             raise InputError(
-                f"{self.path} takes images of shape {self.input_shape}, the dataset's are "
+                f"{self} takes images of shape {self.input_shape}, the dataset's are "
                 f"{expected}; name a network trained on such images"
             )
         try:
@@ -91,19 +95,19 @@ class Source:
             raise
         except (ValueError, tf.errors.OpError) as error:
             raise InputError(
-                f"{self.path} cannot be run on images of shape {expected} ({_first_line(error)})"
+                f"{self} cannot be run on images of shape {expected} ({_first_line(error)})"
             ) from error
         if logits.shape[-1] != num_classes:
             raise InputError(
-                f"{self.path} tells {logits.shape[-1]} classes apart, the dataset has "
+                f"{self} tells {logits.shape[-1]} classes apart, the dataset has "
                 f"{num_classes}; name a network with {num_classes} logits"
             )
         values = logits.numpy()
         if not np.isfinite(values).all():
-            raise InputError(f"{self.path} gives logits that are not finite numbers")
+            raise InputError(f"{self} gives logits that are not finite numbers")
         if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-4):
             raise InputError(
-                f"{self.path} gives probabilities (rows sum to 1), not logits: their gradients "
+                f"{self} gives probabilities (rows sum to 1), not logits: their gradients "
                 "would vanish; save the network without its softmax"
             )
 
@@ -128,34 +132,71 @@ class Source:
         return self.logits(_probes(image_shape)).numpy()
 
 
+Network = str | os.PathLike | Source | keras.Model | Callable[[tf.Tensor], tf.Tensor | Outputs]
+
+
 def _probes(image_shape: Sequence[int]) -> tf.Tensor:
     """Return random images on which a network is tried out."""
     return tf.random.stateless_uniform([_PROBES, *image_shape], (0, 0), alg=draws.GENERATOR)
 
 
 def load_source(
-    path: str | os.PathLike,
+    network: Network,
     image_shape: Sequence[int] | None = None,
     num_classes: int | None = None,
+    *,
+    name: str | None = None,
+    weights_hash: str | None = None,
 ) -> Source:
-    """Load a network by its path: a SavedModel (the largest version), a .keras file, or a run.
+    """Load a network by its path, or take one that is in memory.
 
-    Any SavedModel will do whose signature "serve" or "serving_default" takes one float image batch
-    and returns "logits", or one output (batch, classes); it has an "embedding" where it returns
-    one, else the logits are its embedding. Of a .keras file the same is asked.
+    A path names a SavedModel (the largest version), a .keras file, or a run. Any SavedModel will do
+    whose signature "serve" or "serving_default" takes one float image batch and returns "logits",
+    or one output (batch, classes); it has an "embedding" where it returns one, else the logits are
+    its embedding. Of a Keras model and of a function the same is asked.
 
     Args:
-        path: see ``provenance.locate``.
+        network: a path, see ``provenance.locate``; a Keras model or an ``AdversarialTrainer``,
+            whose network is meant, as it is now; a function from images (batch, H, W, C) in [0, 1]
+            to logits or a dict with "logits"; or a ``Source``, which is returned.
         image_shape, num_classes: of the dataset; where given, the network is checked against them.
+        name: of a network in memory; a model's or a function's own where None.
+        weights_hash: of a function, any text that changes when the function does: banks, reports
+            and runs know a network by it.
 
     Raises:
         InputError: no network there, one that cannot be loaded, or one that does not fit.
     """
-    location = locate(path)
-    source = _load_saved_model(location) if location.is_saved_model else _load_keras(location)
+    source = _load(network, image_shape, name, weights_hash)
     if image_shape is not None:
         source.check(image_shape, num_classes)
     return source
+
+
+def _load(network: Network, image_shape, name: str | None, digest: str | None) -> Source:
+    if isinstance(network, Source):
+        return network
+    if isinstance(network, str | os.PathLike):
+        location = locate(network)
+        if location.is_saved_model:
+            return _load_saved_model(location)
+        model = load_keras(location.path)
+        return _of_keras(model, location.name, location.path, location.provenance)
+    if isinstance(network, keras.Model):
+        return _of_keras(network, name or getattr(network, "network", network).name, None, {})
+    if not callable(network):
+        raise InputError(
+            f"a network is a path, a Keras model or a function from images to logits, "
+            f"got {type(network).__name__}"
+        )
+    name = name or getattr(network, "__name__", type(network).__name__)
+    if digest is None:
+        raise InputError(
+            f"the function {name} has no weights by which it could be known again; give "
+            "load_source(function, weights_hash=...) a text that changes when it does"
+        )
+    shape = (None, None, None) if image_shape is None else tuple(image_shape)
+    return Source(name, None, shape, digest, {}, lambda images: _outputs(network(images), name))
 
 
 def _load_saved_model(location: Location) -> Source:
@@ -198,27 +239,36 @@ def _load_saved_model(location: Location) -> Source:
     return Source(location.name, path, tuple(spec.shape[1:]), digest, location.provenance, function)
 
 
-def _load_keras(location: Location) -> Source:
+def load_keras(path: str | os.PathLike) -> keras.Model:
+    """Load a Keras model from a .keras file; of a whole trainer, its network.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
     from cascade_keras import training  # noqa: F401  checkpoints hold the whole trainer
 
-    path = location.path
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
         raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
+    return getattr(model, "network", model)
+
+
+def _of_keras(model: keras.Model, name: str, path: pathlib.Path | None, provenance: dict) -> Source:
     model = getattr(model, "network", model)
+    where = path or name
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 4:
-        raise InputError(f"{path} must take one batch of images (batch, height, width, channels)")
+        raise InputError(f"{where} must take one batch of images (batch, height, width, channels)")
     digest = weights_hash(weight.numpy() for weight in model.weights)
 
     def function(images: tf.Tensor) -> Outputs:
-        return _outputs(model(images, training=False), path)
+        return _outputs(model(images, training=False), where)
 
-    return Source(location.name, path, shape[1:], digest, location.provenance, function)
+    return Source(name, path, shape[1:], digest, provenance, function)
 
 
-def _outputs(outputs, path: pathlib.Path) -> Outputs:
+def _outputs(outputs, where: pathlib.Path | str) -> Outputs:
     """Name a network's outputs, in float32."""
     if not isinstance(outputs, dict):
         outputs = {"logits": outputs}
@@ -227,7 +277,7 @@ def _outputs(outputs, path: pathlib.Path) -> Outputs:
     logits = outputs.get("logits")
     if logits is None or logits.shape.rank != 2:
         raise InputError(
-            f"{path} must return 'logits', or one output of shape (batch, classes); it returns "
+            f"{where} must return 'logits', or one output of shape (batch, classes); it returns "
             + ", ".join(sorted(outputs))
         )
     embedding = outputs.get("embedding", logits)

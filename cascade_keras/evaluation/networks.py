@@ -17,7 +17,7 @@ import numpy as np
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
-from cascade_keras.sources import Source, load_source
+from cascade_keras.sources import Network, Source, load_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Loaded:
 
 
 def load_networks(
-    paths: Sequence[str | os.PathLike | Source],
+    paths: Sequence[Network],
     dataset: DatasetSpec,
     *,
     setting: str,
@@ -72,7 +72,7 @@ def load_networks(
     A network is called as its folder, run or file is; the second of a name by its path.
 
     Args:
-        paths: of the networks, see ``sources.load_source``; or networks that are loaded already.
+        paths: of the networks, or networks in memory: whatever ``sources.load_source`` takes.
         dataset: whose images they are given.
         setting: what names the networks; every error carries it.
         shape: (H, W, C) of the images; None for what the first network takes.
@@ -81,13 +81,14 @@ def load_networks(
             gets its name and is not loaded twice; the others get other names, and all must take
             images of one shape.
         keep: False lets each network go after it was checked: ``sources`` then only say what it
-            is. Those that were given as ``Source``s stay.
+            is. Those that were given in memory stay.
 
     Raises:
         InputError: a network that is not there or does not fit, or one that is named twice.
     """
     with about(setting):
-        twice = named_twice([path for path in paths if not isinstance(path, Source)])
+        paths = [path if _is_path(path) else load_source(path) for path in paths]
+        twice = named_twice(list(filter(_is_path, paths)))
         if twice is not None:
             raise InputError(f"{twice} is named twice; name each network once")
         if known is not None:
@@ -96,6 +97,10 @@ def load_networks(
         for path in paths:
             found = _add(found, path, dataset, differentiable, known, keep)
     return found
+
+
+def _is_path(network: Network) -> bool:
+    return isinstance(network, str | os.PathLike)
 
 
 def _add(
@@ -114,15 +119,14 @@ def _add(
     own = tuple(source.input_shape)
     if others and None not in own and own != shape:
         raise InputError(
-            f"{source.path} takes images of shape {own}, {others[0].path} of shape {shape}; use "
-            "them apart"
+            f"{source} takes images of shape {own}, {others[0]} of shape {shape}; use them apart"
         )
     check = source.check if differentiable else source.check_outputs
     check(shape, dataset.num_classes)
     probed = source.on_probes(shape)
     twin = found.name_of(source, probed)
     if twin is not None:
-        raise InputError(f"{found[twin].path} and {source.path} are the same network; name it once")
+        raise InputError(f"{found[twin]} and {source} are the same network; name it once")
     same = known.name_of(source, probed) if known else None
     found = dataclasses.replace(found, shape=shape)
     if same is not None:
@@ -133,7 +137,7 @@ def _add(
 
 def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[str]) -> str:
     """Return the network's own name, its path, or its path and a number: the first not taken."""
-    where = str(source.path if isinstance(path, Source) else path)
+    where = str(path)
     numbered = (f"{where} ({number})" for number in range(2, len(taken) + 3))
     return next(name for name in (source.name, where, *numbered) if name not in taken)
 

@@ -108,6 +108,38 @@ def test_the_path_of_the_folder_may_be_text(forms):
     assert load_source(str(forms["folder"])).path == forms["version"]
 
 
+def test_networks_in_memory_are_those_on_disk(forms, network, digits):
+    images, saved = tf.constant(digits[0][:6]), load_source(forms["keras"])
+    trainer = AdversarialTrainer(network, "pivot")
+
+    def function(images):
+        return network(images, training=False)["logits"]
+
+    named = {"name": "net", "weights_hash": saved.weights_hash}
+    for source in (
+        load_source(network, SHAPE, CLASSES, name="net"),
+        load_source(trainer, SHAPE, CLASSES, name="net"),
+        load_source(function, SHAPE, CLASSES, **named),
+    ):
+        np.testing.assert_allclose(source.logits(images), saved.logits(images), atol=1e-5)
+        assert (source.name, source.weights_hash) == (saved.name, saved.weights_hash)
+        assert source.path is None and str(source) == "net" and source.input_shape == SHAPE
+        assert load_source(source) is source
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda images: images, r"<lambda> has no weights .*weights_hash="),
+        (7, "got int"),
+        (keras.Sequential([keras.layers.Flatten()]), "must take one batch of images"),
+    ],
+)
+def test_what_is_no_network_in_memory_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        load_source(given)
+
+
 def test_the_hash_tells_networks_apart_and_nothing_else(network, other):
     arrays = [variable.numpy() for variable in network.variables]
     digest = weights_hash(arrays)
@@ -221,7 +253,9 @@ def test_sources_are_no_part_of_the_trainer(form, forms, network, digits, tmp_pa
     trainer.train_on_batch(digits[0][:8], digits[1][:8])
 
     assert [v.path for v in trainer.trainable_variables] == [v.path for v in trained.variables]
-    assert [v.path for v in trainer.variables] == [v.path for v in trained.variables]
+    assert [v.path for v in trainer.variables if v is not trainer.steps] == [
+        v.path for v in trained.variables
+    ]
     trainer.save(tmp_path / "trainer.keras")
     loaded = load_source(tmp_path / "trainer.keras", SHAPE, CLASSES)
     images = tf.constant(digits[0][:8])
