@@ -17,6 +17,7 @@ A version appears in its folder whole or not at all, however the export ends.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -27,9 +28,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from cascade_keras.errors import InputError
+from cascade_keras.data.specs import DATASETS
+from cascade_keras.errors import InputError, about
 from cascade_keras.files import PARTIAL, Lock, expand, flush, nearest_existing
-from cascade_keras.provenance import PROVENANCE_FILE, locate, weights_hash
+from cascade_keras.provenance import (
+    PROVENANCE_FILE,
+    locate,
+    read_json,
+    saved_versions,
+    weights_hash,
+)
+from cascade_keras.settings import Settings, setting
+from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
     import keras
@@ -69,6 +79,82 @@ def provenance_of_run(config: dict, steps: int, results: list[dict]) -> dict:
         "versions": config["versions"],
         "results": results,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings(Settings):
+    """Which network is saved, and where: the flags of ``bin/export``."""
+
+    run: str | None = setting(None, "A finished run's folder, runs/NAME.", path=True)
+    output: str | None = setting(
+        None,
+        "Folder of the network's versions; its name is the one to be served by; default: "
+        "saved/NAME.",
+        path=True,
+    )
+
+
+class Exported(typing.NamedTuple):
+    """What an export has left: the version's folder, and whether it was not there before."""
+
+    version: pathlib.Path
+    written: bool
+
+
+def export_run(run: str | os.PathLike | None, output: str | os.PathLike | None = None) -> Exported:
+    """Save a finished run's network as the next version of a saved network.
+
+    TensorFlow is imported once run and folder are known to be good.
+
+    Args:
+        run: its folder, runs/NAME.
+        output: the folder of the versions; saved/NAME where None.
+
+    Raises:
+        InputError: naming the setting: no finished run, damaged files, or a folder that cannot be
+            used (``check_output``).
+        OSError: as ``export_saved_model``.
+
+    Example::
+
+        export_run("runs/digits-pivot", "saved/digits").version  # saved/digits/1
+    """
+    if run is None:
+        raise InputError("must be given, a finished run's folder such as runs/NAME", "run")
+    run = expand(run)
+    base = expand(output or pathlib.Path("saved", run.resolve().name))
+    with about("run"):
+        provenance, image_shape = _read_run(run)
+    with about("output"):
+        check_output(base)
+    before = saved_versions(base)
+    import_tensorflow()
+    from cascade_keras.sources import load_keras
+
+    with about("run"):
+        network = load_keras(run / "model.keras")
+        version = export_saved_model(network, base, provenance, image_shape=image_shape)
+    return Exported(version, int(version.name) not in before)
+
+
+def _read_run(run: pathlib.Path) -> tuple[dict, tuple[int, int, int]]:
+    """Return a finished run's provenance and the shape of its dataset's stored images."""
+    if not (run / "config.json").is_file():
+        problem = "is not a run (no config.json)" if run.exists() else "does not exist"
+        raise InputError(f"{run} {problem}; name a finished run's folder")
+    if not all((run / name).is_file() for name in ("metrics.json", "model.keras")):
+        raise InputError(f"{run} is not finished; start its bin/train command again, it goes on")
+    config, metrics = (read_json(run / name) for name in ("config.json", "metrics.json"))
+    try:
+        name = config["flags"]["dataset"]
+        provenance = provenance_of_run(config, metrics["steps"], metrics["results"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{run}: config.json or metrics.json is not a run's (missing: {error}); restore it"
+        ) from error
+    if name not in DATASETS:
+        raise InputError(f"{run} learned {name!r}, which is no dataset here; register its row")
+    return provenance, DATASETS[name].image_shape
 
 
 def check_output(output: str | os.PathLike) -> None:

@@ -64,7 +64,7 @@ def locate(path: str | pathlib.Path) -> Location:
         return Location(path, path.stem, {})
     if (path / "saved_model.pb").is_file():
         name = path.resolve().parent.name if path.name.isdigit() else path.resolve().name
-        return Location(path, name, _read(path / PROVENANCE_FILE))
+        return Location(path, name, read_json(path / PROVENANCE_FILE))
     if (path / "config.json").is_file():
         return _locate_run(path)
     versions = saved_versions(path)
@@ -74,7 +74,7 @@ def locate(path: str | pathlib.Path) -> Location:
             "one, and no finished run"
         )
     newest = path / str(versions[-1])
-    return Location(newest, path.resolve().name, _read(newest / PROVENANCE_FILE))
+    return Location(newest, path.resolve().name, read_json(newest / PROVENANCE_FILE))
 
 
 def saved_versions(base: pathlib.Path) -> list[int]:
@@ -89,7 +89,7 @@ def saved_versions(base: pathlib.Path) -> list[int]:
 
 
 def _locate_run(path: pathlib.Path) -> Location:
-    config = _read(path / "config.json")
+    config = read_json(path / "config.json")
     if not (path / "model.keras").is_file():
         raise InputError(f"{path} is a run that is not finished; start its bin/train command again")
     try:
@@ -97,6 +97,13 @@ def _locate_run(path: pathlib.Path) -> Location:
     except KeyError as error:
         raise InputError(f"{path / 'config.json'}: has no {error}; it is not a run's") from error
     return Location(path / "model.keras", path.resolve().name, known)
+
+
+def dataset_name(provenance: Mapping) -> str | None:
+    """Return the name of the dataset that a network learned, None where it is not recorded."""
+    dataset = provenance.get("dataset")
+    name = dataset.get("name") if isinstance(dataset, Mapping) else dataset
+    return name if isinstance(name, str) else None
 
 
 def recorded_dataset(networks: Mapping[str, Sequence[str | os.PathLike]]) -> str | None:
@@ -111,13 +118,18 @@ def recorded_dataset(networks: Mapping[str, Sequence[str | os.PathLike]]) -> str
     for setting, paths in networks.items():
         for path in paths:
             with about(setting):
-                name = locate(path).provenance.get("dataset", {}).get("name")
+                name = dataset_name(locate(path).provenance)
             if name:
                 return name
     return None
 
 
-def _read(file: pathlib.Path) -> dict:
+def read_json(file: pathlib.Path) -> dict:
+    """Return a JSON object that a file holds, an empty one where there is no file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
     if not file.exists():
         return {}
     try:

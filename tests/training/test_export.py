@@ -24,7 +24,7 @@ from support import model_server
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from cascade_keras import data, export, losses, models
+from cascade_keras import data, export, files, losses, models
 from cascade_keras.cli.export import main
 from cascade_keras.errors import InputError
 from cascade_keras.export import export_saved_model, provenance_of_run
@@ -535,14 +535,8 @@ class Poller(threading.Thread):
 
 
 def test_a_server_that_polls_never_meets_half_a_version(network, tmp_path, monkeypatch):
-    for name in ("_write_warmup", "_flush"):
-        original = getattr(export, name)
-
-        def slow(*arguments, original=original):
-            time.sleep(0.05)
-            original(*arguments)
-
-        monkeypatch.setattr(export, name, slow)
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (time.sleep(0.02), flush(file)))
     poller = Poller(tmp_path / "polled")
     poller.start()
     try:
@@ -558,27 +552,35 @@ def fails(*arguments):
     raise OSError(28, "No space left on device", "somewhere")
 
 
-@pytest.mark.parametrize("where", ["_write_warmup", "_flush", "json.dumps", "keras"])
-def test_a_failure_leaves_nothing(where, network, base, tmp_path, monkeypatch):
-    if where == "keras":
-        archive = type(keras.export.ExportArchive())
-        monkeypatch.setattr(archive, "write_out", lambda self, path, verbose: full_disk(path))
-    elif where == "json.dumps":
-        monkeypatch.setattr(export.json, "dumps", fails)
-    else:
-        monkeypatch.setattr(export, where, fails)
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(os, "fsync"), (json, "dumps"), (tf.io, "TFRecordWriter"), (pathlib.Path, "rename")],
+)
+def test_a_failure_leaves_nothing(module, name, network, base, tmp_path, monkeypatch):
+    check_nothing_is_left(network, base, tmp_path, lambda: monkeypatch.setattr(module, name, fails))
+
+
+def test_what_tensorflow_makes_of_a_full_disk_leaves_nothing(network, base, tmp_path, monkeypatch):
+    def full(self, path, verbose):
+        os.makedirs(f"{path}/variables")
+        message = f"{path}/variables; No space left on device"
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+    archive = type(keras.export.ExportArchive())
+    check_nothing_is_left(
+        network, base, tmp_path, lambda: monkeypatch.setattr(archive, "write_out", full)
+    )
+
+
+def check_nothing_is_left(network, base, tmp_path, spoil):
     shutil.copytree(base / "digits", tmp_path / "there")
     shutil.rmtree(tmp_path / "there" / "1" / "assets.extra")
     before = tree(tmp_path)
+    spoil()
     for output in ("there", "deep/er/new"):
         with pytest.raises(OSError, match="No space left on device"):
             export_saved_model(network, tmp_path / output)
         assert tree(tmp_path) == before
-
-
-def full_disk(path):
-    os.makedirs(f"{path}/variables")
-    raise tf.errors.ResourceExhaustedError(None, None, f"{path}/variables; No space left on device")
 
 
 def test_what_a_killed_export_left_is_removed(network, tmp_path):
@@ -609,7 +611,8 @@ def arrivals(monkeypatch):
         original(*arguments)
 
     # The module's own name, so that the test's locks are not counted.
-    monkeypatch.setattr(export, "fcntl", types.SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX))
+    numbers = {"LOCK_EX": fcntl.LOCK_EX, "LOCK_NB": fcntl.LOCK_NB}
+    monkeypatch.setattr(files, "fcntl", types.SimpleNamespace(flock=flock, **numbers))
     return counter
 
 
@@ -768,8 +771,8 @@ def small_images(folder):
 # give that one line, exit code 2, and leave every file as it was.
 GOOD = "--run={0}/run"
 ROWS = [
-    ("no run", None, [], "--run must be given"),
-    ("empty run", None, ["--run="], "--run must be given"),
+    ("no run", None, [], "--run: must be given"),
+    ("empty run", None, ["--run="], "--run: must be"),
     ("unknown flag", None, [GOOD, "--version=3"], "Unknown command line flag 'version'"),
     ("not a flag", None, [GOOD, "saved/x"], "unexpected argument 'saved/x'"),
     ("run missing", None, ["--run={0}/other"], "--run: .*other does not exist; name a finished"),
@@ -782,16 +785,16 @@ ROWS = [
     ("truncated", lambda d: os.truncate(d / "run" / "model.keras", 5000), [GOOD],
      "--run: .*model.keras cannot be loaded"),
     ("broken config", lambda d: (d / "run" / "config.json").write_text("{"), [GOOD],
-     "config.json cannot be read"),
+     "config.json: cannot be read"),
     ("broken metrics", lambda d: (d / "run" / "metrics.json").write_text("{"), [GOOD],
-     "metrics.json cannot be read"),
+     "metrics.json: cannot be read"),
     ("metrics of others", lambda d: (d / "run" / "metrics.json").write_text("{}"), [GOOD],
-     "not bin/train's .missing or unknown: 'steps'"),
+     "not a run's .missing: 'steps'"),
     ("config of others", lambda d: (d / "run" / "config.json").write_text("[1]"), [GOOD],
-     "not bin/train's"),
+     "must hold a JSON object"),
     ("unknown dataset", lambda d: edit(d / "run" / "config.json", flags={"dataset": "svhn"}),
-     [GOOD], "missing or unknown: 'svhn'"),
-    ("other dataset", small_images, [GOOD], "--run=.*run .*image_shape must be at least the .24"),
+     [GOOD], "--run: .*'svhn'.*register"),
+    ("other dataset", small_images, [GOOD], "--run: image_shape must be .*24"),
     ("output is a file", lambda d: (d / "x").write_text(""), [GOOD, "--output={0}/x"],
      "--output: .*x is a file; name a folder"),
     ("output below a file", lambda d: (d / "x").write_text(""), [GOOD, "--output={0}/x/y"],
