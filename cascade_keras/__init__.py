@@ -9,12 +9,16 @@ from cascade_keras.lazy import exports
 
 _HOMES = {
     "AdversarialTrainer": "training",
+    "CraftSettings": "crafting",
+    "Crafting": "crafting",
+    "ExportSettings": "export",
     "Figure": "figures.figure",
     "FigureSettings": "figures.figure",
     "InputError": "errors",
     "WhiteBox": "evaluation.white_box",
     "StopOnDivergence": "runs.callbacks",
     "evaluate": "evaluation.white_box",
+    "export_run": "export",
     "export_saved_model": "export",
     "lenet": "models.networks",
     "load_source": "sources",

@@ -21,9 +21,18 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks, cascade
+from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
-from cascade_keras.files import Lock, expand, nearest_existing, reserve, write_json
+from cascade_keras.files import (
+    Lock,
+    expand,
+    nearest_existing,
+    reserve,
+    write_atomically,
+    write_json,
+)
 
+FORMAT = 1  # of bank.json, which names it only where it is another
 # Images a batch: larger ones are little faster, and a kill loses what was made of one.
 SHARD_SIZE = 256
 # What two banks must share to be the same, and what a difference is called.
@@ -63,24 +72,25 @@ def identity(
         dataset_hash: ``data.Dataset.fingerprint``.
         split: "train" or "test".
         crop: side of the centre square that is cut out of each image.
-        attack: a name of ``attacks.STEP_ATTACKS`` or ``attacks.ITERATIVE_ATTACKS``: the images of
-            pgd are not whole pixel values.
+        attack: one whose row says that its images are whole pixel values.
         epsilons: whole numbers in 0..255 units.
         examples: how many images, from the first of the split.
-        seed: of step_rand; 0 for all other attacks, which draw nothing.
+        seed: of the attacks that draw random numbers; 0 is recorded for the others.
 
     Raises:
-        InputError: epsilons that are not whole pixel values, or given twice.
-        ValueError: pgd, or a name that is no attack.
+        InputError: another attack, epsilons that are not whole pixel values, or given twice.
     """
-    if attack not in {**attacks.STEP_ATTACKS, **attacks.ITERATIVE_ATTACKS}:
-        raise ValueError(f"attack {attack!r} does not give whole pixel values")
+    spec = ATTACKS.get(attack)
+    if spec is None or not spec.whole_pixels:
+        known = ", ".join(name for name, spec in ATTACKS.items() if spec.whole_pixels)
+        raise InputError(f"{attack!r} is none of {known}, which give whole pixel values", "attack")
     epsilons = list(epsilons)
     whole = all(float(e).is_integer() and 1 <= e <= 255 for e in epsilons)
     if not epsilons or not whole or len(set(epsilons)) != len(epsilons):
         raise InputError(
-            f"--epsilons: a bank stores whole pixel values, so its epsilons are different whole "
-            f"numbers in 1..255, got {', '.join(f'{e:g}' for e in epsilons) or 'none'}"
+            f"a bank stores whole pixel values, so its epsilons are different whole numbers in "
+            f"1..255, got {', '.join(f'{e:g}' for e in epsilons) or 'none'}",
+            "epsilons",
         )
     return {
         "source_hash": source_hash,
@@ -90,7 +100,7 @@ def identity(
         "attack": attack,
         "epsilons": [int(e) for e in epsilons],
         "examples": examples,
-        "seed": seed if attack == "step_rand" else 0,
+        "seed": seed if spec.seeded else 0,
     }
 
 
@@ -148,6 +158,8 @@ class Bank:
             missing = {*IDENTITY, "shape", "shard_size", "complete_shards"} - set(self.record)
             if missing:
                 raise ValueError(f"has no {sorted(missing)[0]!r}")
+            if self.record.get("format", FORMAT) != FORMAT:
+                raise ValueError(f"format {self.record['format']}, this version reads {FORMAT}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{self.path} is not a bank (it has no bank.json)") from error
         except (OSError, ValueError, TypeError) as error:
@@ -254,7 +266,8 @@ class Bank:
     def _allocate(self, labels: np.ndarray) -> None:
         """Reserve the whole file now, so that the disk cannot be full half-way."""
         try:
-            np.save(self._labels_file, labels.astype(np.int32))
+            stored = labels.astype(np.int32)
+            write_atomically(self._labels_file, lambda path: np.save(path, stored))
             reserve(self.images_file, self.record["shape"], "uint8")
         except OSError:
             # Nothing is crafted yet: leave nothing behind.
@@ -266,7 +279,9 @@ class Bank:
     def _craft_shards(self, logits_fn, images, labels, progress) -> None:
         size = self.record["shard_size"]
         progress(self.complete_images)
-        make = _crafter(logits_fn, self.record)
+        make = crafter(
+            logits_fn, self.record["attack"], self.record["epsilons"], self.record["seed"]
+        )
         with open(self.images_file, "r+b") as file:
             for shard in range(self.record["complete_shards"], self.shards):
                 first = shard * size
@@ -328,18 +343,22 @@ def as_range(value) -> str:
     return ",".join(map(str, value))
 
 
-def _crafter(logits_fn: attacks.LogitsFn, record: dict):
-    """Return the compiled function of one shard: images, labels, index of the first -> uint8.
+def crafter(logits_fn: attacks.LogitsFn, attack: str, epsilons: Sequence[int], seed: int = 0):
+    """Return the compiled function of one shard.
 
     It is traced for the size of a full shard, which is faster than for any size, and once more for
     the last shard where that is shorter.
+
+    Returns:
+        (images float32 (n, H, W, C) in [0, 1], labels int32 (n,), index of the first image) ->
+        uint8 (epsilons, n, H, W, C).
     """
-    name, epsilons = record["attack"], record["epsilons"]
 
     @tf.function
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        seed = [record["seed"], first]
-        crafted = attacks.at_epsilons(name, logits_fn, images, labels, epsilons, seed=seed)
+        crafted = attacks.at_epsilons(
+            attack, logits_fn, images, labels, epsilons, seed=[seed, first]
+        )
         return tf.cast(tf.round(crafted * attacks.PIXEL_LEVELS), tf.uint8)
 
     return make

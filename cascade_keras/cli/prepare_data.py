@@ -15,43 +15,43 @@ prepared already is left alone.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from cascade_keras.cli.common import run_program
-from cascade_keras.data.specs import DATASETS
+from cascade_keras.cli.flags import define, read
+from cascade_keras.data.specs import DATASETS, look_up
 from cascade_keras.errors import InputError
 from cascade_keras.progress import progress_bar
+from cascade_keras.settings import Settings, setting
 
-NAME = "prepare_data"
 
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings(Settings):
+    """Which dataset is prepared, from where and to where: ``data.archives.prepare``'s arguments."""
 
-def build_flags() -> flags.FlagValues:
-    """Return the program's flags."""
-    values = flags.FlagValues()
-    flags.DEFINE_enum(
-        "dataset", None, list(DATASETS), "The dataset.", required=True, flag_values=values
+    dataset: str | None = setting(None, "The dataset.", choices=lambda: DATASETS)
+    archive_dir: str | None = setting(None, "Directory with the official archives.", path=True)
+    data_dir: str | None = setting(
+        None,
+        "Directory to prepare it in, that of TensorFlow Datasets; default: its own.",
+        path=True,
     )
-    flags.DEFINE_string(
-        "archive_dir", None, "Directory with the official archives.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        "",
-        "Directory to prepare it in, that of TensorFlow Datasets; empty means its own default.",
-        flag_values=values,
-    )
-    return values
 
 
-def _program(values: flags.FlagValues) -> None:
-    if DATASETS[values.dataset].archives is None:
-        print(f"{values.dataset} needs no preparation: it has no archives")
+def prepare_data(values: flags.FlagValues) -> None:
+    """Run the program with parsed flags."""
+    chosen = read(values, PrepareSettings)
+    if chosen.dataset is None:
+        raise InputError(f"must be given, one of {', '.join(DATASETS)}", "dataset")
+    if look_up(chosen.dataset).archives is None:
+        print(f"{chosen.dataset} needs no preparation: it has no archives")
         return
-    if not values.archive_dir:
-        raise InputError("--archive_dir must be given, the directory with the official archives")
+    if chosen.archive_dir is None:
+        raise InputError("must be given, the directory with the official archives", "archive_dir")
 
     import tensorflow_datasets as tfds
 
@@ -60,21 +60,21 @@ def _program(values: flags.FlagValues) -> None:
     tfds.disable_progress_bar()
     with progress_bar() as progress:
         builder, written = archives.prepare(
-            values.dataset,
-            values.archive_dir,
-            values.data_dir or None,
-            warn=lambda line: print(f"{NAME}: warning: {line}", file=sys.stderr),
+            chosen.dataset,
+            chosen.archive_dir,
+            chosen.data_dir,
+            warn=lambda line: print(f"prepare_data: warning: {line}", file=sys.stderr),
             track=progress.track,
         )
     state = "prepared in" if written else "was already prepared, nothing done:"
-    print(f"{values.dataset} {builder.version} {state} {builder.data_dir}")
+    print(f"{chosen.dataset} {builder.version} {state} {builder.data_dir}")
     for split, info in builder.info.splits.items():
         print(f"  {split:5} {info.num_examples:6,} images")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    return run_program(NAME, __doc__, build_flags(), _program, argv)
+    return run_program("prepare_data", __doc__, define(PrepareSettings), prepare_data, argv)
 
 
 if __name__ == "__main__":

@@ -300,8 +300,8 @@ def test_official_counts_are_the_default(tmp_path):
     ("flags", "message"),
     [
         ([], "--dataset"),
-        (["--dataset=svhn"], "digits|mnist|cifar10|cifar100"),
-        (["--dataset=mnist"], "--archive_dir must be given"),
+        (["--dataset=svhn"], "digits, mnist, cifar10, cifar100"),
+        (["--dataset=mnist"], "--archive_dir: must be given"),
         (["--dataset=mnist", "--archive_dir=/does/not/exist"], "not a directory"),
         (["--dataset=mnist", "--archive_dir=.", "--data_dir=gs://bucket"], "on this machine"),
         (["--dataset=mnist", "archives"], "unexpected argument"),

@@ -15,10 +15,13 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import legacy
 
 from cascade_keras import attacks, cascade, data
 from cascade_keras.bank import Bank, BankPartners, identity
+from cascade_keras.crafting import Crafting, CraftSettings
 from cascade_keras.errors import InputError
+from cascade_keras.sources import load_source
 
 EPSILONS = [1, 2, 5]
 COUNT, SHARD = 10, 4
@@ -284,9 +287,10 @@ def test_a_process_keeps_others_out_until_it_is_killed(tmp_path):
 # What is refused.
 
 
-def test_a_bank_holds_no_images_between_pixel_values(tmp_path):
-    with pytest.raises(ValueError, match="'pgd' does not give whole pixel values"):
-        craft(tmp_path / "bank", attack="pgd")
+@pytest.mark.parametrize("attack", ["pgd", "autoattack", "cw_linf", "other"])
+def test_a_bank_holds_no_images_between_pixel_values(attack, tmp_path):
+    with pytest.raises(InputError, match=f"attack: {attack!r} .*whole pixel values"):
+        craft(tmp_path / "bank", attack=attack)
     assert not (tmp_path / "bank").exists()
 
 
@@ -367,6 +371,7 @@ def saved(array):
         (holding("bank.json", b"\xff\xfe"), "bank.json: cannot be read"),
         (holding("bank.json", b"[]"), "bank.json: cannot be read"),
         (holding("bank.json", b"7"), "bank.json: cannot be read"),
+        (with_json(format=2), "bank.json: cannot be read .format 2"),
         *(
             (without_key(key), f"bank.json: cannot be read .has no '{key}'")
             for key in (*wanted(), "shape", "shard_size", "complete_shards")
@@ -419,7 +424,7 @@ def test_no_bank_is_refused(tmp_path):
     ],
 )
 def test_epsilons_that_uint8_cannot_hold_are_refused(epsilons, shown):
-    with pytest.raises(InputError, match=f"--epsilons: .* got {shown}$"):
+    with pytest.raises(InputError, match=f"^epsilons: .* got {shown}$"):
         wanted(epsilons=epsilons)
 
 
@@ -533,6 +538,66 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
     for _ in range(100):
         bank.read(rng.integers(1, 17, 500), rng.integers(0, 8000, 500))  # 154 MB in all
     assert resident() - before < 30
+
+
+# From Python: settings, or networks and data in memory.
+
+
+def in_memory(function=network):
+    return load_source(function, name="r8p", weights_hash="1")
+
+
+def dataset():
+    """The images of ``split`` twice, as a dataset that no row names."""
+    spec = data.DatasetSpec("own", lambda spec, data_dir: (), (8, 8, 1), 10, max_epsilon=3.7)
+    return data.Dataset("own", spec, split(), split(6))
+
+
+def test_crafting_takes_a_network_and_data_in_memory(tmp_path):
+    told = []
+    settings = CraftSettings(output=tmp_path / "bank", batch_size=SHARD, attack="step_fgsm")
+    crafting = Crafting(settings, source=in_memory(), dataset=dataset())
+    bank = crafting.run(told.append)
+    assert told == [0, *ENDS] and bank.record["epsilons"] == [1, 2, 3]
+    for epsilon, rung in zip((1, 2, 3), bank.images):
+        np.testing.assert_array_equal(rung, crafted_alone("step_fgsm", epsilon))
+    assert bank.record["source"] == "r8p" and bank.record["dataset"] == "own"
+    assert Crafting(settings, source=in_memory(), dataset=dataset()).run(told.append).complete
+    assert told[-1] == COUNT
+
+
+def test_crafting_says_which_setting_is_wrong(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    for settings, message in (
+        ({"examples": 7}, "examples: the test split of own has 6"),
+        ({"output": tmp_path}, "output: .*not a bank"),
+        ({"epsilons": (1, 1)}, "epsilons: must be different"),
+        ({"attack": "pgd"}, "attack: must be one of"),
+        ({"split": "valid"}, "split: must be one of"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            settings = CraftSettings(**{"output": tmp_path / "bank", "split": "test", **settings})
+            Crafting(settings, source=in_memory(), dataset=dataset()).run()
+    with pytest.raises(InputError, match="source: must be given"):
+        Crafting(CraftSettings())
+    with pytest.raises(InputError, match=r"^dataset: .*does not record"):
+        Crafting(CraftSettings(), source=in_memory())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_bank_of_0_1_0_is_read_and_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(legacy.unpack(tmp_path))
+    before, told = tree(tmp_path / "banks" / "legacy"), []
+    settings = CraftSettings(
+        source="saved/finished", epsilons=range(1, 7), examples=64, output="banks/legacy"
+    )
+    bank = Crafting(settings).run(told.append)
+    assert told == [64] and tree(bank.path) == before
+    images, labels = data.load("digits").train
+    source = load_source("saved/finished")
+    alone = attacks.iter_fgsm(source.logits, images[:64].astype("float32") / 255, labels[:64], 5.0)
+    close = np.abs(bank.read([5] * 64, range(64)) - 255 * alone.numpy()) < 0.5
+    assert close.mean() > 0.99  # all but signs of gradients of 0 and rounding
 
 
 # Partners.

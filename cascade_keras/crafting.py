@@ -1,0 +1,215 @@
+"""Crafting a bank: a network's adversarial images of a whole split, kept on disk.
+
+    from cascade_keras import Crafting, CraftSettings
+
+    bank = Crafting(CraftSettings(source="saved/r20p", attack="iter_fgsm")).run()
+    bank.images[15]  # (N, H, W, C) uint8, at bank.record["epsilons"][15]
+
+``bin/craft`` is this and nothing else. TensorFlow is imported by what needs it, not before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cascade_keras.attacks.specs import ATTACKS
+from cascade_keras.data.specs import DATASETS, DatasetSpec, look_up
+from cascade_keras.errors import InputError, about
+from cascade_keras.provenance import dataset_name, recorded_dataset
+from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting
+
+if TYPE_CHECKING:
+    from cascade_keras.bank import Bank
+    from cascade_keras.data import Dataset
+    from cascade_keras.sources import Network, Source
+
+_WHOLE = Rule(
+    lambda epsilons: (
+        bool(epsilons)
+        and all(1 <= epsilon <= 255 for epsilon in epsilons)
+        and len(set(epsilons)) == len(epsilons)
+    ),
+    "different whole numbers in 1..255, a range such as 1..16 or a list such as 2,4,8",
+)
+
+
+def bankable() -> list[str]:
+    """Return the attacks whose images a bank can hold: whole pixel values."""
+    return [name for name, spec in ATTACKS.items() if spec.whole_pixels]
+
+
+def parse_epsilons(text: str) -> tuple[int, ...]:
+    """Return the epsilons that 1..16 or 2,4,8 means.
+
+    Raises:
+        ValueError: it means none.
+    """
+    first, dots, last = text.partition("..")
+    if not dots:
+        return tuple(int(epsilon) for epsilon in text.split(",") if epsilon.strip())
+    # A long range would fill the memory before it is refused.
+    if not 1 <= int(first) <= int(last) <= 255:
+        raise ValueError(text)
+    return tuple(range(int(first), int(last) + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class CraftSettings(Settings):
+    """Which images are crafted, and where they are kept: the flags of ``bin/craft``."""
+
+    source: str | None = setting(None, "The network to attack.", path=True)
+    dataset: str | None = setting(
+        None, "Whose images; default: what the source learned.", choices=lambda: DATASETS
+    )
+    data_dir: str | None = setting(None, "TensorFlow Datasets' directory.", path=True)
+    split: str = setting("train", "Of the dataset.", choices=("train", "test"))
+    attack: str = setting("iter_fgsm", "How the images are made.", choices=bankable)
+    epsilons: tuple[int, ...] | None = setting(
+        None,
+        "Whole pixel values: 1..16, or 2,4,8; default: 1 to the dataset's largest in training.",
+        _WHOLE,
+        parse=parse_epsilons,
+    )
+    examples: int | None = setting(None, "First images of the split; default: all.", POSITIVE)
+    output: str | None = setting(
+        None,
+        "Directory; default: banks/SOURCE, and banks/SOURCE-SPLIT-ATTACK for others than "
+        "iter_fgsm images of the training split.",
+        path=True,
+    )
+    batch_size: int = setting(256, "Images a shard.", POSITIVE)
+    seed: int = setting(0, "Of the attacks that draw random numbers.", SEED)
+
+
+class Crafting:
+    """A bank that is crafted, or gone on with where it was begun.
+
+    Args:
+        settings: what is crafted.
+        source: a network in place of ``settings.source``: all that ``sources.load_source`` takes.
+        dataset: one in memory, in place of ``settings.dataset``.
+
+    Raises:
+        InputError: naming the setting: a network that is not there, or a dataset that nobody names.
+    """
+
+    def __init__(
+        self,
+        settings: CraftSettings,
+        *,
+        source: Network | None = None,
+        dataset: Dataset | None = None,
+    ):
+        self.settings = settings
+        self._network = settings.source if source is None else source
+        if self._network is None:
+            raise InputError("must be given, the network to attack", "source")
+        self._given = dataset
+        self.spec = self._spec()
+
+    def _spec(self) -> DatasetSpec:
+        if self._given is not None:
+            return self._given.preset
+        name = self.settings.dataset
+        if isinstance(self._network, str | os.PathLike):
+            name = name or recorded_dataset({"source": [self._network]})
+        else:
+            name = name or dataset_name(getattr(self._network, "provenance", {}))
+        if name is None:
+            raise InputError(
+                f"{self._network} does not record what it learned; "
+                f"name one of {', '.join(DATASETS)}",
+                "dataset",
+            )
+        return look_up(name)
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """The network to attack, loaded and checked on first use."""
+        from cascade_keras.sources import load_source
+
+        with about("source"):
+            source = load_source(self._network)
+            side = source.input_shape[0]
+            side = side if side in self.spec.crops else self.spec.crop
+            source.check((side, side, self.spec.image_shape[-1]), self.spec.num_classes)
+        return source
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The dataset, loaded on first use."""
+        from cascade_keras import data
+
+        return self._given or data.load(self.spec.name, self.settings.data_dir)
+
+    @property
+    def crop(self) -> int:
+        """Side of the centre square of an image that the network is given."""
+        return self.source.input_shape[0] or self.spec.crop
+
+    @property
+    def examples(self) -> int:
+        """How many images the bank holds, from the first of the split."""
+        count = len(getattr(self.dataset, self.settings.split)[1])
+        examples = self.settings.examples or count
+        if examples > count:
+            raise InputError(
+                f"the {self.settings.split} split of {self.dataset.name} has {count} images, "
+                f"got {examples}",
+                "examples",
+            )
+        return examples
+
+    @property
+    def bank(self) -> Bank:
+        """The bank, which need not be there yet."""
+        from cascade_keras import bank
+
+        chosen = self.settings
+        return bank.Bank(
+            chosen.output or bank.default_path(self.source.name, chosen.split, chosen.attack)
+        )
+
+    def run(self, progress: Callable[[int], None] = lambda done: None) -> Bank:
+        """Craft the bank, or what is missing of it.
+
+        Args:
+            progress: called with the number of images that are done, first with those found done.
+
+        Raises:
+            InputError: naming the setting: a network, data or a place that cannot be used, or
+                another bank is there.
+            OSError: writing failed.
+        """
+        from cascade_keras import cascade, data
+        from cascade_keras.bank import identity
+
+        chosen, examples = self.settings, self.examples
+        images, labels = getattr(self.dataset, chosen.split)
+        wanted = identity(
+            source_hash=self.source.weights_hash,
+            dataset_hash=self.dataset.fingerprint,
+            split=chosen.split,
+            crop=self.crop,
+            attack=chosen.attack,
+            epsilons=chosen.epsilons or cascade.bank_epsilons(self.spec.max_epsilon),
+            examples=examples,
+            seed=chosen.seed,
+        )
+        bank = self.bank
+        with about("output"):
+            bank.craft(
+                wanted,
+                self.source.logits,
+                data.centre_crop(images[:examples], self.crop),
+                labels[:examples],
+                source_name=self.source.name,
+                dataset_name=self.dataset.name,
+                shard_size=chosen.batch_size,
+                progress=progress,
+            )
+        return bank
