@@ -12,6 +12,8 @@ _HOMES = {
     "CraftSettings": "crafting",
     "Crafting": "crafting",
     "ExportSettings": "export",
+    "Evaluation": "evaluation.evaluation",
+    "EvaluationSettings": "evaluation.settings",
     "Figure": "figures.figure",
     "FigureSettings": "figures.figure",
     "InputError": "errors",

@@ -165,8 +165,13 @@ class Attack:
 
     def __str__(self) -> str:
         """Return the name and the options that are set: ``pgd (steps 40, restarts 5, ...)``."""
-        shown = [f"{name} {value}" for name, value in self.options.items() if value is not None]
-        return f"{self.name} ({', '.join(shown)})" if shown else self.name
+        shown = in_words(self.options)
+        return f"{self.name} ({shown})" if shown else self.name
+
+
+def in_words(options: Mapping[str, Any]) -> str:
+    """Return options that are set as captions have them, such as ``steps 40, restarts 5``."""
+    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
 
 def names(*kinds: str) -> tuple[str, ...]:

@@ -19,6 +19,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cascade_keras.attacks.specs import (
+    ATTACKS,
+    ITERATIVE,
+    MINIMAL,
+    ONE_STEP,
+    AttackSpec,
+    iteration_count,
+)
+from cascade_keras.evaluation.cells import CLEAN, Cell, Correct
+
 # Of the images that only one of two attacks leaves correct, one's majority follows a binomial
 # distribution if both are equally strong. Beyond three standard deviations is one comparison in
 # 700, and a report makes dozens: they need at least 10 images that differ, all in one direction.
@@ -45,36 +55,21 @@ LEAST_ZERO_PERCENT = 1.0
 # If the margin is flat too at nearly all images where the cross entropy is, softmax is not why.
 FLAT_SHARE = 0.9
 
-ONE_STEP_OF = {
-    "iter_fgsm": "step_fgsm",
-    "iter_margin": "step_fgsm",
-    "pgd": "step_fgsm",
-    "iter_ll": "step_ll",
-}
-STRONGEST = ("pgd", "autoattack")
-MANY_STEPS = (*ONE_STEP_OF, "autoattack")
+# The white-box attacks that the rules compare; what nobody asked for is run on fewer images.
+LOOKS_AT = ("step_rand", "step_fgsm", "iter_fgsm", "iter_margin", "pgd")
+# What has to leave nothing at the largest epsilon, beside those.
+UNBOUNDED, LARGEST_EPSILON = "pgd", 255.0
 
 
-class Cell(NamedTuple):
-    """One evaluation.
-
-    Attributes:
-        target: the network that classifies.
-        source: the network the images were made with; the target itself is a white box. None for
-            clean images.
-        attack: "clean" or an attack's name.
-        epsilon: in 0..255 units; 0 for clean images.
-    """
-
-    target: str
-    source: str | None
-    attack: str
-    epsilon: float
+_UNKNOWN = AttackSpec("unknown", MINIMAL, "")  # nothing is expected of an attack without a row
 
 
-# (n,) bool: whether the target classifies image i correctly. In all cells i counts the same test
-# images; cells of different lengths are compared on the images they share, the first ones.
-Correct = Mapping[Cell, np.ndarray]
+def _row(attack: str) -> AttackSpec:
+    return ATTACKS.get(attack, _UNKNOWN)
+
+
+def _takes_many_steps(spec: AttackSpec) -> bool:
+    return spec.weaker is not None or spec.strongest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +131,7 @@ class _View:
                 self._add(cell, np.asarray(values, bool))
 
     def _add(self, cell: Cell, images: np.ndarray) -> None:
-        if cell.attack == "clean":
+        if cell.attack == CLEAN:
             self.clean = images
         elif cell.attack == "step_rand":
             # It asks no network, so whichever source it is listed under will do.
@@ -176,27 +171,31 @@ def _clear(
         yield _Evidence(*numbers, len(first), numbers[0] - numbers[1], words)
 
 
-def _many_steps_reach(attack: str, epsilon: float) -> bool:
-    """Whether the paper's number of steps of 1 gets as far as a single step of epsilon does."""
-    return attack in STRONGEST or math.floor(min(epsilon + 4, 1.25 * epsilon)) >= epsilon
+def _reaches(spec: AttackSpec, epsilon: float) -> bool:
+    """Whether an attack gets as far as a single step of epsilon does."""
+    return spec.kind != ITERATIVE or iteration_count(epsilon) >= epsilon
 
 
 def _iterative_weaker(view: _View) -> Iterator[_Evidence]:
     for (attack, epsilon), images in view.own.items():
-        one_step = ONE_STEP_OF.get(attack)
-        weaker = view.own.get((one_step, epsilon))
-        if weaker is None or not _many_steps_reach(attack, epsilon):
+        spec = _row(attack)
+        weaker = view.own.get((spec.weaker, epsilon))
+        if weaker is None or not _reaches(spec, epsilon):
             continue
-        targeted = one_step == "step_ll"
-        if not (targeted and _untargeted_works(view, epsilon, weaker)):
-            least = LEAST_POINTS_TARGETED if targeted else LEAST_POINTS
-            yield from _clear(images, weaker, least, attack=attack, other=one_step, epsilon=epsilon)
+        if not (spec.targeted and _untargeted_works(view, epsilon, weaker)):
+            least = LEAST_POINTS_TARGETED if spec.targeted else LEAST_POINTS
+            words = {"attack": attack, "other": spec.weaker, "epsilon": epsilon}
+            yield from _clear(images, weaker, least, **words)
 
 
 def _untargeted_works(view: _View, epsilon: float, one_step: np.ndarray) -> bool:
     """Whether many steps away from the true class do more harm than the targeted single step."""
-    untargeted = (view.own.get((name, epsilon)) for name in MANY_STEPS if name != "iter_ll")
-    pairs = (_shared(images, one_step) for images in untargeted if images is not None)
+    untargeted = (
+        images
+        for (attack, size), images in view.own.items()
+        if size == epsilon and _takes_many_steps(_row(attack)) and not _row(attack).targeted
+    )
+    pairs = (_shared(images, one_step) for images in untargeted)
     return any(_percent(many) < _percent(one) for many, one in pairs)
 
 
@@ -207,7 +206,7 @@ def _black_box_stronger(view: _View) -> Iterator[_Evidence]:
             continue
         for source, transferred in sources.items():
             own = _percent(_shared(images, transferred)[0])
-            if own > view.near_chance or not attack.startswith("step_"):
+            if own > view.near_chance or _row(attack).kind != ONE_STEP:
                 words = {"attack": attack, "epsilon": epsilon, "other": _one_line(source)}
                 yield from _clear(images, transferred, **words)
 
@@ -232,7 +231,7 @@ def _survives_any_epsilon(view: _View) -> Iterator[_Evidence]:
     large = [
         (_percent(images), attack, epsilon)
         for (attack, epsilon), images in view.own.items()
-        if attack in MANY_STEPS and epsilon >= ANY_EPSILON
+        if epsilon >= ANY_EPSILON and _takes_many_steps(_row(attack))
     ]
     # What a smaller ball of these takes, a larger one holds too: the strongest of all counts.
     for _, attack, epsilon in sorted(large)[:1]:
@@ -280,7 +279,7 @@ def _label_leaking(view: _View) -> Iterator[_Evidence]:
 def _iterative_overstates(view: _View) -> Iterator[_Evidence]:
     for (attack, epsilon), images in view.own.items():
         iterative = view.own.get(("iter_fgsm", epsilon))
-        if attack in STRONGEST and iterative is not None:
+        if _row(attack).strongest and iterative is not None:
             words = {"epsilon": epsilon, "other": attack}
             yield from _clear(iterative, images, LEAST_POINTS_OVERSTATED, **words)
 

@@ -12,15 +12,18 @@ needs TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from cascade_keras.attacks.specs import ATTACKS, in_words
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.files import (
+    PARTIAL,
     check_writable,
     hold,
     write_atomically,
@@ -28,7 +31,24 @@ from cascade_keras.files import (
     write_text,
 )
 
-RESULT_FIELDS = ("target", "source", "attack", "epsilon", "correct", "examples", "accuracy")
+RESULT_FIELDS = (
+    "target", "source", "attack", "epsilon", "correct", "examples", "accuracy", "options",
+)  # fmt: skip
+FORMAT = 1  # of config.json; 0.1.0 wrote none, which is 0
+# What a configuration means that lacks a key: keys came and come with new settings. Those without
+# a default have been there from the first.
+_DEFAULTS = {
+    "format": 0,
+    "cw_search": None,
+    "cw_images": None,
+    "cw_iterations": None,
+}
+_KEYS = (
+    *_DEFAULTS, "dataset", "split", "num_images", "seed", "batch_size", "target", "source",
+    "epsilon", "attack", "inference_noise", "diagnosis_images", "versions",
+)  # fmt: skip
+# They may differ when a report goes on.
+_FREE = ("format", "versions")
 
 
 class Report:
@@ -43,7 +63,6 @@ class Report:
         self.arrays = DiskArrays(self.path / "predictions")
         self._config_file = self.path / "config.json"
         self._seconds_file = self.arrays.path / "seconds.json"
-        self._lock = None
 
     @property
     def finished(self) -> bool:
@@ -60,54 +79,59 @@ class Report:
         if self._config_file.exists() or not self.path.exists():
             return
         # A process killed at its very start leaves this behind.
-        started = {self.arrays.path, self._config_file.with_name(".partial-config.json")}
+        started = {self.arrays.path, self._config_file.with_name(f"{PARTIAL}config.json")}
         if not set(self.path.iterdir()) <= started:
             raise InputError(
-                f"--output: {self.path} exists and is not a report (no config.json); "
-                "name another directory"
+                f"{self.path} exists and is not a report (no config.json); name another directory",
+                "output",
             )
 
-    def open(self, config: Mapping) -> None:
-        """Create the directory where needed and hold it until ``close`` or the end of this process.
+    @contextlib.contextmanager
+    def opened(self, config: Mapping) -> Iterator[None]:
+        """Create the directory where needed, and hold it as long as the block runs.
 
         Args:
-            config: what the numbers follow from; a key is named as the flag that it comes from.
+            config: what the numbers follow from; a key is named as the setting it comes from.
 
         Raises:
             InputError: another process is using it, or it was made with another configuration.
         """
         self.check()
-        config = json.loads(json.dumps(config))  # as it will be read again
+        config = json.loads(json.dumps({"format": FORMAT, **config}))  # as it will be read again
         if self._config_file.exists():
             self._compare(config)
         self.arrays.path.mkdir(parents=True, exist_ok=True)
-        self._lock = hold(
-            self.arrays.path,
-            f"--output: {self.path} is in use by another process; wait for it, or name another",
-        )
-        if not self._config_file.exists():
-            write_json(self._config_file, config)
-        for partial in self.path.rglob(".partial-*"):
-            partial.unlink()
-
-    def close(self) -> None:
-        """Leave the directory to others."""
-        if self._lock:
-            self._lock.close()
+        in_use = f"{self.path} is in use by another process; wait for it, or name another"
+        with hold(self.arrays.path, in_use, "output"):
+            if not self._config_file.exists():
+                write_json(self._config_file, config)
+            for partial in self.path.rglob(f"{PARTIAL}*"):
+                partial.unlink()
+            yield
 
     def _compare(self, config: Mapping) -> None:
         try:
             before = dict(json.loads(self._config_file.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"--output: {self._config_file} cannot be read ({error})") from error
+            raise InputError(f"{self._config_file} cannot be read ({error})", "output") from error
         if "flags" in before:
-            raise InputError(f"--output: {self.path} is a run; name another directory")
-        for key in {**config, **before}:
-            old, new = before.get(key), config.get(key)
-            if key != "versions" and old != new:
+            raise InputError(f"{self.path} is a run; name another directory", "output")
+        unknown = [key for key in before if key not in _KEYS]
+        if unknown or before.get("format", 0) > FORMAT:
+            reason = f"has the setting {unknown[0]!r}" if unknown else "is of a newer format"
+            raise InputError(
+                f"{self._config_file} {reason}, which this version does not know; go on with the "
+                "version that made it, or name another directory",
+                "output",
+            )
+        for key in _KEYS:
+            old, new = (_with_defaults(key, each.get(key, _DEFAULTS.get(key)))
+                        for each in (before, config))  # fmt: skip
+            if key not in _FREE and old != new:
                 raise InputError(
-                    f"--{key}: {self.path} was made with {_short(old)}, now it is {_short(new)}; "
-                    "name another --output"
+                    f"{self.path} was made with {_short(old)}, now it is {_short(new)}; name "
+                    "another output",
+                    key,
                 )
 
     def add_seconds(self, seconds: Mapping[str, float]) -> dict[str, float]:
@@ -121,7 +145,8 @@ class Report:
 
     def write(self, content: Mapping, markdown: str) -> None:
         """Write report.csv, report.md and, last, report.json."""
-        self.write_csv("report.csv", RESULT_FIELDS, content["results"])
+        rows = [{**row, "options": in_words(row["options"])} for row in content["results"]]
+        self.write_csv("report.csv", RESULT_FIELDS, rows)
         self.write_text("report.md", markdown)
         write_json(self.path / "report.json", content)
 
@@ -139,6 +164,15 @@ class Report:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         write_text(self.path / name, text)
+
+
+def _with_defaults(key: str, value):
+    """Return a value of a configuration; of attacks, with the options that they lack."""
+    if key != "attack":
+        return value
+    pairs = [[attack, {}] if isinstance(attack, str) else attack for attack in value]
+    known = {name: dict(ATTACKS[name].options) for name, _ in pairs if name in ATTACKS}
+    return [[name, {**known.get(name, {}), **options}] for name, options in pairs]
 
 
 def _short(value) -> str:

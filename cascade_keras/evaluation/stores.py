@@ -86,24 +86,45 @@ class ImageStore:
         identity: everything that the images follow from; images of another identity are others.
         shape: (epsilons, n, H, W, C).
 
-    Raises:
-        InputError: what is there cannot be read.
+    Nothing is written before the first batch is asked for.
     """
 
     def __init__(self, base: pathlib.Path, name: str, identity: dict, shape: Sequence[int]):
         text = json.dumps(identity, sort_keys=True)
         self.path = base / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        self._identity = identity
+        self._identity, self._shape = identity, shape
         self._file = self.path / "images.npy"
         self._json = self.path / "images.json"
+
+    def through(self, craft: Craft) -> Craft:
+        """Return the function that takes a batch from here, or crafts it and puts it here.
+
+        Raises:
+            InputError: what is there cannot be read.
+        """
+        kept, complete = self._open()
+
+        def stored(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+            part = kept[:, first : first + len(images)]
+            if first not in complete:
+                part[...] = craft(images, labels, first)
+                kept.flush()
+                with alone(self.path):
+                    complete.update(self._read() | {first})
+                    self._write(complete)
+            return np.array(part)
+
+        return stored
+
+    def _open(self) -> tuple[np.memmap, set[int]]:
+        """Return the images, room for all of them being taken, and which batches are there."""
         self.path.mkdir(parents=True, exist_ok=True)
         with alone(self.path):
             if not self._json.exists():
-                reserve(self._file, shape, "float32")
+                reserve(self._file, self._shape, "float32")
                 self._write(set())
             try:
-                self._complete = self._read()
-                self._images = open_map(self._file)
+                return open_map(self._file), self._read()
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"{self.path} cannot be read ({error}); remove it", "images_dir"
@@ -114,18 +135,3 @@ class ImageStore:
 
     def _write(self, complete: set[int]) -> None:
         write_json(self._json, {**self._identity, "complete_batches": sorted(complete)})
-
-    def through(self, craft: Craft) -> Craft:
-        """Return the function that takes a batch from here, or crafts it and puts it here."""
-
-        def stored(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            part = self._images[:, first : first + len(images)]
-            if first not in self._complete:
-                part[...] = craft(images, labels, first)
-                self._images.flush()
-                with alone(self.path):
-                    self._complete = self._read() | {first}
-                    self._write(self._complete)
-            return np.array(part)
-
-        return stored

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from cascade_keras.evaluation.diagnosis import Cell, Correct
+from cascade_keras.attacks.specs import ATTACKS, MINIMAL
+from cascade_keras.evaluation.cells import CLEAN, Cell, Correct
 
-CLEAN, CW = "clean", "cw_linf"
+Options = Mapping[str, Mapping[str, Any]]  # of each attack by its name
 
 
-def accuracies(correct: Correct) -> list[dict]:
+def gives_images(attack: str) -> bool:
+    """Whether an attack makes images at given epsilons, so that they can be shown to others."""
+    return attack != CLEAN and not (attack in ATTACKS and ATTACKS[attack].kind == MINIMAL)
+
+
+def accuracies(correct: Correct, options: Options) -> list[dict]:
     """Return a record of each cell, in the report's form."""
     return [
         {
@@ -26,6 +33,7 @@ def accuracies(correct: Correct) -> list[dict]:
             "attack": cell.attack,
             "epsilon": cell.epsilon,
             **counts(right),
+            "options": dict(options.get(cell.attack, {})),
         }
         for cell, right in correct.items()
     ]
@@ -40,12 +48,12 @@ def counts(right: np.ndarray) -> dict:
     }
 
 
-def worst_cases(correct: Correct) -> list[dict]:
+def worst_cases(correct: Correct, options: Options) -> list[dict]:
     """Return for each target and epsilon the strongest attack, and what withstands all of them.
 
     ``accuracy`` counts an image only if it is classified correctly under every attack of this
     epsilon; ``strongest`` is the single source and attack with the lowest accuracy. Attacks that
-    were given fewer images than others (cw_linf) are left out of the former.
+    give minimal epsilons, of fewer images than others, are left out where there are others.
     """
     groups: dict[tuple[str, float], list[Cell]] = {}
     for cell in correct:
@@ -53,7 +61,7 @@ def worst_cases(correct: Correct) -> list[dict]:
             groups.setdefault((cell.target, cell.epsilon), []).append(cell)
     records = []
     for (target, epsilon), cells in groups.items():
-        comparable = [cell for cell in cells if cell.attack != CW] or cells
+        comparable = [cell for cell in cells if gives_images(cell.attack)] or cells
         strongest = min(comparable, key=lambda cell: correct[cell].mean())
         withstood = np.logical_and.reduce([correct[cell] for cell in comparable])
         records.append(
@@ -65,6 +73,7 @@ def worst_cases(correct: Correct) -> list[dict]:
                     "source": strongest.source,
                     "attack": strongest.attack,
                     "accuracy": 100.0 * float(correct[strongest].mean()),
+                    "options": dict(options.get(strongest.attack, {})),
                 },
             }
         )
@@ -122,19 +131,16 @@ def _per_cent(part: int, whole: int) -> float:
     return 100.0 * part / whole if whole else float("nan")
 
 
-def transfers(correct: Correct) -> list[dict]:
+def transfers(correct: Correct, options: Options) -> list[dict]:
     """Return a record for each cell whose source is another network than its target."""
     records = []
     for cell, right in correct.items():
-        if cell.attack in (CLEAN, CW) or cell.source == cell.target:
+        if not gives_images(cell.attack) or cell.source == cell.target:
             continue
         own = correct.get(cell._replace(target=cell.source))
         if own is None:
             continue
-        clean = [
-            correct[Cell(name, None, CLEAN, 0.0)][: len(right)]
-            for name in (cell.source, cell.target)
-        ]
+        clean = [correct[Cell.clean(name)][: len(right)] for name in (cell.source, cell.target)]
         counted = transfer(own, right, *clean)
         records.append(
             {
@@ -148,6 +154,7 @@ def transfers(correct: Correct) -> list[dict]:
                 "both_correct_fooled_source": counted.both_correct_fooled_source,
                 "both_correct_fooled_both": counted.both_correct_fooled_both,
                 "both_correct_rate": _number(counted.both_correct_rate),
+                "options": dict(options.get(cell.attack, {})),
             }
         )
     return records
@@ -189,191 +196,3 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int
 def _number(value: float) -> float | None:
     """Return a number as JSON has it: None for NaN."""
     return None if np.isnan(value) else float(value)
-
-
-def markdown(content: Mapping) -> str:
-    """Return the report as Markdown, from what report.json holds."""
-    parts = [_heading(content), _accuracy_table(content), _worst_case_table(content)]
-    parts += [_cw_table(content), _transfer_table(content), _diagnosis(content), _origin(content)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _heading(content: Mapping) -> str:
-    noise = content["inference_noise"]
-    return (
-        f"# Robustness: {', '.join(n['name'] for n in content['networks'] if n['target'])}\n\n"
-        f"Accuracy in per cent of the first {content['examples']:,} images of the "
-        f"{content['split']} split of {content['dataset']}, true labels, seed {content['seed']}, "
-        "epsilon in 0..255. "
-        + ("Black box: crafted from the sources." if content["sources"] else "White box.")
-        + (f" Random signs of {noise:g} are added before every network." if noise else "")
-    )
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
-    """Return a Markdown table; the first ``left`` columns are text."""
-    marks = ["---"] * left + ["---:"] * (len(headings) - left)
-    lines = [headings, marks, *rows]
-    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
-
-
-def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows: source, attack and epsilon of each row, then a cell a target.
-
-    The lowest accuracy of a target at an epsilon is marked with a star; the last rows are the
-    images that withstand all attacks. Without other sources there is no column of sources.
-    """
-    targets = [network["name"] for network in content["networks"] if network["target"]]
-    black_box = bool(content["sources"])
-    rows: dict[tuple, dict[str, Mapping]] = {}
-    for record in content["results"]:
-        source = record["source"]
-        if not black_box or record["attack"] in (CLEAN, CW):
-            source = "" if record["attack"] == CLEAN else "itself"
-        key = (source, record["attack"], record["epsilon"])
-        rows.setdefault(key, {})[record["target"]] = record
-    lowest: dict[tuple[str, float], float] = {}
-    for record in content["results"]:
-        if record["attack"] not in (CLEAN, CW):
-            place = record["target"], record["epsilon"]
-            lowest[place] = min(record["accuracy"], lowest.get(place, 100.0))
-    lines = []
-    for (source, attack, epsilon), cells in rows.items():
-        shown = []
-        for target in targets:
-            record = cells.get(target)
-            if record is None:
-                shown.append("")
-                continue
-            worst = attack not in (CLEAN, CW) and record["accuracy"] == lowest[target, epsilon]
-            few = "" if record["examples"] == content["examples"] else f" / {record['examples']}"
-            shown.append(f"{record['accuracy']:.1f}{few}" + ("*" if worst else ""))
-        head = [source] * black_box + [attack, "" if attack == CLEAN else f"{epsilon:g}"]
-        lines.append([*head, *shown])
-    for epsilon in sorted({record["epsilon"] for record in content["worst_case"]}):
-        withstood = {
-            record["target"]: f"{record['accuracy']:.1f}"
-            for record in content["worst_case"]
-            if record["epsilon"] == epsilon
-        }
-        head = [""] * black_box + ["all of them", f"{epsilon:g}"]
-        lines.append([*head, *(withstood.get(target, "") for target in targets)])
-    return ["crafted from"] * black_box + ["attack", "epsilon", *targets], lines
-
-
-def _accuracy_table(content: Mapping) -> str:
-    headings, rows = grid(content)
-    text = table(headings, rows, left=headings.index("epsilon"))
-    return (
-        f"## Accuracy\n\n{text}\n\n* the strongest attack on the target at this epsilon. "
-        "A number after a slash is the number of images where it is not that of the others."
-    ).replace("\n\n* the", "\n\n\\* the")
-
-
-def _worst_case_table(content: Mapping) -> str:
-    if not content["worst_case"]:
-        return ""
-    rows = [
-        [
-            record["target"],
-            _named(record["strongest"], record["target"]),
-            f"{record['epsilon']:g}",
-            f"{record['strongest']['accuracy']:.1f}",
-            f"{record['accuracy']:.1f}",
-        ]
-        for record in content["worst_case"]
-    ]
-    headings = ["target", "strongest attack", "epsilon", "its accuracy", "withstand all"]
-    return (
-        "## Worst case\n\nAn image withstands all if it is classified correctly under every attack "
-        f"above at its epsilon.\n\n{table(headings, rows, left=2)}"
-    )
-
-
-def _named(record: Mapping, target: str) -> str:
-    source = "itself" if record["source"] == target else record["source"]
-    return f"{record['attack']} from {source}"
-
-
-def _cw_table(content: Mapping) -> str:
-    if not content["cw_linf"]:
-        return ""
-    thresholds = [f"> {above['epsilon']:g}" for above in content["cw_linf"][0]["above"]]
-    rows = [
-        [
-            record["target"],
-            record["examples"],
-            *(above["count"] for above in record["above"]),
-            _rounded(record["mean"]),
-            _rounded(record["median"]),
-            record["misclassified_clean"],
-            record["not_found"],
-        ]
-        for record in content["cw_linf"]
-    ]
-    headings = ["target", "images", *thresholds, "mean", "median", "wrong when clean", "not found"]
-    return (
-        "## Minimal epsilon (Carlini and Wagner, L-infinity)\n\nImages whose minimal epsilon is "
-        f"above a threshold; mean and median of those found.\n\n{table(headings, rows)}"
-    )
-
-
-def _rounded(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _transfer_table(content: Mapping) -> str:
-    if not content["transfer"]:
-        return ""
-    rows = [
-        [
-            record["source"],
-            record["target"],
-            record["attack"],
-            f"{record['epsilon']:g}",
-            f"{record['fooled_both']} / {record['fooled_source']}",
-            _rounded(record["rate"]),
-            f"{record['both_correct_fooled_both']} / {record['both_correct_fooled_source']}",
-            _rounded(record["both_correct_rate"]),
-        ]
-        for record in content["transfer"]
-    ]
-    headings = ["crafted from", "target", "attack", "epsilon", "fool both / source", "rate, %",
-                "both right when clean", "rate, %"]  # fmt: skip
-    return (
-        "## Transfer\n\nOf the images that fool their source, those that also fool the target; "
-        "then only of the images that both networks classify correctly when clean.\n\n"
-        + table(headings, rows, left=3)
-    )
-
-
-def _diagnosis(content: Mapping) -> str:
-    found = content["diagnosis"]
-    if not found:
-        return ""
-    lines = "\n".join(f"- {sentence}" for sentence in found["sentences"])
-    return f"## Can these numbers be trusted?\n\nWhite box, {found['examples']} images.\n\n{lines}"
-
-
-def _origin(content: Mapping) -> str:
-    networks = [
-        [network["name"], network["path"], network["weights_hash"][:16]]
-        for network in content["networks"]
-    ]
-    attacks = [
-        f"- {attack['name']}"
-        + "".join(f", {name} {v}" for name, v in attack["options"].items() if v is not None)
-        for attack in content["attacks"]
-    ]
-    crafting, classifying = (content["seconds"][key] for key in ("crafting", "classifying"))
-    return (
-        "## What was measured\n\n"
-        + table(["network", "path", "SHA-256 of its weights"], networks, left=3)
-        + "\n\n"
-        + "\n".join(attacks)
-        + f"\n\nSHA-256 of the dataset: {content['dataset_fingerprint'][:16]}. "
-        f"Crafting took {crafting:.0f} s, classifying {classifying:.0f} s. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + "."
-    )

@@ -214,7 +214,16 @@ class Clock:
     """Seconds spent on crafting images and on classifying them."""
 
     def __init__(self):
-        self.seconds = {"crafting": 0.0, "classifying": 0.0}
+        self.seconds = self._nothing()
+
+    @staticmethod
+    def _nothing() -> dict[str, float]:
+        return {"crafting": 0.0, "classifying": 0.0}
+
+    def take(self) -> dict[str, float]:
+        """Return what was measured and begin again at 0."""
+        taken, self.seconds = self.seconds, self._nothing()
+        return taken
 
     def measure(self, what: str, function: Callable, *args):
         """Call the function and add its time."""
@@ -223,6 +232,18 @@ class Clock:
             return function(*args)
         finally:
             self.seconds[what] += time.perf_counter() - started
+
+
+def batch_of(attack: Attack, most: int) -> int:
+    """Return how many images are attacked at a time: all their versions must be held."""
+    return max(1, min(most, _VERSIONS // len(attack.epsilons)))
+
+
+class Through(Protocol):
+    """What adversarial images go through on their way from the attack to the networks."""
+
+    def through(self, craft: Craft) -> Craft:
+        """Return the function that is called instead of the one that crafts."""
 
 
 class Predictions:
@@ -235,8 +256,7 @@ class Predictions:
         indices: of the images.
         num_classes: see ``crafting.crafter``.
         clock: where the time is added.
-        through: (task, its function that crafts) -> the function that is called instead: to keep
-            the images, or to look at them.
+        through: what the images go through, to be kept or looked at; None for nothing.
         key: names the array; the source and the attack when None.
     """
 
@@ -253,13 +273,13 @@ class Predictions:
         batch_size: int,
         clock: Clock,
         num_classes: int | None = None,
-        through: Callable[[Predictions, Craft], Craft] = lambda task, craft: craft,
+        through: Through | None = None,
         key: str | None = None,
     ):
         self.source, self.attack, self.shown, self.indices = source, attack, tuple(shown), indices
         self.key = key or f"{source or shown[0]}--{attack.name}"
         self.seed, self.num_classes = seed, num_classes
-        self.batch_size = max(1, min(batch_size, _VERSIONS // len(attack.epsilons)))
+        self.batch_size = batch_of(attack, batch_size)
         self.shape = (len(shown), len(attack.epsilons))
         self.cost = attack.gradients + FORWARD * len(shown) * len(attack.epsilons)
         self.clock = clock
@@ -279,7 +299,7 @@ class Predictions:
         """Return the function that makes the images of a batch, or takes those that were kept."""
         name = self.source or self.shown[0]
         craft = networks.crafter(name, self.attack, seed=self.seed, num_classes=self.num_classes)
-        return self._through(self, craft)
+        return self._through.through(craft) if self._through else craft
 
     def _classify(self, networks: Networks, versions: np.ndarray, first: int) -> np.ndarray:
         return np.stack([networks.predict(name, versions, first) for name in self.shown])

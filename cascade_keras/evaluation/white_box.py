@@ -122,20 +122,26 @@ class WhiteBox:
                 batch_size=self._batch_size,
                 num_classes=self._num_classes,
                 clock=tasks.Clock(),
-                through=lambda task, craft: _showing(task.attack, craft, show),
+                through=_Shown(attack, show),
                 key=str(number),
             )
             for number, attack in enumerate(self.attacks)
         ]
 
 
-def _showing(attack: Attack, craft: Craft, show: Show) -> Craft:
-    def shown(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-        versions = craft(images, labels, first)
-        show(attack, first, versions)
-        return versions
+class _Shown:
+    """Shows adversarial images on their way to the network."""
 
-    return shown
+    def __init__(self, attack: Attack, show: Show):
+        self._attack, self._show = attack, show
+
+    def through(self, craft: Craft) -> Craft:
+        def shown(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+            versions = craft(images, labels, first)
+            self._show(self._attack, first, versions)
+            return versions
+
+        return shown
 
 
 def _result(attack: Attack, epsilon: float, right: np.ndarray) -> Result:

@@ -2,9 +2,7 @@
 
 import contextlib
 import csv
-import dataclasses
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -13,22 +11,22 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from matplotlib.figure import Figure
 from support.files import tree
 from support.processes import start, wait_until
 from support.saved_models import saved_model
 
-from cascade_keras import attacks, data, evaluation, figures
+from cascade_keras import attacks, data
 from cascade_keras.attacks import carlini_wagner
-from cascade_keras.cli import evaluate, train
-from cascade_keras.data.specs import DATASETS, MNIST_GRID
-from cascade_keras.evaluation import tasks as matrix
+from cascade_keras.cli import evaluate, tables, train
+from cascade_keras.data.specs import MNIST_GRID
+from cascade_keras.evaluation import crafting as crafting_module
+from cascade_keras.evaluation import pictures
+from cascade_keras.evaluation import tasks as engine
+from cascade_keras.evaluation.tables import markdown
 from cascade_keras.sources import load_source
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -74,10 +72,12 @@ def stored(name, output="out"):
 @contextlib.contextmanager
 def crafting():
     """Record every batch that is crafted: (source, attack, epsilons, first image)."""
-    batches, crafter = [], evaluation.crafter
+    batches, crafter = [], crafting_module.crafter
 
     def counted(logits_fn, image_shape, attack, epsilons, **options):
         craft = crafter(logits_fn, image_shape, attack, epsilons, **options)
+        if attack == "clean":
+            return craft
 
         def counting(images, labels, first):
             name = logits_fn.__self__.name
@@ -87,7 +87,7 @@ def crafting():
         return counting
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "crafter", counted)
+        patch.setattr(crafting_module, "crafter", counted)
         yield batches
 
 
@@ -155,7 +155,7 @@ def place(trained, tmp_path, monkeypatch):
     for name in ("runs", "saved", "done", *NAMES):
         shutil.copytree(trained / name, tmp_path / "place" / name)
     monkeypatch.chdir(tmp_path / "place")
-    monkeypatch.setattr(figures, "heat_map", lambda *_, **labels: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(pictures, "draw_accuracies", lambda *_: None)
     return tmp_path / "place"
 
 
@@ -259,7 +259,7 @@ def test_a_report_says_what_it_measured(white, trained):
     assert all(seconds > 0 for seconds in report["seconds"].values())
     for result in report["results"]:
         assert list(result) == ["target", "source", "attack", "epsilon", "correct", "examples",
-                                "accuracy"]  # fmt: skip
+                                "accuracy", "options"]  # fmt: skip
         assert result["examples"] == COUNT
         assert result["accuracy"] == pytest.approx(100 * result["correct"] / COUNT)
 
@@ -271,29 +271,13 @@ def test_csv_and_markdown_hold_the_same_numbers(kind, request):
     with open(output / "report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, result in zip(rows, report["results"], strict=True):
-        assert row == {key: "" if value is None else str(value) for key, value in result.items()}
+        shown = {key: "" if value is None else str(value) for key, value in result.items()}
+        options = "steps 5, restarts 2, objective margin" if result["attack"] == "pgd" else ""
+        assert row == {**shown, "options": options}
 
     text = (output / "report.md").read_text()
-    lines = [line[2:-2].split(" | ") for line in text.splitlines()]
-    targets = ["a", "b"] if kind == "black" else ["a"]
-    at = lines.index(["crafted from"] * (kind == "black") + ["attack", "epsilon", *targets])
-    shown = set()
-    for line in lines[at + 2 :]:
-        if line == [""]:
-            break
-        *source, attack, epsilon = (field.strip() for field in line[: -len(targets)])
-        for target, number in zip(targets, line[-len(targets) :]):
-            name = (source[0] if source else target) if attack != "clean" else None
-            shown.add((target, name, attack, float(epsilon or 0), number.rstrip("*")))
-    for key in ("worst_case", "results"):
-        for record in report[key]:
-            cell = [record["target"], record.get("source"), record.get("attack"), record["epsilon"]]
-            if key == "worst_case":
-                cell[1:3] = ["" if kind == "black" else record["target"], "all of them"]
-            assert (*cell, f"{record['accuracy']:.1f}") in shown, cell
+    assert text == markdown(report)
     assert f"{COUNT} images" in text and f"seed {SEED}" in text and "digits" in text
-    for network in report["networks"]:
-        assert network["weights_hash"][:16] in text
 
 
 def test_heat_maps_are_there(white, black):
@@ -322,19 +306,6 @@ def test_without_source_and_dataset_a_trained_network_is_evaluated_on_what_it_le
     other = evaluated(*flags, "--target=runs/std", output="other")
     assert [r["correct"] for r in other["results"]] == [r["correct"] for r in report["results"]]
     assert other["networks"][0]["weights_hash"] == report["networks"][0]["weights_hash"]
-
-
-def test_pgd_counts_the_worst_of_its_restarts(place, images_and_labels):
-    flags = [f"--target={place / 'a'}", "--attack=pgd", *FEW, "--epsilon=10,20", "--pgd_steps=3"]
-    labels, before = images_and_labels[1], None
-    for restarts in (1, 2, 6):
-        report = evaluated(*flags, f"--pgd_restarts={restarts}", output=f"out{restarts}")
-        assert report["attacks"][0]["options"]["restarts"] == restarts
-        right = stored("a--pgd", f"out{restarts}")[0] == labels
-        if before is not None:
-            assert not (right & ~before).any()
-        before = right
-    assert (before.sum(-1) < (stored("a--pgd", "out1")[0] == labels).sum(-1)).any()
 
 
 def test_the_seed_decides_the_random_attacks_and_nothing_else(place):
@@ -413,88 +384,28 @@ def test_each_sources_images_are_crafted_once_for_all_targets_and_epsilons(black
     assert len(white[1]) == len(WHITE_ATTACKS) * len(firsts)
 
 
-def test_the_diagonal_is_the_white_box(black, white):
-    own, shown = cells(read(white[0])), cells(read(black[0]))
-    clean = own["a", None, "clean", 0.0]
-    assert shown["a", None, "clean", 0.0] == clean
-    for attack in BLACK_ATTACKS:
-        assert shown["a", "a", attack, 30.0] == own["a", "a", attack, 30.0] < clean
-        assert shown["a", "a", attack, 0.0] == clean
-
-
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_tables_of_many_networks_fit_the_terminal(width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     names = [f"cifar10-cascade-online-{number}" for number in range(7)]
-    cells = [
-        {"target": target, "source": source, "attack": "iter_fgsm", "epsilon": 16.0,
-         "correct": 10 * row + column, "examples": 100, "accuracy": 10.0 * row + column}
-        for row, source in enumerate(names) for column, target in enumerate(names)
-    ]  # fmt: skip
-    content = {
-        "results": cells, "worst_case": [], "sources": names, "examples": 100,
-        "dataset": "cifar10", "split": "test", "cw_linf": [], "diagnosis": None,
-        "networks": [{"name": name, "target": True} for name in names],
-    }  # fmt: skip
-    evaluate.print_report(content, types.SimpleNamespace(path="reports/x"))
+    wanted = [[f"{10.0 * row + column:.1f}" for column in range(7)] for row in range(7)]
+    filled = [[name, "iter_fgsm", "16", *cells] for name, cells in zip(names, wanted)]
+    headings = ["crafted from", "attack", "epsilon", *names]
+    tables.print_table(headings, filled, text_columns=2, fixed_columns=3)
     lines = capsys.readouterr().out.splitlines()
     # Of 60 characters the sources, attacks and epsilons alone take 50.
     assert max(map(len, lines)) <= max(width, 65)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
-    tables = [rows[first : first + 7] for first in range(0, len(rows), 7)]
-    assert all(row[:3] == [name, "iter_fgsm", "16"] for part in tables
+    parts = [rows[first : first + 7] for first in range(0, len(rows), 7)]
+    assert all(row[:3] == [name, "iter_fgsm", "16"] for part in parts
                for row, name in zip(part, names))  # fmt: skip
-    shown = np.hstack([[row[3:] for row in part] for part in tables])
-    wanted = [[f"{10.0 * row + column:.1f}" for column in range(7)] for row in range(7)]
-    assert np.char.rstrip(shown, "*").tolist() == wanted
-    assert len(tables) > 1 or width == 200
+    assert np.hstack([[row[3:] for row in part] for part in parts]).tolist() == wanted
+    assert len(parts) > 1 or width == 200
     # The names stand above, from the top of the first table to its double line.
     rule = next(number for number, line in enumerate(lines) if line.startswith("┡"))
     head = [line.strip("┃").split("┃")[3:] for line in lines[:rule] if "┃" in line]
     for name, parts in zip(names, zip(*head)):
         assert "".join(part.strip() for part in parts) == name
-
-
-def test_names_that_look_alike_are_kept_apart(place):
-    """Two folders whose names are one file name once spaces are gone, two of the same name."""
-    alone = cells(evaluated("--target=a,b", "--source=a,b", *STEP, output="alone"))
-    for name, same in (("net 1", "a"), ("net_1", "b"), ("x/c", "a"), ("y/c", "b")):
-        shutil.copytree(same, name)
-    for one, other, names in (("net 1", "net_1", None), ("x/c", "y/c", ("c", "y/c"))):
-        found = cells(evaluated(f"--target={one},{other}", f"--source={one},{other}", *STEP,
-                                output=f"out {one[0]}"))  # fmt: skip
-        same = dict(zip(names or (one, other), "ab"))
-        renamed = {(same[t], same.get(s), *rest): n for (t, s, *rest), n in found.items()}
-        assert renamed == alone
-
-
-def test_sources_come_and_go(place, monkeypatch):
-    """One target and three sources: no more than two networks at a time once it runs."""
-    import gc
-    import weakref
-
-    alive, most = [], 0
-    load = matrix.load_source
-
-    def loading(path):
-        network = load(path)
-        alive.append(weakref.ref(network))
-        return network
-
-    predict = matrix.Networks.predict
-
-    def predicting(self, *arguments):
-        nonlocal most
-        if arguments[0] != "a" and not arguments[2]:
-            gc.collect()
-            most = max(most, sum(reference() is not None for reference in alive))
-        return predict(self, *arguments)
-
-    monkeypatch.setattr(matrix, "load_source", loading)
-    monkeypatch.setattr(matrix.Networks, "predict", predicting)
-    save_features(place / "d", 7)
-    evaluated("--target=a", "--source=b,c,d", *STEP)
-    assert len(alive) >= 3 and most == 1  # beside the target, which was loaded before
 
 
 # Kills and what is there already.
@@ -579,19 +490,6 @@ def test_killed_before_any_file_gets_its_name_it_goes_on(place, monkeypatch):
         assert not list(pathlib.Path(name).rglob(".partial*"))
 
 
-@pytest.mark.parametrize(("name", "size"), [("a--step_fgsm", 200), ("a--clean", 0)])
-def test_truncated_predictions_are_one_line(name, size, place, capfd):
-    evaluated("--target=a", *STEP)
-    file = f"out/predictions/{name}.npy"
-    os.truncate(file, size)
-    message = rf"--output: {file} cannot be read .*; remove it to compute it again"
-    check_refused(capfd, place, message, ["--target=a", *STEP, "--output=out"])
-    reference = timeless()
-    os.remove(file)
-    evaluated("--target=a", *STEP)
-    assert timeless() == reference
-
-
 # Adversarial images that are kept.
 
 
@@ -619,64 +517,26 @@ def test_kept_images_are_taken_by_other_reports(place):
     assert timeless("second") == timeless("without")
 
 
-def test_kept_images_of_a_killed_run_are_gone_on_with(place):
-    flags = ["--target=a", *STEP, "--images_dir=images"]
-    evaluated(*flags, output="first")
-    file, record = next(pathlib.Path("images").glob("*/images.npy")), None
-    record = json.loads(file.with_name("images.json").read_text())
-    assert record["complete_batches"] == [0, 40]
-    record["complete_batches"] = [0]
-    file.with_name("images.json").write_text(json.dumps(record))
-    images = np.load(file)
-    broken = np.lib.format.open_memmap(file, mode="r+")
-    broken[:, 40:] = 0
-    broken.flush()
-    with crafting() as batches:
-        evaluated(*flags, output="second")
-    assert [first for *_, first in batches] == [40]
-    np.testing.assert_array_equal(np.load(file), images)
-    assert timeless("first") == timeless("second")
-
-
-@pytest.mark.parametrize("what", ["everything", "images"])
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(what, place, capfd, monkeypatch):
-    images = 2 * COUNT * 64 * 4
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(place, capfd, monkeypatch):
+    allocate, images = os.posix_fallocate, 2 * COUNT * 64 * 4
 
     def refuse(file, offset, size):
-        if what == "everything" or size == images:
+        if size == images:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return allocate(file, offset, size)
 
-    allocate = os.posix_fallocate
     flags = ["--target=a", *STEP, "--images_dir=images", "--output=out"]
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", refuse)
         capfd.readouterr()
         assert evaluate_here(*flags) == 2
     errors = capfd.readouterr().err.splitlines()
-    file = r"out/predictions/a--clean.npy" if what == "everything" else r"images/a-.*/images.npy"
     assert len(errors) == 1
-    assert re.fullmatch(f"evaluate: {file}: No space left on device", errors[0])
+    assert re.fullmatch("evaluate: images/a-.*/images.npy: No space left on device", errors[0])
     assert not list(place.rglob(".partial*")) and not list(place.rglob("images.npy"))
     evaluated(*flags)
     evaluated("--target=a", *STEP, output="uninterrupted")
     assert timeless() == timeless("uninterrupted")
-
-
-def test_kept_images_that_are_damaged_are_one_line(place, capfd):
-    flags = ["--target=a", *STEP, "--images_dir=images"]
-    evaluated(*flags, output="first")
-    file = next(pathlib.Path("images").glob("*/images.npy"))
-    whole = file.read_bytes()
-    record = file.with_name("images.json")
-    for spoil in (lambda: os.truncate(file, 500), lambda: os.remove(file),
-                  lambda: record.write_text("{"), lambda: record.write_text("[]")):  # fmt: skip
-        spoil()
-        capfd.readouterr()
-        assert evaluate_here(*flags, "--output=second") == 2
-        errors = capfd.readouterr().err.splitlines()
-        assert len(errors) == 1 and re.search("--images_dir: .* cannot be read", errors[0]), errors
-        file.write_bytes(whole)
 
 
 # Minimal epsilons.
@@ -693,7 +553,7 @@ def test_minimal_epsilons_are_counted_listed_drawn_and_resumed(
         return attack(self, images, *rest)
 
     monkeypatch.setattr(carlini_wagner.CarliniWagner, "__call__", counted)
-    monkeypatch.setattr(matrix.MinimalEpsilons, "batch_size", 15)
+    monkeypatch.setattr(engine.MinimalEpsilons, "batch_size", 15)
     flags = ["--target=a,b", *FEW, "--attack=cw_linf", "--cw_images=20", "--cw_iterations=100",
              "--cw_threshold=10,20"]  # fmt: skip
     report = evaluated(*flags)
@@ -766,7 +626,7 @@ def diagnosed(trained):
     save_features(trained / "quantised", 0, change=lambda images: tf.round(images * 3) / 3)
     paths = ",".join(str(trained / name) for name in ("saved/std", "scaled", "quantised"))
     return evaluated(f"--target={paths}", "--num_images=150", "--attack=step_fgsm",
-                     "--epsilon=30", "--diagnosis_images=150",
+                     "--epsilon=30", "--diagnosis_images=150", "--pgd_steps=20", "--pgd_restarts=1",
                      output=trained / "diagnosed")  # fmt: skip
 
 
@@ -780,7 +640,8 @@ def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(diagnosed
         assert f"{finding['second']:.1f}" in finding["sentence"]
     assert found["std"] == set()
     assert diagnosis["sentences"][0].startswith("std: nothing suspicious")
-    assert "zero_gradients" in found["scaled"] and "zero_gradients" in found["quantised"]
+    assert found["scaled"] >= {"zero_gradients", "iterative_overstates"}
+    assert found["quantised"] == {"zero_gradients", "survives_any_epsilon"}
     text = "\n".join(diagnosis["sentences"])
     assert "the softmax is saturated" in text and "the network is not differentiable" in text
     assert text.replace("\n", "\n- ") in (trained / "diagnosed" / "report.md").read_text()
@@ -840,38 +701,30 @@ def test_examples_are_right_when_clean_and_wrong_when_attacked(
     where, place, images_and_labels, monkeypatch
 ):
     images, labels = images_and_labels
-    shown, drawn, draw, save = {}, [], figures.examples, figures.save
+    drawn, draw = [], pictures.draw_examples
 
-    def drawing(clean, adversarial, titles, *, epsilon):
-        picture = draw(clean, adversarial, titles, epsilon=epsilon)
-        shown[picture] = (clean, adversarial, titles, epsilon)
-        return picture
+    def drawing(report, found, cell, chosen, clean, adversarial):
+        drawn.append((cell, chosen, clean, adversarial))
+        draw(report, found, cell, chosen, clean, adversarial)
 
-    def saving(picture, path):
-        save(picture, path)
-        if picture in shown:
-            drawn.append((path, *shown[picture]))
-
-    monkeypatch.setattr(figures, "examples", drawing)
-    monkeypatch.setattr(figures, "save", saving)
+    monkeypatch.setattr(pictures, "draw_examples", drawing)
     kept = ["--images_dir=images"] * (where == "kept")
     evaluated(
         "--target=a,b", "--source=b", *FEW, "--attack=step_rand,step_fgsm", "--examples=3", *kept
     )
     assert len(drawn) >= 3
-    for path, clean, adversarial, titles, epsilon in drawn:
-        assert epsilon == 30 and path.exists() and path.parent.name == "examples"
-        target, attack = path.stem.split("-")[0], path.stem.split("-")[-2]
-        assert attack in ("step_rand", "step_fgsm")
-        attacked = stored(f"b--{attack}")[("a", "b").index(target), -1]
-        before = stored(f"{target}--clean")[0, 0]
+    for cell, chosen, clean, adversarial in drawn:
+        assert cell.epsilon == 30 and cell.source == "b"
+        attacked = stored(f"b--{cell.attack}")[("a", "b").index(cell.target), -1]
+        before = stored(f"{cell.target}--clean")[0, 0]
         expected = np.flatnonzero((before == labels) & (attacked != labels))[:3]
-        assert len(expected) == len(clean) > 0
+        np.testing.assert_array_equal(chosen, expected)
         np.testing.assert_array_equal(clean, images[expected])
         assert np.abs(adversarial - clean).max() <= 30 / 255 + 1e-6
-        classes = logits_of(adversarial, features(NAMES[target])).argmax(-1)
+        classes = logits_of(adversarial, features(NAMES[cell.target])).argmax(-1)
         np.testing.assert_array_equal(classes, attacked[expected])
-        assert titles == [(str(labels[i]), f"{labels[i]} → {attacked[i]}") for i in expected]
+    pictures_there = [path.name for path in pathlib.Path("out/examples").glob("*.png")]
+    assert len(pictures_there) == len(drawn) and "a-b-step_fgsm-30.png" in pictures_there
 
 
 def test_noise_before_the_network_is_recorded_and_repeatable(place):
@@ -892,21 +745,11 @@ def test_help_needs_no_tensorflow():
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0
     assert "--images_dir" in done.stdout and "evaluate --target=saved/a,saved/b" in done.stdout
-    assert "cascade_keras.cli.evaluate" in done.stderr  # the list of imports is there
+    assert "cascade_keras.cli.flags" in done.stderr  # the list of imports is there
     assert not re.search(r"\| +(tensorflow|keras|matplotlib)\b", done.stderr)
 
 
 # Bad input: one line, exit code 2, every file as it was.
-
-
-def check_refused(capfd, place, message, flags):
-    before = tree(place)
-    capfd.readouterr()
-    assert evaluate_here(*flags) == 2
-    errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 1, errors
-    assert errors[0].startswith("evaluate: ") and re.search(message, errors[0]), errors[0]
-    assert tree(place) == before
 
 
 def nothing(place):
@@ -939,74 +782,26 @@ def stranger(place):
     (place / "out" / "notes").write_text("mine")
 
 
-FOREIGN, OUT = ["--target=foreign"], ["--target=a"]
-BAD = {
-    "no target": (nothing, [], "--target"),
-    "no such target": (nothing, ["--target=nobody"], "--target: nobody does not exist"),
+OUT = ["--target=a"]
+BAD = {  # one of each kind: what is refused is in test_networks, test_evaluation and test_tasks
+    "no target": (nothing, [], "--target: name at least one"),
     "no such source": (nothing, ["--target=a", "--source=nobody"], "--source: nobody does not ex"),
-    "not a network": (lambda p: (p / "empty").mkdir(), ["--target=empty"],
-                      "--target: empty is not a saved network"),
-    "the same path twice": (nothing, ["--target=a,./a"], r"--target: ./a is named twice"),
     "the same network twice": (lambda p: shutil.copytree("a", "copy"), ["--target=a,copy"],
                                "--target: a and copy are the same network; name it once"),
-    "the same source twice": (nothing, ["--target=a", "--source=saved/std,runs/std"],
-                              "--source: .* and .* are the same network; name it once"),
-    "no dataset": (nothing, ["--target=a", "--dataset="], "--dataset"),
-    "other images": (foreign(linear, (None, 6, 6, 1)), ["--target=a,foreign"],
-                     r"--target: foreign takes images of shape \(6, 6, 1\), a of shape \(8, 8, 1"),
-    "other images first": (foreign(linear, (None, 6, 6, 1)), ["--target=foreign", "--source=a"],
-                           r"--source: a takes images of shape \(8, 8, 1\), foreign of shape"),
-    "the dataset's images": (nothing, ["--target=a", "--dataset=mnist"], "of shape|mnist"),
-    "colours": (foreign(linear, (None, 8, 8, 3)), FOREIGN, r"shape \(8, 8, 3\), the dataset's"),
-    "other classes": (foreign(lambda x: linear(x, 7)), FOREIGN,
-                      "--target: foreign tells 7 classes apart, the dataset has 10"),
-    "probabilities": (foreign(lambda x: tf.nn.softmax(linear(x))), FOREIGN,
-                      "--target: foreign gives probabilities .rows sum to 1., not logits"),
-    "never a number": (foreign(lambda x: linear(x) * np.nan), FOREIGN,
-                       "--target: foreign gives logits that are not finite numbers"),
-    "no gradient": (foreign(lambda x: linear(tf.round(x))), ["--target=a", "--source=foreign"],
-                    "--source: foreign has no gradient with respect to its images"),
+    "no dataset": (nothing, ["--target=a", "--dataset="], "--dataset: a does not record"),
     "a zero gradient": (foreign(lambda x: linear(0 * x) + tf.range(10.0)),
                         ["--target=a", "--source=foreign"], "--source: .*zero everywhere"),
-    "unknown attack": (nothing, [*OUT, "--attack=fgsm"], "--attack=.*among step_ll, step_fgsm"),
-    "an attack twice": (nothing, [*OUT, "--attack=pgd,pgd"], "--attack=.*each once"),
-    "no attack": (nothing, [*OUT, "--attack="], "--attack=.*: must be"),
-    "epsilon above 255": (nothing, [*OUT, "--epsilon=8,256"], "--epsilon=.*numbers in 0..255"),
-    "epsilon below 0": (nothing, [*OUT, "--epsilon=-1"], "--epsilon=.*numbers in 0..255"),
-    "epsilon no number": (nothing, [*OUT, "--epsilon=large"], "--epsilon=.*numbers in 0..255"),
-    "epsilon nan": (nothing, [*OUT, "--epsilon=nan"], "--epsilon=.*numbers in 0..255"),
-    "threshold": (nothing, [*OUT, "--cw_threshold=300"], "--cw_threshold=.*numbers in 0..255"),
-    "no images": (nothing, [*OUT, "--num_images=0"], "--num_images=.*above 0, got 0"),
-    "no images at a time": (nothing, [*OUT, "--batch_size=0"], "--batch_size=.*above 0"),
-    "no restart": (nothing, [*OUT, "--pgd_restarts=0"], "--pgd_restarts=.*above 0"),
-    "diagnosis of -1": (nothing, [*OUT, "--diagnosis_images=-1"], "--diagnosis_images=.*0 or"),
-    "too much noise": (nothing, [*OUT, "--inference_noise=256"], "--inference_noise=.*0..255"),
-    "seed": (nothing, [*OUT, "--seed=-1"], "--seed=.*0..2147483647, got -1"),
+    "unknown attack": (nothing, [*OUT, "--attack=fgsm"], "--attack: .*one of step_ll, step_fgsm"),
+    "epsilon no number": (nothing, [*OUT, "--epsilon=large"], "--epsilon: .* numbers, got 'large'"),
     "too many for cw": (nothing, [*OUT, "--attack=cw_linf", "--cw_images=361"],
                         "--cw_images: cannot select 361 of 360 images"),
     "argument": (nothing, [*OUT, "b"], "unexpected argument 'b'"),
-    "a report of other epsilons": (done, [*OUT, "--epsilon=8"],
-                                   r"--epsilon: out was made with \[8.0, 30.0\], now it is \[8.0"),
     "another seed": (done, [*OUT, "--seed=6"], "--seed: out was made with 5, now it is 6; name"),
-    "another attack": (done, [*OUT, "--attack=step_ll"], "--attack: out was made with .*step_f"),
-    "other options": (lambda p: evaluated(*OUT, *STEP, "--attack=pgd"),
-                      [*OUT, "--attack=pgd", "--pgd_steps=6"],
-                      '--attack: out was made with .*"steps": 5.*now it is .*"steps": 6'),
-    "another split": (done, [*OUT, "--split=train"], '--split: .*"test", now it is "train"'),
-    "other noise": (done, [*OUT, "--inference_noise=4"], "--inference_noise: out was made with"),
-    "another target": (done, ["--target=a,b"], "--target: out was made with"),
-    "a source": (done, [*OUT, "--source=b"], "--source: out was made with {}, now it is"),
     "other weights": (changed_weights, OUT, "--target: out was made with .*; name another"),
-    "a stranger's folder": (stranger, OUT, r"--output: out exists and is not a report"),
-    "a run's folder": (nothing, [*OUT, "--output=runs/std"],
-                      "--output: runs/std is a run; name another"),
-    "a file": (lambda p: (p / "out").write_text("x"), OUT, "--output: cannot write in out"),
+    "a stranger's folder": (stranger, OUT, "--output: out exists and is not a report"),
+    "a run's folder": (nothing, [*OUT, "--output=runs/std"], "--output: runs/std is a run"),
     "below a file": (lambda p: (p / "file").write_text("x"), [*OUT, "--output=file/out"],
                      "--output: cannot write in .*/file;"),
-    "config damaged": (lambda p: (done(p), (p / "out/config.json").write_text("{")), OUT,
-                       "--output: out/config.json cannot be read"),
-    "config no object": (lambda p: (done(p), (p / "out/config.json").write_text("[1]")), OUT,
-                         "--output: out/config.json cannot be read"),
 }  # fmt: skip
 
 
@@ -1014,69 +809,10 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_every_file(case, place, capfd):
     spoil, flags, message = BAD[case]
     spoil(place)
-    check_refused(capfd, place, message, [*STEP, "--output=out", *flags])
-
-
-def test_an_empty_dataset(place, capfd, monkeypatch):
-    empty = np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32)
-    row = dataclasses.replace(DATASETS["digits"], loader=lambda spec, data_dir: (empty, empty))
-    monkeypatch.setitem(DATASETS, "digits", row)
-    check_refused(capfd, place, "digits .train.: the dataset is empty", ["--target=a", *STEP,
-                                                                       "--output=out"])  # fmt: skip
-
-
-def test_a_report_that_another_process_uses(place, capfd):
-    done(place)
-    with open("out/predictions/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        message = "--output: out is in use by another process"
-        check_refused(capfd, place, message, ["--target=a", *STEP, "--output=out"])
-    evaluated("--target=a", *STEP)
-
-
-def test_a_directory_without_permission(place, capfd, monkeypatch):
-    """As root one may write anywhere, so the question is answered for it."""
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    message = "--output: cannot write in .*; name a writable directory"
-    check_refused(capfd, place, message, ["--target=a", *STEP, "--output=out"])
-
-
-@pytest.mark.parametrize("flag", ["target", "source"])
-def test_a_network_that_fails_on_some_images_is_named_with_one_of_them(
-    flag, place, capfd, images_and_labels
-):
-    """It is found while evaluating: the report is begun, and not written."""
-    means = images_and_labels[0].mean(axis=(1, 2, 3))
-    bound = float(np.sort(means)[-3])
-
-    def function(images):
-        bright = tf.reduce_mean(images, axis=[1, 2, 3]) > bound + 1e-6
-        return tf.where(bright[:, None], np.nan, linear(images))
-
-    # Random images are as bright as any digit.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cascade_keras.sources._probes", lambda shape: tf.zeros([8, *shape]) + 0.1)
-        foreign(function)(place)
-        before = tree(place)
-        capfd.readouterr()
-        flags = ["--target=foreign"] if flag == "target" else ["--target=a", "--source=foreign"]
-        assert evaluate_here(*flags, *STEP, "--output=out") == 2
+    before = tree(place)
+    capfd.readouterr()
+    assert evaluate_here(*STEP, "--output=out", *flags) == 2
     errors = capfd.readouterr().err.splitlines()
-    image = int(np.flatnonzero(means > bound + 1e-6)[0])
-    assert len(errors) == 1
-    assert re.search(f"--{flag}: foreign gives logits that are not finite .* image {image};",
-                     errors[0])  # fmt: skip
-    after = tree(place)
-    assert not pathlib.Path("out/report.json").exists()
-    assert before == {path: text for path, text in after.items() if path.parts[0] != "out"}
-
-
-def test_keras_networks_that_share_weights_are_not_taken_for_one(place):
-    """A layer without weights makes another network of the same ones."""
-    network = keras.models.load_model("runs/std/model.keras")
-    images = keras.Input((8, 8, 1))
-    scaled = keras.layers.Rescaling(1e4)(network(images)["logits"])
-    keras.Model(images, scaled).save("scaled.keras")
-    flags = [*STEP, "--target=saved/std", "--source=scaled.keras"]
-    report = evaluated(*flags)
-    assert {r["source"] for r in report["results"]} == {None, "scaled"}
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("evaluate: ") and re.search(message, errors[0]), errors[0]
+    assert tree(place) == before

@@ -2,14 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from cascade_keras.evaluation import summary
-from cascade_keras.evaluation.diagnosis import Cell
+from cascade_keras.evaluation import summary, tables
+from cascade_keras.evaluation.cells import Cell
 
 
 def images(text):
@@ -22,13 +20,17 @@ def cells(*rows):
     return {Cell(*row[:4]): images(row[4]) for row in rows}
 
 
+OPTIONS = {"pgd": {"steps": 5, "step_size": None}}
+
+
 def test_accuracies_count_each_cell():
     correct = cells(("a", None, "clean", 0.0, "+++-"), ("a", "b", "pgd", 8.0, "+--"))
-    assert summary.accuracies(correct) == [
+    assert summary.accuracies(correct, OPTIONS) == [
         {"target": "a", "source": None, "attack": "clean", "epsilon": 0.0,
-         "correct": 3, "examples": 4, "accuracy": 75.0},
+         "correct": 3, "examples": 4, "accuracy": 75.0, "options": {}},
         {"target": "a", "source": "b", "attack": "pgd", "epsilon": 8.0,
-         "correct": 1, "examples": 3, "accuracy": pytest.approx(100 / 3)},
+         "correct": 1, "examples": 3, "accuracy": pytest.approx(100 / 3),
+         "options": OPTIONS["pgd"]},
     ]  # fmt: skip
 
 
@@ -77,7 +79,7 @@ WORST = {
 def test_worst_cases(case):
     rows, expected = WORST[case]
     correct = cells(*rows)
-    records = summary.worst_cases(correct)
+    records = summary.worst_cases(correct, OPTIONS)
     got = [
         (r["target"], r["epsilon"], r["strongest"]["source"], r["strongest"]["attack"],
          r["strongest"]["accuracy"], r["correct"])
@@ -87,6 +89,7 @@ def test_worst_cases(case):
     for record in records:
         assert record["accuracy"] == 100 * record["correct"] / record["examples"]
         assert record["accuracy"] <= record["strongest"]["accuracy"]
+        assert record["strongest"]["options"] == OPTIONS.get(record["strongest"]["attack"], {})
 
 
 # Transfer: adversarial images on source and target, clean ones on source and target; then how many
@@ -122,11 +125,12 @@ def test_transfer_rates_are_those_of_the_definition(case):
     records = summary.transfers(cells(
         ("s", None, "clean", 0.0, arrays[2]), ("t", None, "clean", 0.0, arrays[3]),
         ("s", "s", "pgd", 4.0, arrays[0]), ("t", "s", "pgd", 4.0, arrays[1]),
-    ))  # fmt: skip
+    ), OPTIONS)  # fmt: skip
     assert len(records) == 1  # of no network to itself, of no clean images
     record = json.loads(json.dumps(records[0], allow_nan=False))
     assert (record["source"], record["target"]) == ("s", "t")
     assert (record["attack"], record["epsilon"]) == ("pgd", 4.0)
+    assert record["options"] == OPTIONS["pgd"]
     assert record["rate"] == (rate if rate is None else pytest.approx(rate))
     assert record["both_correct_rate"] == both_correct_rate
     assert (record["fooled_source"], record["fooled_both"]) == counts[:2]
@@ -135,13 +139,13 @@ def test_transfer_rates_are_those_of_the_definition(case):
 def test_transfers_of_a_source_that_was_not_shown_its_own_images_are_left_out():
     correct = cells(("s", None, "clean", 0.0, "+"), ("t", None, "clean", 0.0, "+"),
                     ("t", "s", "pgd", 4.0, "-"))  # fmt: skip
-    assert summary.transfers(correct) == []
+    assert summary.transfers(correct, OPTIONS) == []
 
 
 def test_transfers_of_fewer_images_take_the_clean_ones_of_the_same():
     correct = cells(("s", None, "clean", 0.0, "+-++"), ("t", None, "clean", 0.0, "++--"),
                     ("s", "s", "pgd", 4.0, "--"), ("t", "s", "pgd", 4.0, "-+"))  # fmt: skip
-    (record,) = summary.transfers(correct)
+    (record,) = summary.transfers(correct, OPTIONS)
     assert (record["both_correct_fooled_source"], record["both_correct_fooled_both"]) == (1, 1)
 
 
@@ -191,8 +195,9 @@ def content(correct, sources=(), **changes):
         "examples": max(map(len, correct.values())),
         "seed": 7,
         "inference_noise": 0,
-        "results": summary.accuracies(correct),
-        "worst_case": summary.worst_cases(correct),
+        "notes": [],
+        "results": summary.accuracies(correct, OPTIONS),
+        "worst_case": summary.worst_cases(correct, OPTIONS),
         "transfer": [],
         "cw_linf": [],
         "diagnosis": None,
@@ -202,7 +207,7 @@ def content(correct, sources=(), **changes):
              "target": name in targets}
             for name in names
         ],
-        "attacks": [{"name": "pgd", "epsilons": [8], "options": {"steps": 5, "step_size": None}}],
+        "attacks": [{"name": "pgd", "epsilons": [8], "options": OPTIONS["pgd"]}],
         "dataset_fingerprint": "f" * 64,
         "seconds": {"crafting": 12.4, "classifying": 3.0},
         "versions": {"tensorflow": "2.21"},
@@ -225,7 +230,7 @@ WHITE = cells(
 
 
 def test_the_grid_of_a_white_box_marks_the_strongest_attack_of_each_column():
-    headings, rows = summary.grid(content(WHITE))
+    headings, rows = tables.grid(content(WHITE))
     assert headings == ["attack", "epsilon", "a", "b"]
     assert rows == [
         ["clean", "", "100.0", "75.0"],
@@ -247,7 +252,7 @@ def test_the_grid_of_a_black_box_names_sources():
         ("a", "c", "pgd", 2.5, "++--"),
         ("b", "c", "pgd", 2.5, "+++-"),
     )
-    headings, rows = summary.grid(content(correct, sources=["a", "c"]))
+    headings, rows = tables.grid(content(correct, sources=["a", "c"]))
     assert headings == ["crafted from", "attack", "epsilon", "a", "b"]
     assert rows == [
         ["", "clean", "", "100.0", "100.0"],
@@ -264,20 +269,20 @@ def test_the_grid_tells_where_there_were_fewer_images_and_leaves_gaps():
         ("a", "a", "pgd", 8.0, "+---"),
         ("a", "a", "cw_linf", 8.0, "--"),
     )
-    assert summary.grid(content(correct))[1] == [
+    assert tables.grid(content(correct))[1] == [
         ["clean", "", "100.0", "100.0"],
         ["pgd", "8", "25.0*", ""],
         ["cw_linf", "8", "0.0 / 2", ""],
         ["all of them", "8", "25.0", ""],
     ]
     # In a black box cw_linf, which asks the target itself, has no source's row.
-    rows = summary.grid(content(correct, sources=["a"]))[1]
+    rows = tables.grid(content(correct, sources=["a"]))[1]
     assert ["itself", "cw_linf", "8", "0.0 / 2", ""] in rows
 
 
 def test_markdown_has_every_part():
     found = {"a": np.array([3, 20, 0, np.inf])}
-    text = summary.markdown(content(
+    text = tables.markdown(content(
         WHITE,
         sources=["c"],
         transfer=[{"source": "c", "target": "a", "attack": "pgd", "epsilon": 8.0,
@@ -285,15 +290,19 @@ def test_markdown_has_every_part():
                    "both_correct_fooled_source": 0, "both_correct_fooled_both": 0,
                    "both_correct_rate": None}],
         cw_linf=summary.minimal_epsilons(found, [8.0]),
-        diagnosis={"examples": 4, "sentences": ["a: something", "b: nothing"]},
+        diagnosis={"examples": 4, "sentences": ["a: something", "b: nothing"],
+                   "results": [{"attack": "pgd", "options": {"steps": 9}}]},
+        notes=["Epsilon is small."],
         inference_noise=2.5,
     ))  # fmt: skip
     lines = text.splitlines()
     assert lines[0] == "# Robustness: a, b"
+    assert "4 images. pgd: steps 9." in text and "others. pgd: steps 5." in text
     for line in (
         "| c | a | pgd | 8 | 1 / 3 | 33.33 | 0 / 0 |  |",
         "| a | 4 | 2 | 11.50 | 11.50 | 1 | 1 |",
         "| b | step_ll from itself | 8 | 0.0 | 0.0 |",
+        "Epsilon is small.",
         "- a: something",
         "- b: nothing",
         "- pgd, steps 5",
@@ -310,18 +319,13 @@ def test_markdown_has_every_part():
 
 
 def test_markdown_leaves_out_what_was_not_measured():
-    text = summary.markdown(content(cells(("a", None, "clean", 0.0, "++"))))
+    text = tables.markdown(content(cells(("a", None, "clean", 0.0, "++"))))
     for part in ("Worst case", "Minimal epsilon", "Transfer", "trusted", "Random signs"):
         assert part not in text
     assert "White box." in text
 
 
 def test_a_name_with_a_bar_does_not_add_a_column():
-    text = summary.markdown(content(cells(("a|b", None, "clean", 0.0, "++"))))
+    text = tables.markdown(content(cells(("a|b", None, "clean", 0.0, "++"))))
     heading, _, clean = [line for line in text.splitlines() if line.startswith("|")][:3]
     assert heading.replace(r"\|", "").count("|") == clean.count("|")
-
-
-def test_it_needs_no_tensorflow():
-    code = "import cascade_keras.summary, sys; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

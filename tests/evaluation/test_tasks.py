@@ -1,8 +1,10 @@
 """Tasks, their arrays and a report's directory: what survives what, and what is kept in memory."""
 
+import dataclasses
 import errno
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -11,12 +13,17 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.saved_models import saved_model
 
 from cascade_keras import attacks, evaluation
-from cascade_keras.data.specs import MNIST_GRID
+from cascade_keras.attacks.specs import Attack
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation import tasks as matrix
-from cascade_keras.evaluation.report import Arrays, Report, file_name, open_map, reserve
+from cascade_keras.evaluation import tasks as engine
+from cascade_keras.evaluation.networks import load_networks
+from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.stores import DiskArrays, ImageStore, MemoryArrays, file_name
+from cascade_keras.files import reserve
 from cascade_keras.sources import Source
 
 SHAPE, N = (4, 4, 1), 23
@@ -31,22 +38,22 @@ def linear(seed=0, scale=1.0):
 
 
 def network(name, function):
-    return Source(name, name, SHAPE, name, {}, lambda images: {"logits": function(images)})
+    path = pathlib.Path(name)
+    return Source(name, path, SHAPE, name, {}, lambda images: {"logits": function(images)})
 
 
-def networks(functions, kept=None, **options):
+def networks(functions, **options):
     sources = {name: network(name, function) for name, function in functions.items()}
-    kept = {name: sources[name] for name in (sources if kept is None else kept)}
-    return matrix.Networks({name: name for name in sources}, kept, SHAPE, **options)
+    return engine.SavedNetworks(sources, SHAPE, **options)
 
 
 def predictions(source, attack="step_fgsm", epsilons=(8.0,), shown=None, **options):
-    return matrix.Predictions(
+    return engine.Predictions(
         source,
-        matrix.Attack(attack, epsilons, options.pop("attack_options", {})),
+        Attack(attack, epsilons, options.pop("attack_options", {})),
         shown or [source],
         np.arange(N),
-        **{"seed": 0, "batch_size": 10, "num_classes": 3, "clock": matrix.Clock(), **options},
+        **{"seed": 0, "batch_size": 10, "clock": engine.Clock(), **options},
     )
 
 
@@ -75,7 +82,7 @@ class Squares:
 
 
 def run(*tasks, path, progress=lambda done: None):
-    matrix.run(tasks, None, Arrays(path), IMAGES, LABELS, progress)
+    engine.run(tasks, None, DiskArrays(path), IMAGES, LABELS, progress)
 
 
 @pytest.mark.parametrize("missing", [float("nan"), -1])
@@ -96,11 +103,11 @@ def test_a_task_that_dies_goes_on_behind_its_last_batch(dies, missing, tmp_path)
 
 def test_progress_rises_to_the_work_that_was_announced(tmp_path):
     tasks = [Squares("one"), Squares("two")]
-    assert matrix.work(tasks) == 2 * 3 * N
+    assert engine.work(tasks) == 2 * 3 * N
     for _ in range(2):  # those that are done count as well
         seen = []
         run(*tasks, path=tmp_path, progress=seen.append)
-        assert seen == sorted(seen) and seen[-1] == matrix.work(tasks)
+        assert seen == sorted(seen) and seen[-1] == engine.work(tasks)
 
 
 GRADIENTS = [
@@ -114,16 +121,16 @@ GRADIENTS = [
 
 @pytest.mark.parametrize(("name", "epsilons", "options", "count"), GRADIENTS)
 def test_gradients_of_an_image(name, epsilons, options, count):
-    assert matrix.Attack(name, epsilons, options).gradients == count
+    assert Attack(name, epsilons, options).gradients == count
     task = predictions("a", name, epsilons, shown=["a", "b"], attack_options=options)
     assert task.cost == pytest.approx(count + 2 * len(epsilons) / 3)
 
 
 def test_descent_is_announced_as_cheaper_than_the_grid():
-    grid = MNIST_GRID
+    grid = DATASETS["mnist"].grid
     descent, exhaustive = (
-        matrix.MinimalEpsilons(
-            "a", np.arange(3), grid=grid, search=search, iterations=2000, clock=matrix.Clock()
+        engine.MinimalEpsilons(
+            "a", np.arange(3), grid=grid, search=search, iterations=2000, clock=engine.Clock()
         )
         for search in ("descent", "grid")
     )
@@ -139,12 +146,13 @@ def test_images_in_memory_do_not_grow_with_epsilons(epsilons, batch_size):
     assert task.batch_size * epsilons <= max(4096, epsilons)
 
 
-def test_predictions_are_those_of_each_network_on_the_sources_images(tmp_path):
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_predictions_are_those_of_each_network_on_the_sources_images(where, tmp_path):
     functions = {"a": linear(0), "b": linear(1)}
     task = predictions("a", "iter_fgsm", (2.0, 40.0), shown=["b", "a"])
-    arrays = Arrays(tmp_path)
-    matrix.run([task], networks(functions), arrays, IMAGES, LABELS)
-    found = matrix.open_array(task, arrays)
+    arrays = DiskArrays(tmp_path) if where == "disk" else MemoryArrays()
+    engine.run([task], networks(functions), arrays, IMAGES, LABELS)
+    found = engine.open_array(task, arrays)
     assert found.shape == (2, 2, N) and found.dtype == np.int16
     for level, epsilon in enumerate((2, 40)):
         made = attacks.iter_fgsm(functions["a"], tf.constant(IMAGES), LABELS, epsilon)
@@ -155,7 +163,7 @@ def test_predictions_are_those_of_each_network_on_the_sources_images(tmp_path):
     assert all(seconds > 0 for seconds in task.clock.seconds.values())
 
 
-def test_a_network_without_gradient_keeps_its_images(tmp_path):
+def test_a_network_without_gradient_keeps_its_images():
     function = linear(2)
     quantised = networks({"a": lambda images: function(tf.round(images * 3) / 3)})
     logits = quantised.logits("a")
@@ -175,61 +183,58 @@ ZERO = {
 
 
 @pytest.mark.parametrize("case", ZERO)
-def test_zero_gradients_are_counted_for_both_losses(case, tmp_path):
+def test_zero_gradients_are_counted_for_both_losses(case):
     function, expected = ZERO[case]
     right = np.argmax(function(IMAGES), -1).astype("int32")  # what it is sure of
-    task = matrix.ZeroGradients("a", np.arange(N), 10)
-    matrix.run([task], networks({"a": function}), Arrays(tmp_path), IMAGES, right)
-    zero = matrix.open_array(task, Arrays(tmp_path)) == 1
+    task, arrays = engine.ZeroGradients("a", np.arange(N), 10), MemoryArrays()
+    engine.run([task], networks({"a": function}), arrays, IMAGES, right)
+    zero = engine.open_array(task, arrays) == 1
     assert tuple(zero.sum(axis=1)) == expected
 
 
 # Networks: which are loaded, and which are let go.
 
 
-@pytest.fixture
-def loaded(monkeypatch):
-    """How each network is loaded: its name, and which others were there at that moment."""
-    alive, record = {}, []
+def test_a_source_makes_room_before_the_next_is_loaded(monkeypatch, tmp_path):
+    paths = [tmp_path / name for name in "stu"]
+    for seed, path in enumerate(paths):
+        saved_model(path, linear(seed), (None, *SHAPE))
+    row = dataclasses.replace(
+        DATASETS["digits"], image_shape=SHAPE, crops=(SHAPE[0],), num_classes=3
+    )
+    found = load_networks(paths, row, setting="source", keep=False)
+    record, load, alive = [], engine.load_source, weakref.WeakValueDictionary()
 
-    def load(path):
-        record.append((path, sorted(name for name, network in alive.items() if network())))
-        made = network(path, linear(len(path)))
-        alive[path] = weakref.ref(made)
-        return made
+    def loading(path):
+        record.append((path.name, sorted(alive)))
+        alive[path.name] = source = load(path)
+        return source
 
-    monkeypatch.setattr(matrix, "load_source", load)
-    return record
-
-
-def test_a_source_makes_room_before_the_next_is_loaded(loaded, tmp_path):
-    functions = {name: linear(seed) for seed, name in enumerate(("a", "s", "ss", "sss"))}
-    among = networks(functions, kept="a")
+    monkeypatch.setattr(engine, "load_source", loading)
+    sources = {"a": network("a", linear(9)), **dict(zip(found.names, found.sources))}
+    among = engine.SavedNetworks(sources, SHAPE)
     tasks = [
         predictions(source, attack, shown=["a", source])
-        for source in ("s", "ss", "sss") for attack in ("step_fgsm", "step_ll")
+        for source in "stu" for attack in ("step_fgsm", "step_ll")
     ]  # fmt: skip
-    matrix.run(tasks, among, Arrays(tmp_path), IMAGES, LABELS)
-    assert loaded == [("s", []), ("ss", []), ("sss", [])]
-    matrix.run(tasks, among, Arrays(tmp_path), IMAGES, LABELS)
-    assert len(loaded) == 3  # nothing is to be done, so nothing is loaded
+    for _ in range(2):  # the second time nothing is to be done, so nothing is loaded
+        engine.run(tasks, among, DiskArrays(tmp_path), IMAGES, LABELS)
+        assert record == [("s", []), ("t", []), ("u", [])]
 
 
-@pytest.mark.parametrize(("name", "flag"), [("a", "target"), ("s", "source")])
+@pytest.mark.parametrize(("name", "setting"), [("a", "target"), ("s", "source")])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_are_refused_with_the_image(
-    name, flag, value, monkeypatch, tmp_path
-):
+def test_logits_that_are_no_numbers_are_refused_with_the_image(name, setting, value):
     def function(images):
         odd = tf.reduce_all(images == IMAGES[17], axis=[1, 2, 3])
         return tf.where(odd[:, None], value, linear(0)(images))
 
-    monkeypatch.setattr(matrix, "load_source", lambda path: network(path, function))
-    among = networks({"a": function, "s": function}, kept="a")
-    task = predictions(None, "clean", (0.0,), shown=[name])
-    with pytest.raises(InputError, match=f"--{flag}: {name} gives logits that .* for image 17;"):
-        matrix.run([task], among, Arrays(tmp_path), IMAGES, LABELS)
-    found = matrix.open_array(task, Arrays(tmp_path))[0, 0]
+    among = networks({"a": function, "s": function}, targets="a")
+    task, arrays = predictions(None, "clean", (0.0,), shown=[name]), MemoryArrays()
+    with pytest.raises(InputError, match=f"{name} gives logits that .* image 17") as error:
+        engine.run([task], among, arrays, IMAGES, LABELS)
+    assert error.value.setting == setting
+    found = engine.open_array(task, arrays)[0, 0]
     assert (found[:10] >= 0).all() and (found[10:] == -1).all()  # never as a class
 
 
@@ -277,7 +282,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(OSError, match="No space left") as error:
-        Arrays(tmp_path).open("a", (3,), "int16", -1)
+        DiskArrays(tmp_path).open("a", (3,), "int16", -1)
     assert error.value.filename == str(tmp_path / "a.npy")
     assert not list(tmp_path.iterdir())
 
@@ -302,12 +307,13 @@ DAMAGE = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_array_is_refused_and_left_as_it_is(case, tmp_path):
     damage, message = DAMAGE[case]
-    Arrays(tmp_path).open("a", (2, 60), "int16", -1)[...] = 1
+    DiskArrays(tmp_path).open("a", (2, 60), "int16", -1)[...] = 1
     file = tmp_path / "a.npy"
     damage(file)
     before = file.is_file() and file.read_bytes()
-    with pytest.raises(InputError, match=f"--output: .*a.npy .*{message}.*remove it to compute"):
-        Arrays(tmp_path).open("a", (2, 60), "int16", -1)
+    with pytest.raises(InputError, match=f"a.npy .*{message}.*remove it") as error:
+        DiskArrays(tmp_path).open("a", (2, 60), "int16", -1)
+    assert error.value.setting == "output"
     # NumPy's own map would fill up what was cut off, with zeros: everything of class 0.
     assert (file.is_file() and file.read_bytes()) == before
 
@@ -343,7 +349,7 @@ def fill(store, craft, batch=10):
 
 
 def store(base, **identity):
-    return matrix.ImageStore(base, "net-pgd", {"seed": 0, **identity}, (2, N, *SHAPE))
+    return ImageStore(base, "net-pgd", {"seed": 0, **identity}, (2, N, *SHAPE))
 
 
 def test_a_store_crafts_each_batch_once(tmp_path):
@@ -381,82 +387,135 @@ def test_a_store_that_is_killed_does_not_give_what_was_not_crafted(tmp_path):
     np.testing.assert_array_equal(full[0], IMAGES + np.float32(1))
 
 
-@pytest.mark.parametrize("size", [0, 100, 2000])
-def test_a_store_that_was_cut_short_is_refused(size, tmp_path):
+SPOILT = {
+    "cut": lambda file, record: os.truncate(file, 100),
+    "gone": lambda file, record: os.remove(file),
+    "no JSON": lambda file, record: record.write_text("{"),
+    "no object": lambda file, record: record.write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_store_that_is_damaged_is_refused(case, tmp_path):
     fill(store(tmp_path), Crafted())
-    os.truncate(store(tmp_path).path / "images.npy", size)
-    with pytest.raises(
-        InputError, match=r"--images_dir: .*net-pgd-.* cannot be read .*; remove it"
-    ):
-        store(tmp_path)
+    SPOILT[case](*(store(tmp_path).path / name for name in ("images.npy", "images.json")))
+    with pytest.raises(InputError, match=r"net-pgd-.* cannot be read .*; remove it") as error:
+        store(tmp_path).through(Crafted())
+    assert error.value.setting == "images_dir"
+
+
+def test_a_store_writes_nothing_before_it_is_used(tmp_path):
+    store(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # A report's directory.
 
-CONFIG = {"dataset": {"name": "digits"}, "seed": 1, "epsilon": [2.0, 4.0], "versions": {"a": "1"}}
+CONFIG = {
+    "dataset": {"name": "digits"}, "split": "test", "num_images": 9, "seed": 1, "batch_size": 5,
+    "target": {"a": "1f"}, "source": {}, "epsilon": [2.0, 4.0], "inference_noise": 0.0,
+    "attack": [["step_ll", {}], ["pgd", {"steps": 40, "step_size": None, "restarts": 5,
+                                         "objective": "margin"}], "cw_linf"],
+    "diagnosis_images": 0, "versions": {"a": "1"},
+}  # fmt: skip
+
+
+def begin(path, **changes):
+    """Open a report, with a configuration that 0.1.0 could have written."""
+    with Report(path).opened({**CONFIG, **changes}):
+        pass
 
 
 def test_a_report_is_held_by_one_process_until_it_is_closed(tmp_path):
-    report = Report(tmp_path / "deep" / "er")
-    report.open(CONFIG)
-    with pytest.raises(InputError, match=r"--output: .*er is in use by another process"):
-        Report(tmp_path / "deep" / "er").open(CONFIG)
     code = (
         "import sys; "
         "from cascade_keras.evaluation.report import Report; from cascade_keras.errors import *\n"
-        f"try: Report({str(report.path)!r}).open({CONFIG!r})\n"
-        "except InputError: sys.exit('tensorflow' in sys.modules or 7)"
+        f"try:\n  with Report({str(tmp_path / 'deep' / 'er')!r}).opened({CONFIG!r}): pass\n"
+        "except InputError: sys.exit(7)"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 7
-    report.close()
+    with Report(tmp_path / "deep" / "er").opened(CONFIG):
+        with pytest.raises(InputError, match="er is in use by another process") as error:
+            begin(tmp_path / "deep" / "er")
+        assert error.value.setting == "output"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 7
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    Report(tmp_path / "never").close()
-    assert not (tmp_path / "never").exists()
+
+
+PGD = {"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "setting", "words"),
     [
-        ({"seed": 2}, "--seed: .* was made with 1, now it is 2; name another --output"),
-        ({"epsilon": [2.0]}, r"--epsilon: .* was made with \[2.0, 4.0\], now it is \[2.0\]"),
-        ({"split": "test"}, '--split: .* was made with null, now it is "test"'),
-        ({"dataset": {"name": "x" * 200}}, r'--dataset: .* now it is {"name": "x+\.\.\.;'),
-        ({"versions": {"a": "2"}}, None),
-        ({"epsilon": (2, 4)}, None),
+        ({"seed": 2}, "seed", "was made with 1, now it is 2; name another"),
+        ({"epsilon": [2.0]}, "epsilon", r"was made with \[2.0, 4.0\], now it is \[2.0\]"),
+        ({"split": "train"}, "split", 'with "test", now it is "train"'),
+        ({"inference_noise": 4.0}, "inference_noise", "with 0.0, now it is 4.0"),
+        ({"dataset": {"name": "x" * 200}}, "dataset", r'now it is {"name": "x+\.\.\.;'),
+        ({"target": {"a": "2e"}}, "target", "was made with"),  # other weights
+        ({"target": {"a": "1f", "b": "2e"}}, "target", "was made with"),
+        ({"source": {"b": "2e"}}, "source", "was made with {}, now it is"),
+        ({"attack": [["step_ll", {}]]}, "attack", "was made with"),
+        ({"attack": [["step_ll", {}], ["pgd", {**PGD, "steps": 41}], "cw_linf"]}, "attack",
+         '"steps": 40.*now it is .*"steps": 41'),
+        ({"cw_images": 5}, "cw_images", "with null, now it is 5"),
+        ({"diagnosis_images": 5}, "diagnosis_images", "with 0, now it is 5"),
+        ({"versions": {"a": "2"}}, None, None),
+        ({"epsilon": (2, 4)}, None, None),
+        # Options that a report lacks are those that are the default now.
+        ({"attack": [["step_ll", {}], ["pgd", {"steps": 40}], "cw_linf"]}, None, None),
+    ],
+)  # fmt: skip
+def test_another_configuration_is_refused_by_the_setting_that_differs(
+    changes, setting, words, tmp_path
+):
+    begin(tmp_path / "r")
+    before = (tmp_path / "r" / "config.json").read_bytes()
+    if setting is None:
+        begin(tmp_path / "r", **changes)
+    else:
+        with pytest.raises(InputError, match=words) as error:
+            begin(tmp_path / "r", **changes)
+        assert error.value.setting == setting
+    assert (tmp_path / "r" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read"),
+        (json.dumps({"flags": {}}), "is a run"),
+        (json.dumps({**CONFIG, "patches": 3}), "has the setting 'patches', which this version"),
+        (json.dumps({**CONFIG, "format": 2}), "is of a newer format"),
     ],
 )
-def test_another_configuration_is_refused_by_the_flag_that_differs(change, message, tmp_path):
-    report = Report(tmp_path / "r")
-    report.open(CONFIG)
-    report.close()
-    before = (report.path / "config.json").read_bytes()
-    if message is None:
-        report.open({**CONFIG, **change})
-    else:
-        with pytest.raises(InputError, match=message):
-            report.open({**CONFIG, **change})
-    assert (report.path / "config.json").read_bytes() == before
+def test_a_configuration_that_is_not_understood_is_refused(content, words, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=words) as error:
+        begin(tmp_path)
+    assert error.value.setting == "output"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_what_a_kill_at_the_start_leaves_is_no_strangers(tmp_path):
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / ".lock").touch()
     (tmp_path / ".partial-config.json").write_text("{")
-    Report(tmp_path).open(CONFIG)
+    begin(tmp_path)
     assert not (tmp_path / ".partial-config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "saved_model.pb", "model.keras"])
-def test_a_directory_that_is_no_report_is_refused(name, tmp_path):
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=r"exists and is not a report .no config.json."):
-        Report(tmp_path).open(CONFIG)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+def test_a_directory_that_is_no_report_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not a report"):
+        begin(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_seconds_add_up_over_runs_and_report_json_is_written_last(tmp_path, monkeypatch):
+    begin(tmp_path)
     report = Report(tmp_path)
-    report.open(CONFIG)
     assert report.add_seconds({"crafting": 1.5, "classifying": 1.0})["crafting"] == 1.5
     assert report.add_seconds({"crafting": 2.0, "classifying": 0.0}) == {
         "crafting": 3.5,
@@ -471,17 +530,11 @@ def test_seconds_add_up_over_runs_and_report_json_is_written_last(tmp_path, monk
 
     monkeypatch.setattr(os, "replace", replacing)
     row = dict.fromkeys(("target", "source", "attack", "epsilon", "correct", "examples"), "x")
-    report.write({"results": [{**row, "accuracy": 5.0, "more": 1}]}, "# Ä\n")
+    row |= {"accuracy": 5.0, "options": {"steps": 5, "step_size": None, "restarts": 2}, "more": 1}
+    report.write({"results": [row]}, "# Ä\n")
     assert written == ["report.csv", "report.md", "report.json"] and report.finished
     assert (tmp_path / "report.md").read_text("utf-8") == "# Ä\n"
     assert (tmp_path / "report.csv").read_text().splitlines() == [
-        "target,source,attack,epsilon,correct,examples,accuracy", "x,x,x,x,x,x,5.0",
-    ]  # fmt: skip
-
-
-def test_a_map_is_written_through(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros(3))
-    opened = open_map(tmp_path / "a.npy")
-    opened[1] = 5
-    opened.flush()
-    assert np.load(tmp_path / "a.npy").tolist() == [0, 5, 0]
+        "target,source,attack,epsilon,correct,examples,accuracy,options",
+        'x,x,x,x,x,x,5.0,"steps 5, restarts 2"',
+    ]

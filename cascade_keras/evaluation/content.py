@@ -1,0 +1,102 @@
+"""What report.json holds, from the predictions that an evaluation computed; needs no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cascade_keras.attacks.specs import Attack
+from cascade_keras.evaluation import diagnosis, summary
+from cascade_keras.evaluation.cells import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What the tasks of an evaluation found.
+
+    Attributes:
+        labels: true classes, (count,).
+        predicted: of each cell that was asked for, the classes its target took the images for,
+            (count,).
+        minimal: of each target, the minimal epsilons of ``minimal_indices``, (n,); may be empty.
+        minimal_indices: (n,).
+        extra: as ``predicted``, of what the diagnosis asked for, on its images only.
+        gradients: of each target that is diagnosed, where they are zero.
+    """
+
+    labels: np.ndarray
+    predicted: Mapping[Cell, np.ndarray]
+    minimal: Mapping[str, np.ndarray]
+    minimal_indices: np.ndarray
+    extra: Mapping[Cell, np.ndarray]
+    gradients: Mapping[str, diagnosis.Gradients]
+
+    def correct(self, predicted: Mapping[Cell, np.ndarray]) -> dict[Cell, np.ndarray]:
+        """Return where predictions are right."""
+        return {cell: classes == self.labels[: len(classes)] for cell, classes in predicted.items()}
+
+
+def results(
+    found: Found,
+    targets: Sequence[str],
+    sources: Sequence[str],
+    thresholds: Sequence[float],
+    attacks: Sequence[Attack],
+) -> dict[str, list]:
+    """Return the accuracies and what follows from them, as report.json has it.
+
+    Args:
+        targets, sources: names.
+        thresholds: epsilons above which minimal epsilons are counted.
+        attacks: those that were asked for.
+    """
+    options = _options(attacks)
+    correct = found.correct(found.predicted)
+    shown = {cell: right for cell, right in correct.items() if cell.target in targets}
+    for attack in (name for name in options if not summary.gives_images(name)):
+        for target, epsilons in found.minimal.items():
+            for threshold in thresholds:
+                shown[Cell(target, target, attack, threshold)] = epsilons > threshold
+    return {
+        "results": summary.accuracies(shown, options),
+        "worst_case": summary.worst_cases(shown, options),
+        "transfer": summary.transfers(correct, options) if sources else [],
+        "cw_linf": summary.minimal_epsilons(found.minimal, thresholds),
+    }
+
+
+def diagnose(
+    found: Found, targets: Sequence[str], num_classes: int, attacks: Sequence[Attack]
+) -> dict[str, Any]:
+    """Return the findings, their sentences, and the accuracies that were measured for them.
+
+    Args:
+        attacks: all that were run.
+    """
+    extra = found.correct(found.extra)
+    # What was asked for has more images, and stronger attacks.
+    every = {**extra, **found.correct(found.predicted)}
+    every = {cell: right for cell, right in every.items() if cell.target in targets}
+    findings = diagnosis.diagnose(every, found.gradients, num_classes)
+    return {
+        "sentences": diagnosis.summary(findings, targets),
+        "findings": [
+            {
+                "target": finding.target,
+                "kind": finding.kind,
+                "sentence": finding.sentence,
+                "first": finding.first,
+                "second": finding.second,
+                "examples": finding.examples,
+            }
+            for finding in findings
+        ],
+        "results": summary.accuracies(extra, _options(attacks)),
+    }
+
+
+def _options(attacks: Sequence[Attack]) -> dict[str, Mapping]:
+    return {attack.name: attack.options for attack in attacks}

@@ -1,0 +1,208 @@
+"""All that an evaluation can be told, with what follows from the networks; needs no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cascade_keras.attacks.specs import ATTACKS, Attack
+from cascade_keras.data.specs import DATASETS, DatasetSpec
+from cascade_keras.errors import InputError
+from cascade_keras.files import named_twice
+from cascade_keras.provenance import recorded_dataset
+from cascade_keras.settings import (
+    EPSILON,
+    EPSILONS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Rule,
+    Settings,
+    setting,
+)
+
+_PGD, _CW, _AUTOATTACK = (ATTACKS[name].options for name in ("pgd", "cw_linf", "autoattack"))
+# The setting that gives an option of an attack; the options of other attacks are their rows'.
+_SETTINGS_OF_OPTIONS = {
+    "pgd": {
+        "steps": "pgd_steps",
+        "step_size": "pgd_step_size",
+        "restarts": "pgd_restarts",
+        "objective": "pgd_loss",
+    },
+    "autoattack": {"iterations": "autoattack_iterations", "queries": "autoattack_queries"},
+    "cw_linf": {"search": "cw_search", "images": "cw_images", "iterations": "cw_iterations"},
+}
+_EACH_ONCE = Rule(lambda v: bool(v) and len(set(v)) == len(v), "at least one attack, each once")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """What an evaluation is told; each field is a flag of ``bin/evaluate`` too.
+
+    None stands for what follows from the networks and their dataset, see ``resolved``.
+    """
+
+    # Which networks on which images.
+    target: tuple[str, ...] = setting((), "Networks that classify.")
+    source: tuple[str, ...] = setting(
+        (),
+        "Networks whose adversarial images are shown to every target (black box); default: each "
+        "target is its own source (white box).",
+    )
+    dataset: str | None = setting(
+        None,
+        "Whose images; default: what the first target learned.",
+        choices=lambda: DATASETS,
+    )
+    data_dir: str | None = setting(
+        None, "TensorFlow Datasets' directory.", path=True, operational=True
+    )
+    split: str = setting("test", "Of the dataset.", choices=("test", "train"))
+    num_images: int = setting(
+        1000, "First images of the split, at most as many as it has.", POSITIVE
+    )
+    inference_noise: float = setting(
+        0.0, "Add random signs of so many pixel values before a network.", EPSILON
+    )
+    seed: int = setting(0, "Of step_rand, pgd, autoattack and inference_noise.", SEED)
+    batch_size: int = setting(250, "Images at a time.", POSITIVE)
+
+    # Which attacks.
+    attack: tuple[str, ...] = setting(
+        ("step_ll", "step_fgsm", "iter_fgsm", "pgd"),
+        "White box or from the sources.",
+        _EACH_ONCE,
+        choices=lambda: ATTACKS,
+    )
+    epsilon: tuple[float, ...] | None = setting(
+        None, "One or several; default: the dataset's largest.", EPSILONS
+    )
+    pgd_steps: int = setting(_PGD["steps"], "Of each start.", POSITIVE)
+    pgd_step_size: float | None = setting(
+        _PGD["step_size"], "Default: 2.5 epsilon / steps.", POSITIVE
+    )
+    pgd_restarts: int = setting(_PGD["restarts"], "Random starts; the worst counts.", POSITIVE)
+    pgd_loss: str = setting(
+        _PGD["objective"], "What is ascended.", choices=("cross_entropy", "margin", "dlr")
+    )
+    cw_search: str = setting(
+        _CW["search"],
+        "descent: down from the best so far; grid: the published one, hours.",
+        choices=("descent", "grid"),
+    )
+    cw_images: int = setting(_CW["images"], "As many of each class as can be.", POSITIVE)
+    cw_threshold: tuple[float, ...] | None = setting(
+        None, "Epsilons that are counted above; default: epsilon.", EPSILONS
+    )
+    cw_iterations: int = setting(_CW["iterations"], "At most, for each constant and tau.", POSITIVE)
+    autoattack_iterations: int = setting(
+        _AUTOATTACK["iterations"], "Of each gradient attack in it.", POSITIVE
+    )
+    autoattack_queries: int = setting(
+        _AUTOATTACK["queries"], "Of the square attack in it.", POSITIVE
+    )
+    diagnosis_images: int = setting(
+        200, "Of the search for masked gradients; 0: none.", NOT_NEGATIVE
+    )
+
+    # What comes of it.
+    output: str | None = setting(
+        None,
+        "Directory; default: reports/NAME of the first target.",
+        path=True,
+        operational=True,
+    )
+    images_dir: str | None = setting(
+        None,
+        "Keep adversarial images here, and take those that are there.",
+        path=True,
+        operational=True,
+    )
+    confusion: bool = setting(False, "Write confusion matrices.", operational=True)
+    examples: int = setting(
+        0, "Draw so many misclassified images an attack.", NOT_NEGATIVE, operational=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("target", "source"):
+            twice = named_twice(getattr(self, name))
+            if twice is not None:
+                raise InputError(f"{twice} is named twice; name each network once", name)
+
+    def options(self, attack: str) -> dict[str, Any]:
+        """Return what an attack is given beside epsilons and seed."""
+        named = _SETTINGS_OF_OPTIONS.get(attack, {})
+        return {option: getattr(self, name) for option, name in named.items()}
+
+    def attack_at(self, name: str, epsilons: Sequence[float] | None = None) -> Attack:
+        """Return an attack as it is run here, at all epsilons when none are given."""
+        return Attack(name, self.epsilon if epsilons is None else epsilons, self.options(name))
+
+    def resolved(
+        self,
+        targets: Sequence | None = None,
+        sources: Sequence | None = None,
+        dataset: DatasetSpec | None = None,
+    ) -> EvaluationSettings:
+        """Return the settings with every None filled in that can be.
+
+        Args:
+            targets, sources: networks that were given beside the settings: paths or whatever has
+                a ``name`` and a ``provenance``.
+            dataset: the row of a dataset that was given beside the settings.
+
+        Raises:
+            InputError: there is no target, a network is not there, or none says what it learned.
+        """
+        networks = {"target": targets or self.target, "source": sources or self.source}
+        if not networks["target"]:
+            raise InputError("name at least one network", "target")
+        # Asked in any case: it refuses networks that are not there.
+        recorded = _recorded_dataset(networks)
+        name = self.dataset or (dataset.name if dataset else recorded)
+        if dataset is None and name not in DATASETS:
+            first = networks["target"][0]
+            raise InputError(
+                f"{first if _is_path(first) else _name(first)} does not record what it learned; "
+                f"name one of {', '.join(DATASETS)}",
+                "dataset",
+            )
+        row = dataset or DATASETS[name]
+        epsilon = tuple(sorted(set(self.epsilon or (row.max_epsilon,))))
+        return dataclasses.replace(
+            self,
+            dataset=name if name in DATASETS else None,
+            epsilon=epsilon,
+            cw_threshold=tuple(sorted(set(self.cw_threshold or epsilon))),
+            output=self.output or f"reports/{_name(networks['target'][0])}",
+        )
+
+    def small_epsilon(self) -> float | None:
+        """Return the smallest epsilon that is not 0 but below one pixel value, None without one."""
+        return min((epsilon for epsilon in self.epsilon or () if 0 < epsilon < 1), default=None)
+
+
+def _is_path(network) -> bool:
+    return isinstance(network, str | os.PathLike)
+
+
+def _recorded_dataset(networks: Mapping[str, Sequence]) -> str | None:
+    """Return what the first network learned that says so; those that are paths must be there."""
+    paths = {name: [n for n in given if _is_path(n)] for name, given in networks.items()}
+    recorded = recorded_dataset(paths)
+    in_memory = (n for given in networks.values() for n in given if not _is_path(n))
+    records = (getattr(network, "provenance", {}) for network in in_memory)
+    names = (record.get("dataset", {}).get("name") for record in records)
+    return next(filter(None, names), recorded)
+
+
+def _name(network) -> str:
+    """Return what a network is called, for the name of its report."""
+    if _is_path(network):
+        return pathlib.Path(network).expanduser().resolve().name
+    return getattr(network, "name", None) or getattr(network, "__name__", "network")

@@ -1,0 +1,212 @@
+"""A report as tables: Markdown, and the grid that programs print; from what report.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cascade_keras.attacks.specs import in_words
+from cascade_keras.evaluation.cells import CLEAN
+from cascade_keras.evaluation.summary import gives_images
+
+
+def markdown(content: Mapping) -> str:
+    """Return the report as Markdown, from what report.json holds."""
+    parts = [_heading(content), *content["notes"], _accuracy_table(content)]
+    parts += [_worst_case_table(content), _cw_table(content), _transfer_table(content)]
+    parts += [_diagnosis(content), _origin(content)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _heading(content: Mapping) -> str:
+    noise = content["inference_noise"]
+    return (
+        f"# Robustness: {', '.join(n['name'] for n in content['networks'] if n['target'])}\n\n"
+        f"Accuracy in per cent of the first {content['examples']:,} images of the "
+        f"{content['split']} split of {content['dataset']}, true labels, seed {content['seed']}, "
+        "epsilon in 0..255. "
+        + ("Black box: crafted from the sources." if content["sources"] else "White box.")
+        + (f" Random signs of {noise:g} are added before every network." if noise else "")
+    )
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
+    """Return a Markdown table; the first ``left`` columns are text."""
+    marks = ["---"] * left + ["---:"] * (len(headings) - left)
+    lines = [headings, marks, *rows]
+    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: source, attack and epsilon of each row, then a cell a target.
+
+    The lowest accuracy of a target at an epsilon is marked with a star; the last rows are the
+    images that withstand all attacks. Without other sources there is no column of sources.
+    """
+    targets = [network["name"] for network in content["networks"] if network["target"]]
+    black_box = bool(content["sources"])
+    rows: dict[tuple, dict[str, Mapping]] = {}
+    for record in content["results"]:
+        source = record["source"]
+        if not black_box or not gives_images(record["attack"]):
+            source = "" if record["attack"] == CLEAN else "itself"
+        key = (source, record["attack"], record["epsilon"])
+        rows.setdefault(key, {})[record["target"]] = record
+    lowest: dict[tuple[str, float], float] = {}
+    for record in content["results"]:
+        if gives_images(record["attack"]):
+            place = record["target"], record["epsilon"]
+            lowest[place] = min(record["accuracy"], lowest.get(place, 100.0))
+    lines = []
+    for (source, attack, epsilon), cells in rows.items():
+        shown = []
+        for target in targets:
+            record = cells.get(target)
+            if record is None:
+                shown.append("")
+                continue
+            worst = gives_images(attack) and record["accuracy"] == lowest[target, epsilon]
+            few = "" if record["examples"] == content["examples"] else f" / {record['examples']}"
+            shown.append(f"{record['accuracy']:.1f}{few}" + ("*" if worst else ""))
+        head = [source] * black_box + [attack, "" if attack == CLEAN else f"{epsilon:g}"]
+        lines.append([*head, *shown])
+    for epsilon in sorted({record["epsilon"] for record in content["worst_case"]}):
+        withstood = {
+            record["target"]: f"{record['accuracy']:.1f}"
+            for record in content["worst_case"]
+            if record["epsilon"] == epsilon
+        }
+        head = [""] * black_box + ["all of them", f"{epsilon:g}"]
+        lines.append([*head, *(withstood.get(target, "") for target in targets)])
+    return ["crafted from"] * black_box + ["attack", "epsilon", *targets], lines
+
+
+def _accuracy_table(content: Mapping) -> str:
+    headings, rows = grid(content)
+    text = table(headings, rows, left=headings.index("epsilon"))
+    return (
+        f"## Accuracy\n\n{text}\n\n\\* the strongest attack on the target at this epsilon. "
+        "A number after a slash is the number of images where it is not that of the others."
+        + _sentence(options_used(content["results"]))
+    )
+
+
+def options_used(records: Sequence[Mapping]) -> str:
+    """Return the attacks with options among records, such as ``pgd: steps 40, restarts 5``."""
+    used = {record["attack"]: in_words(record["options"]) for record in records}
+    return "; ".join(f"{attack}: {options}" for attack, options in used.items() if options)
+
+
+def _sentence(text: str) -> str:
+    return f" {text}." if text else ""
+
+
+def _worst_case_table(content: Mapping) -> str:
+    if not content["worst_case"]:
+        return ""
+    rows = [
+        [
+            record["target"],
+            _named(record["strongest"], record["target"]),
+            f"{record['epsilon']:g}",
+            f"{record['strongest']['accuracy']:.1f}",
+            f"{record['accuracy']:.1f}",
+        ]
+        for record in content["worst_case"]
+    ]
+    headings = ["target", "strongest attack", "epsilon", "its accuracy", "withstand all"]
+    return (
+        "## Worst case\n\nAn image withstands all if it is classified correctly under every attack "
+        f"above at its epsilon.\n\n{table(headings, rows, left=2)}"
+    )
+
+
+def _named(record: Mapping, target: str) -> str:
+    source = "itself" if record["source"] == target else record["source"]
+    return f"{record['attack']} from {source}"
+
+
+def _cw_table(content: Mapping) -> str:
+    if not content["cw_linf"]:
+        return ""
+    thresholds = [f"> {above['epsilon']:g}" for above in content["cw_linf"][0]["above"]]
+    rows = [
+        [
+            record["target"],
+            record["examples"],
+            *(above["count"] for above in record["above"]),
+            _rounded(record["mean"]),
+            _rounded(record["median"]),
+            record["misclassified_clean"],
+            record["not_found"],
+        ]
+        for record in content["cw_linf"]
+    ]
+    headings = ["target", "images", *thresholds, "mean", "median", "wrong when clean", "not found"]
+    return (
+        "## Minimal epsilon (Carlini and Wagner, L-infinity)\n\nImages whose minimal epsilon is "
+        f"above a threshold; mean and median of those found.\n\n{table(headings, rows)}"
+    )
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _transfer_table(content: Mapping) -> str:
+    if not content["transfer"]:
+        return ""
+    rows = [
+        [
+            record["source"],
+            record["target"],
+            record["attack"],
+            f"{record['epsilon']:g}",
+            f"{record['fooled_both']} / {record['fooled_source']}",
+            _rounded(record["rate"]),
+            f"{record['both_correct_fooled_both']} / {record['both_correct_fooled_source']}",
+            _rounded(record["both_correct_rate"]),
+        ]
+        for record in content["transfer"]
+    ]
+    headings = ["crafted from", "target", "attack", "epsilon", "fool both / source", "rate, %",
+                "both right when clean", "rate, %"]  # fmt: skip
+    return (
+        "## Transfer\n\nOf the images that fool their source, those that also fool the target; "
+        "then only of the images that both networks classify correctly when clean.\n\n"
+        + table(headings, rows, left=3)
+    )
+
+
+def _diagnosis(content: Mapping) -> str:
+    found = content["diagnosis"]
+    if not found:
+        return ""
+    lines = "\n".join(f"- {sentence}" for sentence in found["sentences"])
+    options = _sentence(options_used(found["results"]))
+    return (
+        f"## Can these numbers be trusted?\n\nWhite box, {found['examples']} images.{options}"
+        f"\n\n{lines}"
+    )
+
+
+def _origin(content: Mapping) -> str:
+    networks = [
+        [network["name"], network["path"], network["weights_hash"][:16]]
+        for network in content["networks"]
+    ]
+    attacks = [
+        "- " + ", ".join(filter(None, (attack["name"], in_words(attack["options"]))))
+        for attack in content["attacks"]
+    ]
+    crafting, classifying = (content["seconds"][key] for key in ("crafting", "classifying"))
+    return (
+        "## What was measured\n\n"
+        + table(["network", "path", "SHA-256 of its weights"], networks, left=3)
+        + "\n\n"
+        + "\n".join(attacks)
+        + f"\n\nSHA-256 of the dataset: {content['dataset_fingerprint'][:16]}. "
+        f"Crafting took {crafting:.0f} s, classifying {classifying:.0f} s. Versions: "
+        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+        + "."
+    )

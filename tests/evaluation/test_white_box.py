@@ -1,0 +1,116 @@
+"""One network under its own attacks, against closed forms and the attacks' own functions."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cascade_keras import attacks
+from cascade_keras.attacks.specs import ATTACKS, Attack
+from cascade_keras.evaluation import Result, WhiteBox, evaluate
+
+SHAPE, N, BATCH, SEED = (4, 4, 1), 90, 40, 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(size=(N, *SHAPE)).astype("float32")
+LABELS = (np.arange(N) % 2).astype("int32")
+WEIGHTS = RNG.normal(size=(16, 2)).astype("float32")
+
+
+def linear(images):
+    return tf.reshape(images, [-1, 16]) @ WEIGHTS
+
+
+def right(images):
+    """Which images a linear network of two classes takes for their true class, in NumPy."""
+    return np.argmax(images.reshape(-1, 16) @ WEIGHTS, -1) == LABELS[: len(images)]
+
+
+def closed_form(epsilon):
+    """FGSM's images: with two classes the gradient points along the other class's weights."""
+    away = np.sign(WEIGHTS[:, 1 - LABELS] - WEIGHTS[:, LABELS]).T.reshape(-1, *SHAPE)
+    return np.clip(IMAGES + np.float32(epsilon / 255) * away, 0, 1).astype("float32")
+
+
+def test_counts_are_those_of_closed_forms_at_all_epsilons():
+    asked = [Attack.clean(), Attack("step_fgsm", (4, 30)), Attack("iter_fgsm", (10,))]
+    found = WhiteBox(linear, SHAPE, asked, batch_size=BATCH)(IMAGES, LABELS)
+    # On a linear network many steps end where one does.
+    images = [IMAGES, closed_form(4), closed_form(30), closed_form(10)]
+    counts = [int(right(version).sum()) for version in images]
+    names = [("clean", 0.0), ("step_fgsm", 4.0), ("step_fgsm", 30.0), ("iter_fgsm", 10.0)]
+    assert found == [
+        Result(attack, epsilon, count, N, 100 * count / N, {})
+        for (attack, epsilon), count in zip(names, counts)
+    ]
+    assert len(set(counts)) == 4
+    one = evaluate(linear, IMAGES, LABELS, "step_fgsm", 30)
+    assert one == found[2] and evaluate(linear, IMAGES, LABELS, "clean", 30) == found[0]
+
+
+def test_noise_follows_from_seed_and_batch_and_results_say_their_options():
+    asked = [Attack("step_rand", (60,)), Attack("pgd", (20,), {"steps": 3, "restarts": 2})]
+    shown, versions = [], {}
+
+    def show(attack, first, made):
+        shown.append((attack.name, first, made.shape))
+        versions.setdefault(attack.name, []).append(made[0])
+
+    white_box = WhiteBox(linear, SHAPE, asked, seed=SEED, batch_size=BATCH)
+    found = white_box(IMAGES, LABELS, show=show)
+    assert shown == [
+        (name, first, (1, min(BATCH, N - first), *SHAPE))
+        for name in ("step_rand", "pgd") for first in range(0, N, BATCH)
+    ]  # fmt: skip
+    options = {"steps": 3, "restarts": 2, "objective": attacks.margin}
+    for name, epsilon, given in (("step_rand", 60, {}), ("pgd", 20, options)):
+        made = np.concatenate(versions[name])
+        by_hand = np.concatenate([
+            getattr(attacks, name)(linear, tf.constant(IMAGES[part]), LABELS[part], epsilon,
+                                   seed=(SEED, part.start), **given)
+            for part in (slice(first, first + BATCH) for first in range(0, N, BATCH))
+        ])  # fmt: skip
+        np.testing.assert_allclose(made, by_hand, atol=1e-6)
+    assert [result.correct for result in found] == [
+        int(right(np.concatenate(versions[name])).sum()) for name in ("step_rand", "pgd")
+    ]
+    assert found[1].options == {
+        "steps": 3, "step_size": None, "restarts": 2, "objective": "margin",
+    }  # fmt: skip
+    assert Attack("pgd", (1,)).options == ATTACKS["pgd"].options  # the one default
+
+
+def test_it_compiles_once_and_attacks_the_network_as_it_is_then():
+    scale, traced = tf.Variable(1.0), []
+
+    def function(images):
+        traced.append(images)
+        return scale * linear(images)
+
+    white_box = WhiteBox(function, SHAPE, [Attack("step_fgsm", (10,)), Attack.clean()])
+    before = [result.correct for result in white_box(IMAGES, LABELS)]
+    count = len(traced)
+    scale.assign(-1.0)
+    after = [result.correct for result in white_box(IMAGES[:50], LABELS[:50])]
+    assert len(traced) == count
+    assert before[1] == right(IMAGES).sum()
+    assert after[1] == (~right(IMAGES[:50])).sum()
+
+
+def test_progress_rises_to_the_work():
+    white_box = WhiteBox(linear, SHAPE, [Attack("iter_fgsm", (4, 8))], batch_size=BATCH)
+    seen = []
+    white_box(IMAGES, LABELS, progress=seen.append)
+    assert seen == sorted(seen) and seen[-1] == white_box.work(N) > N
+
+
+def test_logits_that_are_no_numbers_count_as_wrong():
+    def broken(images):
+        return tf.where(images[:, 0, 0] > 0.5, np.nan, linear(images))
+
+    (found,) = WhiteBox(broken, SHAPE, [Attack.clean()])(IMAGES, LABELS)
+    assert found.correct == (right(IMAGES) & (IMAGES[:, 0, 0, 0] <= 0.5)).sum() < N
+
+
+@pytest.mark.parametrize(("name", "options"), [("fgsm", {}), ("cw_linf", {}), ("pgd", {"k": 1})])
+def test_what_is_no_attack_at_given_epsilons_is_refused(name, options):
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        WhiteBox(linear, SHAPE, [Attack(name, (8,), options)])(IMAGES, LABELS)
