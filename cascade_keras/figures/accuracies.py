@@ -197,13 +197,13 @@ def _distance_weight(network: Source) -> float:
     weight = recipe.get("distance_weight")
     if not isinstance(weight, int | float):
         raise InputError(
-            f"{network.path} does not record its lambda_2 (distance_weight); name finished runs, "
+            f"{network} does not record its lambda_2 (distance_weight); name finished runs, "
             "or networks saved from them",
             "model",
         )
     if not has_distance(recipe.get("loss")):
         raise InputError(
-            f"{network.path} was trained with the loss {recipe.get('loss')}, which has no distance "
+            f"{network} was trained with the loss {recipe.get('loss')}, which has no distance "
             f"for lambda_2 to weigh; name runs of {' or '.join(filter(has_distance, LOSSES))}",
             "model",
         )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import re
 import textwrap
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # they import TensorFlow or matplotlib
 
     from cascade_keras.data import Dataset
     from cascade_keras.figures.plot import Arrays, Plot
-    from cascade_keras.sources import Source
+    from cascade_keras.sources import Network
 
 _FORMAT = 1  # of the arrays; those of another one are computed again
 SUFFIXES = (".npz", ".txt", ".png", ".pdf")
@@ -151,7 +152,7 @@ class Figure:
 
     Args:
         settings: what is drawn.
-        networks: loaded ones, in place of ``settings.model``.
+        networks: those in memory, in place of ``settings.model``; see ``sources.load_source``.
         dataset: one in memory, in place of ``settings.dataset``.
 
     Attributes:
@@ -175,7 +176,7 @@ class Figure:
         self,
         settings: FigureSettings,
         *,
-        networks: Sequence[Source] | None = None,
+        networks: Sequence[Network] | None = None,
         dataset: Dataset | None = None,
     ):
         if settings.figure is None:
@@ -217,14 +218,13 @@ class Figure:
             if named not in (None, self._dataset.name):
                 raise InputError(f"is {named}, but {self._dataset.name} is given", "dataset")
             return self._dataset.preset
-        recorded = recorded_dataset({"model": self.settings.model})
-        for network in self._given or ():
-            recorded = recorded or getattr(network, "provenance", {}).get("dataset", {}).get("name")
-        name = named or recorded
+        # That they are there is to be said before anything is loaded.
+        recorded = list(map(_recorded_dataset, self._models))
+        name = named or next(filter(None, recorded), None)
         if name not in DATASETS:
             first = self._models[0]
             raise InputError(
-                f"{getattr(first, 'path', first)} does not record what it learned; name one of "
+                f"{getattr(first, 'name', first)} does not record what it learned; name one of "
                 f"{', '.join(DATASETS)}",
                 "dataset",
             )
@@ -384,6 +384,13 @@ class Figure:
             "parameters": plot.parameters(),
         }
         return json.dumps(content, sort_keys=True)
+
+
+def _recorded_dataset(network: Network) -> str | None:
+    """Return the name of the dataset that a network learned, None where it is not recorded."""
+    if isinstance(network, str | os.PathLike):
+        return recorded_dataset({"model": [network]})
+    return getattr(network, "provenance", {}).get("dataset", {}).get("name")
 
 
 def _check_options(settings: FigureSettings, spec: FigureSpec) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -295,23 +294,6 @@ def test_loss_surface_has_the_steps_on_its_axes():
     np.testing.assert_allclose(loss[:, 0, 3], losses(both), rtol=1e-3)
     wrong = ONE(IMAGES).numpy().argmax(-1) != LABELS
     np.testing.assert_array_equal(margin[:, 1, 1] > 0, wrong)
-
-
-def test_a_real_network_is_left_as_it_was(digits, randomize):
-    """No moving statistic moves, and all batch sizes give the same numbers."""
-    from cascade_keras import models
-
-    network = randomize(models.build("resnet8", input_shape=(8, 8, 1), num_classes=10))
-    before = [np.array(variable) for variable in network.variables]
-    few = {"images": digits[0][:6], "labels": digits[1][:6]}
-    every, apart = (
-        computed("logits", [lambda images: network(images, training=False)], (0,), ["step_fgsm"],
-                 batch_size=size, **few)["true"]
-        for size in (128, 4)
-    )  # fmt: skip
-    np.testing.assert_allclose(every, apart, rtol=1e-4)
-    for variable, value in zip(network.variables, before):
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
 
 
 # What captions say of networks.
