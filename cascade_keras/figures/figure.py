@@ -168,7 +168,7 @@ class Figure:
 
         figure = Figure(FigureSettings(figure="accuracy_curve", model=["runs/a", "runs/b"]))
         figure.draw()               # figures/accuracy_curve.png, .pdf, .txt and .npz
-        figure.picture()            # matplotlib's, as a notebook shows it
+        figure.picture()            # matplotlib's Figure
         figure.arrays()["accuracy"] # (networks, attacks, epsilons), in per cent
     """
 
