@@ -50,88 +50,40 @@ def black_box(attack, own, *transferred):
 
 # What fires, the numbers of its sentence; and beside it what only looks like it.
 FIRES = {
-    "iterative": (
-        "iterative_weaker",
-        cells(step_fgsm_8=40, iter_fgsm_8=50, step_fgsm_16=48.5, iter_fgsm_16=61),
-        {},
-        "iter_fgsm at epsilon 16 leaves 61.0 %, the weaker step_fgsm 48.5 % (200 images)",
-    ),
-    "pgd": (
-        "iterative_weaker",
-        cells(step_fgsm_0=30, pgd_0=70),
-        {},
-        "pgd at epsilon 0 leaves 70.0 %, the weaker step_fgsm 30.0 %",
-    ),
-    "least likely": (
-        "iterative_weaker",
-        cells(step_ll_4=30, iter_ll_4=70),
-        {},
-        "iter_ll at epsilon 4 leaves 70.0 %, the weaker step_ll 30.0 %",
-    ),
-    "black box": (
-        "black_box_stronger",
-        black_box("iter_fgsm_8", 60, 50, 31.5),
-        {},
-        "iter_fgsm images at epsilon 8 leave 60.0 %, those of third 31.5 % (200 images)",
-    ),
-    "iterative black box near chance": (
-        "black_box_stronger",
-        black_box("pgd_8", 20, 2),
-        {},
-        "pgd images at epsilon 8 leave 20.0 %, those of other 2.0 %",
-    ),
-    "noise as strong": (
-        "noise_as_strong",
-        CLEAN | cells(step_rand_16=60, step_fgsm_16=59, step_rand_4=97, step_fgsm_4=97),
-        {},
-        "step_fgsm at epsilon 16 leaves 59.0 %, the random signs of step_rand 60.0 % of 98.0 %",
-    ),
-    "noise stronger": (
-        "noise_as_strong",
-        CLEAN | cells(step_rand_16=60, step_fgsm_16=80),
-        {},
-        "step_fgsm at epsilon 16 leaves 80.0 %, the random signs of step_rand 60.0 %",
-    ),
-    "survives": (
-        "survives_any_epsilon",
-        CLEAN | cells(pgd_255=70, iter_fgsm_255=30),
-        {},
-        "iter_fgsm at epsilon 255 leaves 30.0 % where about 0.0 %",
-    ),
-    "saturated": (
-        "zero_gradients",
-        cells(iter_fgsm_8=80, iter_margin_8=30, iter_fgsm_16=78.5, iter_margin_16=1),
-        zero(34, 0),
+    "iterative": ("iterative_weaker",
+        cells(step_fgsm_8=40, iter_fgsm_8=50, step_fgsm_16=48.5, iter_fgsm_16=61), {},
+        "iter_fgsm at epsilon 16 leaves 61.0 %, the weaker step_fgsm 48.5 % (200 images)"),
+    "pgd": ("iterative_weaker", cells(step_fgsm_0=30, pgd_0=70), {},
+        "pgd at epsilon 0 leaves 70.0 %, the weaker step_fgsm 30.0 %"),
+    "least likely": ("iterative_weaker", cells(step_ll_4=30, iter_ll_4=70), {},
+        "iter_ll at epsilon 4 leaves 70.0 %, the weaker step_ll 30.0 %"),
+    "black box": ("black_box_stronger", black_box("iter_fgsm_8", 60, 50, 31.5), {},
+        "iter_fgsm images at epsilon 8 leave 60.0 %, those of third 31.5 % (200 images)"),
+    "iterative black box near chance": ("black_box_stronger", black_box("pgd_8", 20, 2), {},
+        "pgd images at epsilon 8 leave 20.0 %, those of other 2.0 %"),
+    "noise as strong": ("noise_as_strong",
+        CLEAN | cells(step_rand_16=60, step_fgsm_16=59, step_rand_4=97, step_fgsm_4=97), {},
+        "step_fgsm at epsilon 16 leaves 59.0 %, the random signs of step_rand 60.0 % of 98.0 %"),
+    "noise stronger": ("noise_as_strong", CLEAN | cells(step_rand_16=60, step_fgsm_16=80), {},
+        "step_fgsm at epsilon 16 leaves 80.0 %, the random signs of step_rand 60.0 %"),
+    "survives": ("survives_any_epsilon", CLEAN | cells(pgd_255=70, iter_fgsm_255=30), {},
+        "iter_fgsm at epsilon 255 leaves 30.0 % where about 0.0 %"),
+    "saturated": ("zero_gradients",
+        cells(iter_fgsm_8=80, iter_margin_8=30, iter_fgsm_16=78.5, iter_margin_16=1), zero(34, 0),
         "zero for 34.0 % of the images, that of the margin for 0.0 % (200 images), and at "
         "epsilon 16 iter_fgsm leaves 78.5 %, iter_margin 1.0 % (200 images): the cross entropy "
-        "leads nowhere there, which usually means that the softmax is saturated",
-    ),
-    "not differentiable": (
-        "zero_gradients",
-        CLEAN,
-        zero(100, 100),
+        "leads nowhere there, which usually means that the softmax is saturated"),
+    "not differentiable": ("zero_gradients", CLEAN, zero(100, 100),
         "zero for 100.0 % of the images, that of the margin for 100.0 % (200 images): neither loss "
-        "leads anywhere there, which usually means that the network is not differentiable",
-    ),
-    "label leaking": (
-        "label_leaking",
-        cells(clean=90, step_fgsm_8=98),
-        {},
-        "step_fgsm at epsilon 8 leaves 98.0 %, no attack 90.0 % (200 images)",
-    ),
-    "overstates": (
-        "iterative_overstates",
-        cells(iter_fgsm_8=45, pgd_8=31),
-        {},
-        "iter_fgsm at epsilon 8 leaves 45.0 %, pgd 31.0 % (200 images)",
-    ),
-    "autoattack": (
-        "iterative_overstates",
-        cells(iter_fgsm_8=45, pgd_8=36, autoattack_8=left(25, 100)),
-        {},
-        "iter_fgsm at epsilon 8 leaves 90.0 %, autoattack 25.0 % (100 images)",
-    ),
-}
+        "leads anywhere there, which usually means that the network is not differentiable"),
+    "label leaking": ("label_leaking", cells(clean=90, step_fgsm_8=98), {},
+        "step_fgsm at epsilon 8 leaves 98.0 %, no attack 90.0 % (200 images)"),
+    "overstates": ("iterative_overstates", cells(iter_fgsm_8=45, pgd_8=31), {},
+        "iter_fgsm at epsilon 8 leaves 45.0 %, pgd 31.0 % (200 images)"),
+    "autoattack": ("iterative_overstates",
+        cells(iter_fgsm_8=45, pgd_8=36, autoattack_8=left(25, 100)), {},
+        "iter_fgsm at epsilon 8 leaves 90.0 %, autoattack 25.0 % (100 images)"),
+}  # fmt: skip
 SILENT = {
     "iterative slightly weaker": (cells(step_fgsm_16=50, iter_fgsm_16=54), {}),
     "iterative weaker by chance": (cells(step_fgsm_16=50, iter_fgsm_16=left(56, offset=50)), {}),
@@ -153,10 +105,7 @@ SILENT = {
     "noise harmless": (CLEAN | cells(step_rand_2=97, step_fgsm_2=97), {}),
     "noise near chance": (CLEAN | cells(step_rand_64=20, step_fgsm_64=22), {}),
     "too few images for noise": (
-        {
-            cell: values[::2]
-            for cell, values in (CLEAN | cells(step_rand_8=86, step_fgsm_8=80)).items()
-        },
+        {c: v[::2] for c, v in (CLEAN | cells(step_rand_8=86, step_fgsm_8=80)).items()},
         {},
     ),
     "falls at last": (CLEAN | cells(pgd_255=70, iter_fgsm_255=0), {}),
@@ -249,15 +198,7 @@ def test_order_and_summary():
 
 NAMES = [("clean", None, 0.0)] + [
     (attack, source, epsilon)
-    for attack in (
-        "step_fgsm",
-        "step_ll",
-        "step_rand",
-        "iter_fgsm",
-        "iter_ll",
-        "iter_margin",
-        "pgd",
-    )
+    for attack in ["step_fgsm", "step_ll", "step_rand", "iter_fgsm", "iter_ll", "iter_margin", "pgd"]
     for source in ("net", "other")
     for epsilon in (4.0, 16.0)
 ]
