@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.data.specs import DATASETS, DatasetSpec, look_up
 from cascade_keras.errors import InputError, about
-from cascade_keras.provenance import dataset_name, recorded_dataset
+from cascade_keras.provenance import recorded_dataset
 from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting
 
 if TYPE_CHECKING:
@@ -115,10 +114,7 @@ class Crafting:
         if self._given is not None:
             return self._given.preset
         name = self.settings.dataset
-        if isinstance(self._network, str | os.PathLike):
-            name = name or recorded_dataset({"source": [self._network]})
-        else:
-            name = name or dataset_name(getattr(self._network, "provenance", {}))
+        name = name or recorded_dataset({"source": [self._network]})
         if name is None:
             raise InputError(
                 f"{self._network} does not record what it learned; "

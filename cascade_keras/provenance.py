@@ -106,11 +106,12 @@ def dataset_name(provenance: Mapping) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def recorded_dataset(networks: Mapping[str, Sequence[str | os.PathLike]]) -> str | None:
+def recorded_dataset(networks: Mapping[str, Sequence]) -> str | None:
     """Return the dataset that the first network learned of which that is recorded.
 
     Args:
-        networks: for each setting the paths that it names.
+        networks: for each setting its networks: paths, or networks in memory, of which those say
+            something that have a ``provenance``.
 
     Raises:
         InputError: one of the networks is not there.
@@ -118,7 +119,8 @@ def recorded_dataset(networks: Mapping[str, Sequence[str | os.PathLike]]) -> str
     for setting, paths in networks.items():
         for path in paths:
             with about(setting):
-                name = dataset_name(locate(path).provenance)
+                known = locate(path) if isinstance(path, str | os.PathLike) else path
+            name = dataset_name(getattr(known, "provenance", {}))
             if name:
                 return name
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -18,7 +17,7 @@ from cascade_keras.evaluation.plan import CW, Plan
 from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.provenance import package_versions
-from cascade_keras.sources import Source
+from cascade_keras.sources import Network, Source
 
 # What a report says of a network's training.
 _RECIPE = ("model", "loss", "steps", "seed", "init_from", "cascade_source", "ensemble_source")
@@ -29,8 +28,8 @@ class Evaluation:
 
     Args:
         settings: see ``EvaluationSettings``.
-        targets, sources: networks instead of those that the settings name: paths, or ``Source``s
-            such as ``load_source`` returns.
+        targets, sources: networks instead of those that the settings name: paths, Keras models,
+            whatever ``load_source`` takes or returns.
         dataset: instead of the one that the settings name.
 
     Attributes:
@@ -60,8 +59,8 @@ class Evaluation:
         self,
         settings: EvaluationSettings,
         *,
-        targets: Sequence[str | os.PathLike | Source] | None = None,
-        sources: Sequence[str | os.PathLike | Source] | None = None,
+        targets: Sequence[Network] | None = None,
+        sources: Sequence[Network] | None = None,
         dataset: data.Dataset | None = None,
     ):
         self.settings = settings = settings.resolved(
@@ -215,7 +214,7 @@ def _record(name: str, source: Source, target: bool) -> dict:
     recipe = source.provenance.get("recipe", {})
     return {
         "name": name,
-        "path": str(source.path),
+        "path": str(source),
         "weights_hash": source.weights_hash,
         "recipe": {key: recipe[key] for key in _RECIPE if recipe.get(key)},
         "target": target,

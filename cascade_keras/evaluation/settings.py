@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cascade_keras.attacks.specs import ATTACKS, Attack
@@ -163,7 +163,9 @@ class EvaluationSettings(Settings):
         if not networks["target"]:
             raise InputError("name at least one network", "target")
         # Asked in any case: it refuses networks that are not there.
-        recorded = _recorded_dataset(networks)
+        recorded = recorded_dataset(networks)
+        if dataset is not None and self.dataset not in (None, dataset.name):
+            raise InputError(f"is {self.dataset}, but {dataset.name} is given", "dataset")
         name = self.dataset or (dataset.name if dataset else recorded)
         if dataset is None and name not in DATASETS:
             first = networks["target"][0]
@@ -189,16 +191,6 @@ class EvaluationSettings(Settings):
 
 def _is_path(network) -> bool:
     return isinstance(network, str | os.PathLike)
-
-
-def _recorded_dataset(networks: Mapping[str, Sequence]) -> str | None:
-    """Return what the first network learned that says so; those that are paths must be there."""
-    paths = {name: [n for n in given if _is_path(n)] for name, given in networks.items()}
-    recorded = recorded_dataset(paths)
-    in_memory = (n for given in networks.values() for n in given if not _is_path(n))
-    records = (getattr(network, "provenance", {}) for network in in_memory)
-    names = (record.get("dataset", {}).get("name") for record in records)
-    return next(filter(None, names), recorded)
 
 
 def _name(network) -> str:

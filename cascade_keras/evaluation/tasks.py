@@ -118,7 +118,7 @@ class SavedNetworks:
         if (classes == NOT_FINITE).any():
             worst = first + int(np.argwhere(classes == NOT_FINITE)[0, 1])
             raise InputError(
-                f"{source.path} gives logits that are not finite numbers for image {worst}; its "
+                f"{source} gives logits that are not finite numbers for image {worst}; its "
                 "numbers would mean nothing",
                 "target" if name in self._targets else "source",
             )

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
 import re
 import textwrap
@@ -219,7 +218,7 @@ class Figure:
                 raise InputError(f"is {named}, but {self._dataset.name} is given", "dataset")
             return self._dataset.preset
         # That they are there is to be said before anything is loaded.
-        recorded = list(map(_recorded_dataset, self._models))
+        recorded = [recorded_dataset({"model": [network]}) for network in self._models]
         name = named or next(filter(None, recorded), None)
         if name not in DATASETS:
             first = self._models[0]
@@ -384,13 +383,6 @@ class Figure:
             "parameters": plot.parameters(),
         }
         return json.dumps(content, sort_keys=True)
-
-
-def _recorded_dataset(network: Network) -> str | None:
-    """Return the name of the dataset that a network learned, None where it is not recorded."""
-    if isinstance(network, str | os.PathLike):
-        return recorded_dataset({"model": [network]})
-    return getattr(network, "provenance", {}).get("dataset", {}).get("name")
 
 
 def _check_options(settings: FigureSettings, spec: FigureSpec) -> None:

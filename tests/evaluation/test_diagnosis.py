@@ -198,7 +198,15 @@ def test_order_and_summary():
 
 NAMES = [("clean", None, 0.0)] + [
     (attack, source, epsilon)
-    for attack in ["step_fgsm", "step_ll", "step_rand", "iter_fgsm", "iter_ll", "iter_margin", "pgd"]
+    for attack in [
+        "step_fgsm",
+        "step_ll",
+        "step_rand",
+        "iter_fgsm",
+        "iter_ll",
+        "iter_margin",
+        "pgd",
+    ]
     for source in ("net", "other")
     for epsilon in (4.0, 16.0)
 ]

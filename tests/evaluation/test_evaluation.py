@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -95,6 +96,24 @@ def test_a_diagnosis_with_other_options_has_other_arrays(tmp_path):
     assert seen[0] < changed.work and before["results"] == after["results"]
     steps = {r["options"]["steps"] for r in after["diagnosis"]["results"] if r["options"]}
     assert steps == {2}
+
+
+def test_sources_may_be_keras_models_in_memory(tmp_path):
+    images = keras.Input(SHAPE)
+    dense = keras.layers.Dense(CLASSES, use_bias=False)
+    model = keras.Model(images, dense(keras.layers.Flatten()(images)), name="model")
+    dense.set_weights([WEIGHTS])
+    content = Evaluation(
+        settings(tmp_path, attack=["step_fgsm"], epsilon=[8]),
+        targets=[NETWORK], sources=[model], dataset=OWN,
+    ).run()  # fmt: skip
+    asked = [Attack("step_fgsm", (8,))]
+    (alone,) = WhiteBox(logits, SHAPE, asked)(PIXELS[:COUNT] / np.float32(255), LABELS[:COUNT])
+    assert [(r["source"], r["correct"]) for r in content["results"]] == [
+        (None, COUNT), ("model", alone.correct)]  # fmt: skip
+    with pytest.raises(InputError) as error:
+        Evaluation(settings(tmp_path, dataset="mnist"), targets=[NETWORK], dataset=OWN)
+    assert error.value.setting == "dataset"
 
 
 @pytest.mark.parametrize("epsilon", [(0.3, 8.0), (0.0, 8.0)])
