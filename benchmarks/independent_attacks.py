@@ -93,7 +93,7 @@ class Attack:
     @property
     def one_step(self) -> bool:
         """Whether it is one step as large as epsilon."""
-        return self.name in attacks.STEP_ATTACKS
+        return attacks.ATTACKS[self.name].trains
 
 
 def attacks_to_compare(epsilon: float, steps: int) -> list[Attack]:
@@ -211,11 +211,10 @@ def own_iterates(attack: Attack, logits_fn: attacks.LogitsFn, images, labels) ->
     """Return what our attack asks a gradient of, and last its result, each (batch, H, W, C)."""
     options: dict[str, Any] = {} if attack.one_step else {"steps": attack.steps}
     if attack.name == "pgd":
-        options |= {"seed": (SEED, 0), "random_start": False}
+        options |= {"seed": (SEED, 0), "random_start": False, "objective": "cross_entropy"}
     network = Recorder(logits_fn)
-    result = attacks.ATTACKS[attack.name](
-        network, tf.constant(images), tf.constant(labels, tf.int32), attack.epsilon, **options
-    )
+    batch = tf.constant(images), tf.constant(labels, tf.int32)
+    result = attacks.at_epsilon(attack.name, network, *batch, attack.epsilon, **options)
     before = int(attack.name == "iter_ll")  # it asks for the target first
     return [*network.iterates[before : before + attack.steps], result.numpy()]
 

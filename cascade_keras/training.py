@@ -8,13 +8,14 @@ import keras
 import tensorflow as tf
 
 from cascade_keras import attacks, cascade, draws, losses
+from cascade_keras.attacks import specs
 from cascade_keras.data.batching import Batch
 from cascade_keras.errors import InputError
 
 # What an argument given by name can be; numbers are checked in _check.
 CHOICES = {
     "loss": ("standard", "kurakin", "bidirectional", "pivot"),
-    "attack": tuple(attacks.STEP_ATTACKS),
+    "attack": specs.names(specs.ONE_STEP),
     "epsilon_sampling": draws.EPSILON_SAMPLINGS,
     "distance_norm": (1, 2),
     "embedding_normalization": ("none", "unit", "variance"),
@@ -93,7 +94,7 @@ class AdversarialTrainer(keras.Model):
         pivot_guard: "fixed_scale" takes from the pivot loss the gradient that makes all embeddings
             grow without bound, see ``losses.fix_scale``; "none" is the formula as printed.
         paired_weight: weight of clean images that have an adversarial partner in the cross entropy.
-        attack: name of a one-step attack of ``attacks.STEP_ATTACKS``.
+        attack: name of a one-step attack of ``attacks.ATTACKS``.
         epsilon_sampling: see ``draws.sample_epsilon``.
         per_pixel_epsilon: jitter epsilon by N(0, 1) in every value of an image.
         sparsity: per cent of the values of an image that the attack perturbs.
@@ -305,9 +306,9 @@ class AdversarialTrainer(keras.Model):
         return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
 
     def _attack(self, images, labels, epsilon, seed, logits_fn, **options):
-        if self.attack == "step_rand":
-            options["seed"] = seed
-        return attacks.STEP_ATTACKS[self.attack](logits_fn, images, labels, epsilon, **options)
+        return attacks.at_epsilon(
+            self.attack, logits_fn, images, labels, epsilon, seed=seed, **options
+        )
 
     def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
         return self(images, training=False)["logits"]

@@ -16,13 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks
+from cascade_keras.attacks.arguments import as_images, check_range
 from cascade_keras.errors import InputError
 
 TARGETS = 9  # classes that the published attack aims at
 BATCH_SIZE = 250
 _MISSING = (
-    "--attack: autoattack needs the Adversarial Robustness Toolbox; "
-    "pip install cascade_keras[autoattack]"
+    "autoattack needs the Adversarial Robustness Toolbox; pip install cascade_keras[autoattack]"
 )
 
 
@@ -90,12 +90,14 @@ def autoattack(
 
     Raises:
         InputError: ART is not installed.
+        ValueError: images that are not floats, or an epsilon that is negative, NaN or infinite.
     """
+    check_range(list(epsilons), "epsilons")
+    images, labels = as_images(images).numpy().astype(np.float32), np.asarray(labels)
     try:
         from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
     except ImportError as error:
-        raise InputError(_MISSING) from error
-    images, labels = np.asarray(images, np.float32), np.asarray(labels)
+        raise InputError(_MISSING, "attack") from error
     network = _estimator(logits_fn, images.shape[1:], num_classes, batch_size or BATCH_SIZE)
     logits = network.predict(images)
     correct = logits.argmax(axis=1) == labels

@@ -1,4 +1,4 @@
-"""Any attack at several epsilons, and the attacks by their names."""
+"""Any registered attack, at one epsilon or at several."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from cascade_keras.attacks import specs
+from cascade_keras.attacks.arguments import Signed, as_images, check_range
 from cascade_keras.attacks.iterative import iter_fgsm, iter_ll, ladder
-from cascade_keras.attacks.objectives import LogitsFn, cross_entropy, dlr, margin
-from cascade_keras.attacks.projected import pgd
-from cascade_keras.attacks.steps import step_both, step_fgsm, step_ll, step_rand
+from cascade_keras.attacks.margins import OBJECTIVES
+from cascade_keras.attacks.objectives import LogitsFn
+
+_LADDERS = {iter_fgsm: "iter_fgsm", iter_ll: "iter_ll"}
+
+
+def at_epsilon(
+    attack: str,
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilon,
+    *,
+    seed=None,
+    **options,
+) -> tf.Tensor:
+    """Return the images of any attack, as its own function returns them.
+
+    Args:
+        attack: the name of a row of ``specs.ATTACKS`` whose function takes tensors: one step,
+            iterative or a search.
+        logits_fn, images, labels, epsilon: as for ``step_fgsm``.
+        seed: two integers, given to the attacks that draw random numbers.
+        **options: of the attack; those not given are the row's. ``objective`` may be a name of
+            ``OBJECTIVES``.
+
+    Raises:
+        ValueError: another attack, or what the attack itself refuses.
+    """
+    spec = specs.look_up(attack, specs.image_attacks())
+    return spec.resolve()(logits_fn, images, labels, epsilon, **_arguments(spec, seed, options))
 
 
 def at_epsilons(
@@ -20,50 +50,50 @@ def at_epsilons(
     epsilons: Sequence[float],
     *,
     seed=None,
+    signed: bool = False,
     **options,
 ) -> tf.Tensor:
     """Return the images of any attack for several epsilons, computing what they share once.
 
-    The iterative attacks climb the ``ladder``; the one-step attacks take a single gradient; pgd
-    shares nothing, as its step and its starts depend on epsilon.
+    One-step attacks take a single gradient and ``iter_fgsm`` and ``iter_ll`` climb the ``ladder``;
+    the others share nothing, as the steps and starts of pgd depend on epsilon.
 
     Args:
-        attack: a name of ``ATTACKS``.
-        logits_fn, images, labels: as for ``step_fgsm``.
         epsilons: in 0..255 units, in any order.
-        seed: of step_rand and pgd, two integers; the others do not use it.
-        **options: of the attack, such as ``objective`` or ``restarts``.
+        signed: whether one-step attacks may be given negative epsilons, which are steps to the
+            other side.
+        Others as for ``at_epsilon``.
 
     Returns:
         (len(epsilons), batch, H, W, C), in the order of ``epsilons``.
 
     Raises:
-        ValueError: no epsilon, or an unknown attack.
+        ValueError: no epsilon, one outside its range, or what ``at_epsilon`` refuses.
     """
-    if not len(epsilons):
+    spec = specs.look_up(attack, specs.image_attacks())
+    images, values = as_images(images), list(epsilons)
+    if not values:
         raise ValueError("epsilons must name at least one epsilon")
-    if attack not in ATTACKS:
-        raise ValueError(f"attack {attack!r} is none of {', '.join(ATTACKS)}")
-    if attack in ITERATIVE_ATTACKS:
-        return ladder(logits_fn, images, labels, epsilons, attack=attack, **options)
-    if attack in RANDOM_ATTACKS:
-        options["seed"] = seed
-    if attack in STEP_ATTACKS:
-        versions = tf.reshape(tf.constant(list(epsilons), tf.float32), [-1, 1, 1, 1, 1])
-        return STEP_ATTACKS[attack](logits_fn, images, labels, versions, **options)
+    check_range(values, "epsilons", signed=signed and spec.kind == specs.ONE_STEP)
+    if spec.kind == specs.ONE_STEP:
+        versions = tf.reshape(tf.constant(values, tf.float32), [-1, 1, 1, 1, 1])
+        versions = Signed(versions) if signed else versions
+        return at_epsilon(attack, logits_fn, images, labels, versions, seed=seed, **options)
+    if spec.resolve() in _LADDERS:
+        name = _LADDERS[spec.resolve()]
+        arguments = _arguments(spec, seed, options)
+        return ladder(logits_fn, images, labels, values, attack=name, **arguments)
     return tf.map_fn(
-        lambda epsilon: ATTACKS[attack](logits_fn, images, labels, epsilon, **options),
-        tf.constant(list(epsilons), images.dtype),
+        lambda epsilon: at_epsilon(
+            attack, logits_fn, images, labels, epsilon, seed=seed, **options
+        ),
+        tf.constant(values, images.dtype),
     )
 
 
-STEP_ATTACKS = {
-    "step_ll": step_ll,
-    "step_fgsm": step_fgsm,
-    "step_both": step_both,
-    "step_rand": step_rand,
-}
-ITERATIVE_ATTACKS = {"iter_ll": iter_ll, "iter_fgsm": iter_fgsm}
-ATTACKS = {**STEP_ATTACKS, **ITERATIVE_ATTACKS, "pgd": pgd}
-RANDOM_ATTACKS = ("step_rand", "pgd")  # those that take a seed
-OBJECTIVES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+def _arguments(spec: specs.AttackSpec, seed, options: dict) -> dict:
+    """Return what a row's function is called with beside the images, labels and epsilon."""
+    arguments = {**spec.options, **options, **spec.fixed}
+    if isinstance(arguments.get("objective"), str):
+        arguments["objective"] = OBJECTIVES[arguments["objective"]]
+    return {**arguments, "seed": seed} if spec.seeded else arguments

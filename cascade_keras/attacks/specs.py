@@ -17,7 +17,7 @@ from typing import Any
 
 # What a row's function is, and so how it is called for several epsilons at once.
 ONE_STEP = "one step"  # f(logits_fn, images, labels, epsilon): a training attack too
-ITERATIVE = "iterative"  # whole-pixel steps whose first ones several epsilons share: see ladder
+ITERATIVE = "iterative"  # whole-pixel steps; those of iter_fgsm and iter_ll share them: see ladder
 SEARCH = "search"  # one epsilon at a time, a compiled function of tensors
 SUITE = "suite"  # one epsilon at a time, a Python function of arrays
 MINIMAL = "minimal"  # the smallest epsilon of each image instead of images at given ones
@@ -29,8 +29,8 @@ _AUTOATTACK_STAGES = 10  # that take gradients
 
 
 def iteration_count(epsilon: float) -> int:
-    """Return N = floor(min(eps + 4, 1.25 eps)), the paper's number of steps."""
-    return math.floor(min(epsilon + 4, 1.25 * epsilon))
+    """Return N = floor(min(eps + 4, 1.25 eps)), at least 1 above 0: see ``iterations``."""
+    return max(math.floor(min(epsilon + 4, 1.25 * epsilon)), int(epsilon > 0))
 
 
 def ladder_gradients(epsilons: Sequence[float]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import draws
-from cascade_keras.attacks.objectives import PIXEL_LEVELS
+from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.data.datasets import centre_crop
 from cascade_keras.errors import InputError
 

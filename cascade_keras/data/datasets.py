@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cascade_keras.attacks.objectives import PIXEL_LEVELS
+from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.data.specs import DatasetSpec, look_up
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand

@@ -30,6 +30,7 @@ def crafter(
     *,
     seed: int = 0,
     num_classes: int | None = None,
+    signed: bool = False,
     **options,
 ) -> Craft:
     """Return the function that makes an attack's images of one batch at every epsilon, compiled.
@@ -44,6 +45,7 @@ def crafter(
         attack: "clean" or the name of a row of ``attacks.specs.ATTACKS``.
         epsilons: in 0..255 units.
         seed: of the attacks that draw random numbers.
+        signed: whether one-step attacks may be given negative epsilons, steps to the other side.
         num_classes: of the logits; None finds out, where an attack asks.
         **options: of the attack; those not given are the row's.
 
@@ -61,21 +63,16 @@ def crafter(
             logits_fn, images, labels, epsilons, seed=seed + first, num_classes=classes, **options
         )
 
-    if spec.fixed:
-        options |= spec.fixed
-    if isinstance(options.get("objective"), str):
-        options["objective"] = attacks.OBJECTIVES[options["objective"]]
-    name = "iter_fgsm" if attack == "iter_margin" else attack
-
     @tf.function
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         return attacks.at_epsilons(
-            name,
+            attack,
             logits_fn,
             images,
             labels,
             epsilons,
             seed=draws.attack_seed(seed, first),
+            signed=signed,
             **options,
         )
 

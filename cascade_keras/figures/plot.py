@@ -112,6 +112,7 @@ class Plot(abc.ABC):
             attack.name,
             attack.epsilons,
             seed=self.settings.seed,
+            signed=True,  # a negative epsilon is a step to the other side
             **attack.options,
         )
 

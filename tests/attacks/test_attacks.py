@@ -12,7 +12,9 @@ from cascade_keras import attacks, draws, models
 
 CLASSES = 10
 PAPER_ITERATIONS = (1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 20)
-ATTACKS = {**attacks.STEP_ATTACKS, **attacks.ITERATIVE_ATTACKS}
+STEP_ATTACKS = attacks.specs.names(attacks.specs.ONE_STEP)
+ITERATIVE_ATTACKS = ("iter_fgsm", "iter_ll")
+ATTACKS = (*STEP_ATTACKS, *ITERATIVE_ATTACKS)
 GRADIENT_ATTACKS = [name for name in ATTACKS if name != "step_rand"]
 ONE_STEP_GRADIENT_ATTACKS = ["step_ll", "step_fgsm", "step_both"]
 
@@ -22,7 +24,7 @@ all_attacks = pytest.mark.parametrize("name", ATTACKS)
 def craft(name, logits_fn, images, labels, epsilon, **options):
     if name == "step_rand":
         options.setdefault("seed", (3, 4))
-    return ATTACKS[name](logits_fn, images, labels, epsilon, **options)
+    return attacks.at_epsilon(name, logits_fn, images, labels, epsilon, **options)
 
 
 def _smooth_network():
@@ -425,7 +427,7 @@ def craft_targeted(images, target):
 # Sparsity.
 
 
-@pytest.mark.parametrize("name", attacks.STEP_ATTACKS)
+@pytest.mark.parametrize("name", STEP_ATTACKS)
 @pytest.mark.parametrize(
     ("sparsity", "perturbed"), [(0.1, 1), (5, 3), (25, 16), (50, 32), (99, 63), (100, 64)]
 )
@@ -453,7 +455,7 @@ def test_sparsity_keeps_the_largest_gradients(name, sparsity, interior):
         assert size[moved].min() > size[~moved].max()
 
 
-@pytest.mark.parametrize("name", attacks.STEP_ATTACKS)
+@pytest.mark.parametrize("name", STEP_ATTACKS)
 @pytest.mark.parametrize("sparsity", [0, -1, 100.5])
 def test_sparsity_out_of_range_is_refused(name, sparsity, batch):
     with pytest.raises(ValueError, match="sparsity"):
@@ -479,7 +481,7 @@ def test_iterations_are_the_papers(epsilon, expected):
     np.testing.assert_array_equal(steps, expected)
 
 
-@pytest.mark.parametrize("name", attacks.ITERATIVE_ATTACKS)
+@pytest.mark.parametrize("name", ITERATIVE_ATTACKS)
 @pytest.mark.parametrize("epsilon", [1, 4, 76.5])
 def test_default_steps_are_the_papers(name, epsilon, batch):
     np.testing.assert_array_equal(
@@ -488,7 +490,7 @@ def test_default_steps_are_the_papers(name, epsilon, batch):
     )
 
 
-@pytest.mark.parametrize("name", attacks.ITERATIVE_ATTACKS)
+@pytest.mark.parametrize("name", ITERATIVE_ATTACKS)
 @pytest.mark.parametrize("network", ["smooth", "resnet"])
 def test_iterates_do_not_depend_on_how_far_the_ball_reaches(name, network, logits_fns, batch):
     """With alpha = 1 the first e steps are the same image for every epsilon >= e."""
@@ -502,7 +504,7 @@ def test_iterates_do_not_depend_on_how_far_the_ball_reaches(name, network, logit
             np.testing.assert_array_equal(first, other)
 
 
-@pytest.mark.parametrize("name", attacks.ITERATIVE_ATTACKS)
+@pytest.mark.parametrize("name", ITERATIVE_ATTACKS)
 def test_iterates_of_whole_pixels_are_whole_pixels(name, digits):
     images = tf.constant(np.round(digits[0][:16] * 255).astype("float32") / np.float32(255))
     epsilon = np.arange(1, 17, dtype="float32")

@@ -148,5 +148,5 @@ def test_targeted_dlr():
 
 def test_without_art_one_line_says_what_to_install(monkeypatch, batch):
     monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)
-    with pytest.raises(InputError, match=r"--attack: .*pip install cascade_keras\[autoattack\]"):
+    with pytest.raises(InputError, match=r"^attack: .*pip install cascade_keras\[autoattack\]"):
         craft(None, batch)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.peers import art_classifier
 
 from cascade_keras.attacks import carlini_wagner as cw
 
@@ -204,7 +205,6 @@ def test_descent_is_no_larger_than_the_grid(trained, descended):
 def test_descent_is_no_larger_than_that_of_art(trained, descended):
     pytest.importorskip("art")
     from art.attacks.evasion import CarliniLInfMethod
-    from test_attacks import art_classifier
 
     logits_fn, images, labels = trained
     count = 2

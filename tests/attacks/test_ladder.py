@@ -72,7 +72,7 @@ def counting(logits_fn):
 
 
 def alone(attack, logits_fn, images, labels, epsilon, **options):
-    return attacks.ITERATIVE_ATTACKS[attack](logits_fn, images, labels, epsilon, **options)
+    return attacks.at_epsilon(attack, logits_fn, images, labels, epsilon, **options)
 
 
 # The same images.
@@ -170,7 +170,7 @@ def test_the_objective_reaches_the_attack(batch):
         ((16, 4, 4, 2, 16), "iter_ll", False, 16 + 0 + 1 + 4),
         ((76.5,), "iter_fgsm", True, 80),
         ((0.9, 2.5), "iter_fgsm", False, 1 + 3),
-        ((0.3, 0.7, 0), "iter_fgsm", False, 0),
+        ((0.3, 0.7, 0), "iter_fgsm", False, 1 + 1 + 0),
     ],
     ids=str,
 )
@@ -216,14 +216,14 @@ def test_any_attack_at_several_epsilons(attack, options, gradients, batch):
     assert int(taken) == gradients * len(batch[0])
     assert versions.shape == (4, *batch[0].shape)
     for version, epsilon in zip(versions, epsilons):
-        expected = attacks.ATTACKS[attack](smooth, *batch, epsilon, **options)
+        expected = attacks.at_epsilon(attack, smooth, *batch, epsilon, **options)
         np.testing.assert_array_equal(version, expected)
 
 
 # An epsilon for each image, or each pixel.
 
 OWN = np.array([4, 0, 16, 1, 0.3, 2.5])
-OWN_ITERATIONS = 5 + 0 + 20 + 1 + 0 + 3
+OWN_ITERATIONS = 5 + 0 + 20 + 1 + 1 + 3
 
 
 @pytest.mark.parametrize("shape", ["image", "pixel"])
@@ -316,7 +316,7 @@ def test_bad_arguments_of_the_ladder_are_refused(epsilons, attack, message, batc
         attacks.ladder(smooth, *batch, epsilons, attack=attack)
 
 
-@pytest.mark.parametrize("attack", attacks.ATTACKS)
+@pytest.mark.parametrize("attack", attacks.specs.image_attacks())
 def test_no_epsilon_is_refused(attack, batch):
     with pytest.raises(ValueError, match="at least one epsilon"):
         attacks.at_epsilons(attack, smooth, *batch, [], seed=(3, 4))

@@ -184,18 +184,13 @@ def black(trained):
 
 def by_hand(attack, epsilon, network, images, labels):
     """Return an attack's images, batch by batch, from the functions of ``attacks`` alone."""
-    name = "iter_fgsm" if attack == "iter_margin" else attack
     made = []
     for first in range(0, len(images), BATCH):
         part = slice(first, first + BATCH)
-        options = {"seed": (SEED, first)} if name in attacks.RANDOM_ATTACKS else {}
-        if name == "pgd":
-            options |= {"steps": 5, "restarts": 2}
-        if attack in ("iter_margin", "pgd"):
-            options["objective"] = attacks.margin
-        function = getattr(attacks, name)
+        options = {"steps": 5, "restarts": 2} if attack == "pgd" else {}
+        batch = tf.constant(images[part]), labels[part], epsilon
         made.append(
-            function(network.logits, tf.constant(images[part]), labels[part], epsilon, **options)
+            attacks.at_epsilon(attack, network.logits, *batch, seed=(SEED, first), **options)
         )
     return np.concatenate(made)
 

@@ -9,7 +9,7 @@ from support.plots import plot, source
 
 from cascade_keras import attacks, draws
 from cascade_keras.attacks.carlini_wagner import CarliniWagner
-from cascade_keras.attacks.specs import Attack, Grid, look_up
+from cascade_keras.attacks.specs import Attack, Grid
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.figures.captions import OTHER, SAME, UNKNOWN, compare_initialisation
 from cascade_keras.figures.measures import pearson, project
@@ -45,9 +45,9 @@ def computed(figure, networks, epsilons, attacks=(), progress=lambda done: None,
 
 def attacked(network, name, epsilon, seed=0, **options):
     """The attack's own function, on all images at once."""
-    spec = look_up(name)
-    own = {"seed": [seed, 0]} if spec.seeded else {}
-    return spec.resolve()(network, IMAGES, LABELS, epsilon, **own, **spec.fixed, **options).numpy()
+    epsilon = epsilon if epsilon >= 0 else attacks.Signed(epsilon)
+    batch = network, IMAGES, LABELS, epsilon
+    return attacks.at_epsilon(name, *batch, seed=[seed, 0], **options).numpy()
 
 
 def correct(network, images):

@@ -79,8 +79,8 @@ def crafted_alone(attack, epsilon, count=COUNT, shard_size=SHARD, seed=0):
         shard = slice(first, first + shard_size)
         options = {"seed": [seed, first]} if attack == "step_rand" else {}
         floats = tf.constant(images[shard].astype(np.float32) / np.float32(255))
-        adversarial = attacks.ATTACKS[attack](
-            network, floats, labels[shard], float(epsilon), **options
+        adversarial = attacks.at_epsilon(
+            attack, network, floats, labels[shard], float(epsilon), **options
         )
         stored.append(np.round(255 * adversarial.numpy()).astype(np.uint8))
     return np.concatenate(stored)
@@ -123,7 +123,9 @@ def path(finished, tmp_path):
 # Crafting.
 
 
-@pytest.mark.parametrize("attack", [*attacks.STEP_ATTACKS, *attacks.ITERATIVE_ATTACKS])
+@pytest.mark.parametrize(
+    "attack", [name for name, row in attacks.ATTACKS.items() if row.whole_pixels]
+)
 def test_a_bank_holds_the_images_crafted_alone(attack, tmp_path):
     bank, told = craft(tmp_path / "new" / "bank", attack=attack, seed=7)
 

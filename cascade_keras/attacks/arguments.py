@@ -1,0 +1,88 @@
+"""Images, epsilons and step sizes as attacks are given them: units, shapes, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+PIXEL_LEVELS = 255.0
+
+
+class Signed(NamedTuple):
+    """An epsilon that may be negative: a one-step attack then steps to the other side."""
+
+    epsilon: Any
+
+
+def as_images(images) -> tf.Tensor:
+    """Return the images as a tensor; raise ValueError where they are whole numbers."""
+    images = tf.convert_to_tensor(images)
+    if not images.dtype.is_floating:
+        raise ValueError(
+            f"images must be floats in [0, 1], got {images.dtype.name}; divide pixel values by 255"
+        )
+    return images
+
+
+def as_float(number) -> tf.Tensor:
+    """Return numbers as a tensor of floats: whole ones in float32, others in their own type."""
+    number = tf.convert_to_tensor(number, dtype_hint=tf.float32)
+    return tf.cast(number, tf.float32) if number.dtype.is_integer else number
+
+
+def to_unit_range(epsilon) -> tf.Tensor:
+    """Convert epsilon or a step size from pixel units of 0..255 to the [0, 1] range of images."""
+    return as_float(epsilon) / PIXEL_LEVELS
+
+
+def check_range(value, name: str, *, signed: bool = False) -> None:
+    """Raise ValueError if an epsilon or step size is negative, NaN or infinite.
+
+    Only a value that is known is checked: a number, an array, an eager or a constant tensor. What
+    an attack makes of such an epsilon in another tensor of a graph is not defined.
+
+    Args:
+        signed: whether it may be negative.
+    """
+    known = tf.get_static_value(value) if tf.is_tensor(value) else value
+    if known is None:
+        return
+    known = np.asarray(known, np.float64)
+    bad = known[~np.isfinite(known) | ((known < 0) & (not signed))]
+    if bad.size:
+        expected = "finite" if signed else "finite and 0 or above"
+        raise ValueError(f"{name} must be {expected}, in 0..255 units, got {bad.flat[0]:g}")
+
+
+def per_image(epsilon, images: tf.Tensor, name: str = "epsilon", *, signed: bool = False):
+    """Return an epsilon or step size in a shape that broadcasts against the images.
+
+    Args:
+        epsilon: a scalar, (batch,), (batch, H, W, C), or (count, 1, 1, 1, 1), which makes ``count``
+            versions of each image.
+        signed: whether it may be ``Signed``.
+
+    Raises:
+        ValueError: another shape, or ``check_range`` refuses it.
+    """
+    if isinstance(epsilon, Signed):
+        if not signed:
+            raise ValueError(f"{name} must not be Signed: only a single step has another side")
+        epsilon = epsilon.epsilon
+        check_range(epsilon, name, signed=True)
+    else:
+        check_range(epsilon, name)
+    epsilon = tf.cast(tf.convert_to_tensor(epsilon), images.dtype)
+    shape, rank = epsilon.shape, images.shape.rank
+    if shape.rank == 1 and shape.is_compatible_with(images.shape[:1]):
+        return tf.reshape(epsilon, [-1, *([1] * (rank - 1))])
+    each_pixel = shape.rank == rank and shape.is_compatible_with(images.shape)
+    versions = shape.rank == rank + 1 and shape[1:].num_elements() == 1
+    if shape.rank == 0 or each_pixel or versions:
+        return epsilon
+    raise ValueError(
+        f"{name} must be a scalar, have one number an image (batch,), or one a pixel "
+        f"(batch, height, width, channels); got shape {shape} for images {images.shape}"
+    )

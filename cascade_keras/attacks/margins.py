@@ -1,0 +1,41 @@
+"""Objectives that do not saturate, for attacks stronger than the paper's."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from cascade_keras.attacks.objectives import Objective, cross_entropy
+
+
+def margin(labels: tf.Tensor) -> Objective:
+    """Return logits -> largest other logit minus the labelled one, (batch, classes) -> (batch,).
+
+    Positive where the image is misclassified. Unlike the cross entropy it does not saturate, so
+    its gradient stays informative when the logits are large (Carlini & Wagner, 2017).
+    """
+
+    def objective(logits: tf.Tensor) -> tf.Tensor:
+        labelled = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False)
+        true_logit = tf.gather(logits, labels, batch_dims=1)
+        others = tf.where(labelled, logits.dtype.min, logits)
+        return tf.reduce_max(others, axis=-1) - true_logit
+
+    return objective
+
+
+def dlr(labels: tf.Tensor) -> Objective:
+    """Return logits -> difference of logits ratio, (batch, classes) -> (batch,).
+
+    The margin divided by the distance of the largest logit from the third largest, so that it does
+    not depend on the scale of the logits (Croce & Hein, 2020). There must be three classes.
+    """
+
+    def objective(logits: tf.Tensor) -> tf.Tensor:
+        largest = tf.math.top_k(logits, 3).values
+        scale = largest[:, 0] - largest[:, 2]
+        return margin(labels)(logits) / tf.maximum(scale, 1e-12)
+
+    return objective
+
+
+OBJECTIVES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
