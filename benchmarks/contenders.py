@@ -289,32 +289,11 @@ def art_traced_once(threads: int) -> Contender:
 def anatomy(threads: int) -> Contender:
     """What our step consists of: a matrix product, and the step with parts of it exchanged."""
     _limit_tensorflow(threads)
-    import keras
     import op_profile
-    import tensorflow as tf
+    from unfolded import UnfoldedConvBatchNorm, keras_layers
 
-    from cascade_keras import layers, models
-
-    class UnfoldedConvBatchNorm(layers.ConvBatchNorm):
-        """Fused normalisation after the convolution, in inference mode too."""
-
-        def call(self, inputs, training=None):
-            if training:
-                return super().call(inputs, training=True)
-            return tf.compat.v1.nn.fused_batch_norm(
-                self._convolve(inputs, self.kernel),
-                self.gamma,
-                self.beta,
-                mean=self.moving_mean,
-                variance=self.moving_variance,
-                epsilon=self.epsilon,
-                is_training=False,
-            )[0]
-
-    def keras_layers(filters, strides=1):
-        convolution = keras.layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)
-        normalization = keras.layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
-        return lambda features: normalization(convolution(features))
+    from cascade_keras import layers
+    from cascade_keras.models import networks as builder
 
     steps: dict[str, Callable[[], float]] = {MATRIX_PRODUCT: _matrix_product()}
     layer_of = {
@@ -325,7 +304,7 @@ def anatomy(threads: int) -> Contender:
     networks = {}
     for name in VARIANTS:
         # The same builder with another layer, so that nothing else can differ.
-        with mock.patch.object(models, "ConvBatchNorm", layer_of[name]):
+        with mock.patch.object(builder, "ConvBatchNorm", layer_of[name]):
             network = _network()
         networks[name] = network
         trainer = _trainer(network)
