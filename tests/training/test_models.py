@@ -119,12 +119,6 @@ def test_logits_are_a_dense_layer_of_the_last_embedding(name, embedding_at, rand
     )
 
 
-def test_embedding_at_the_logits_is_the_logits(randomize):
-    network = randomize(models.resnet(8, (8, 8, 1)))
-    outputs = network(np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 1)).astype("float32"))
-    np.testing.assert_array_equal(outputs["embedding"], outputs["logits"])
-
-
 # Names and options.
 
 
@@ -151,13 +145,10 @@ def test_names_build_what_they_say(name, parameters):
         ("resnet21", "not 6n"),
         ("resnet2", "not 6n"),
         ("plain21", "not 6n"),
-        ("resnet21_e2", "not 6n"),
         ("vgg", "unknown model 'vgg'"),
         ("plain20_e2", "unknown model"),
-        ("resnet", "unknown model"),
         ("resnet20_e3", "unknown model"),
         ("resnet-20", "unknown model"),
-        ("Resnet20", "unknown model"),
         ("resnet20\n", "unknown model"),
         ("lenet5", "unknown model"),
         ("", "unknown model"),
@@ -172,7 +163,6 @@ def test_wrong_names_are_refused(name, message):
     ("make", "message"),
     [
         (lambda: models.resnet(21), "depth must be 6n"),
-        (lambda: models.resnet(2), "depth must be 6n"),
         (lambda: models.resnet(-4), "depth must be 6n"),
         (lambda: models.resnet(8, (10, 8, 1)), "divisible by 4"),
         (lambda: models.resnet(8, (8, 9, 1)), "divisible by 4"),
@@ -281,8 +271,7 @@ def test_normalization_is_inside_the_network(
 @pytest.mark.parametrize(
     ("name", "normalization"),
     [("resnet8", kind) for kind in models.NORMALIZATIONS]
-    + [("lenet", kind) for kind in models.NORMALIZATIONS]
-    + [("plain8", "pixel"), ("resnet8_e2", "image"), ("resnet8_e10x2", "channel")],
+    + [("lenet", "pixel"), ("plain8", "none"), ("resnet8_e10x2", "channel")],
 )
 def test_saving_keeps_every_bit(
     name, normalization, colour_images, mean_image, randomize, tmp_path
@@ -407,8 +396,11 @@ def mixed_bfloat16():
     keras.config.set_dtype_policy(before)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet8_e2", "lenet"])
-@pytest.mark.parametrize("normalization", models.NORMALIZATIONS)
+@pytest.mark.parametrize(
+    ("name", "normalization"),
+    [*(("resnet8", kind) for kind in models.NORMALIZATIONS), ("resnet8_e2", "none"),
+     ("lenet", "pixel")],
+)  # fmt: skip
 @pytest.mark.parametrize("training", [False, True])
 def test_mixed_precision_keeps_outputs_and_variables_in_float32(
     name, normalization, training, mixed_bfloat16, colour_images, mean_image, randomize

@@ -1,0 +1,26 @@
+"""Every program says what it can do at once: without TensorFlow, from a checkout."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+from support.files import ROOT
+
+PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "prepare_data")
+HELP = (
+    "import sys; from cascade_keras import startup; status = startup.run(sys.argv[1]);"
+    "sys.exit(status or 3 * any(name in sys.modules for name in ('tensorflow', 'keras')))"
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_needs_no_tensorflow(program, tmp_path):
+    command = [sys.executable, "-c", HELP, program, "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    module = importlib.import_module(f"cascade_keras.cli.{program}")
+    assert done.stdout.startswith(module.__doc__.splitlines()[0]) and "--flagfile" in done.stdout
+    assert os.access(ROOT / "bin" / program, os.X_OK)
