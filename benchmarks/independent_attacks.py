@@ -135,7 +135,9 @@ def ours(
     """As bin/evaluate makes them: compiled for batches of any size."""
     options: dict[str, Any] = {}
     if attack.name == "pgd":
+        # As the others do: one start, and the loss that is trained with.
         options = {"steps": attack.steps, "random_start": attack.random_start}
+        options |= {"restarts": 1, "objective": "cross_entropy"}
     craft = evaluation.crafter(
         logits_fn, image_shape, attack.name, [attack.epsilon], seed=seed, **options
     )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks, cascade
+from cascade_keras import attacks, cascade, draws
 from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
@@ -356,9 +356,8 @@ def crafter(logits_fn: attacks.LogitsFn, attack: str, epsilons: Sequence[int], s
 
     @tf.function
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        crafted = attacks.at_epsilons(
-            attack, logits_fn, images, labels, epsilons, seed=[seed, first]
-        )
+        key = draws.attack_seed(seed, first)
+        crafted = attacks.at_epsilons(attack, logits_fn, images, labels, epsilons, seed=key)
         return tf.cast(tf.round(crafted * attacks.PIXEL_LEVELS), tf.uint8)
 
     return make

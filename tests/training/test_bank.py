@@ -18,8 +18,9 @@ import tensorflow as tf
 from support import legacy
 
 from cascade_keras import attacks, cascade, data
+from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
 from cascade_keras.bank import Bank, BankPartners, identity
-from cascade_keras.crafting import Crafting, CraftSettings
+from cascade_keras.crafting import Crafting, CraftSettings, bankable
 from cascade_keras.errors import InputError
 from cascade_keras.sources import load_source
 
@@ -123,9 +124,7 @@ def path(finished, tmp_path):
 # Crafting.
 
 
-@pytest.mark.parametrize(
-    "attack", [name for name, row in attacks.ATTACKS.items() if row.whole_pixels]
-)
+@pytest.mark.parametrize("attack", bankable())
 def test_a_bank_holds_the_images_crafted_alone(attack, tmp_path):
     bank, told = craft(tmp_path / "new" / "bank", attack=attack, seed=7)
 
@@ -585,6 +584,19 @@ def test_crafting_says_which_setting_is_wrong(tmp_path):
     with pytest.raises(InputError, match=r"^dataset: .*does not record"):
         Crafting(CraftSettings(), source=in_memory())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_attack_registered_as_whole_pixels_can_be_banked(tmp_path, monkeypatch):
+    def brighter(logits_fn, images, labels, epsilon):
+        return tf.minimum(images + epsilon / 255, 1.0)
+
+    row = AttackSpec("brighter", ONE_STEP, brighter, whole_pixels=True)
+    monkeypatch.setitem(ATTACKS, "brighter", row)
+    settings = CraftSettings(output=tmp_path / "bank", attack="brighter", epsilons=[2, 7])
+    bank = Crafting(settings, source=in_memory(), dataset=dataset()).run()
+    images = split()[0].astype(int)
+    for epsilon, rung in zip((2, 7), bank.images):
+        np.testing.assert_array_equal(rung, np.minimum(images + epsilon, 255))
 
 
 def test_a_bank_of_0_1_0_is_read_and_used(tmp_path, monkeypatch):
