@@ -1,9 +1,14 @@
-"""Keras callbacks of a training run: divergence, checkpoints, scalars, looks, profile."""
+"""Keras callbacks of a training run: divergence, checkpoints, scalars, looks, profile.
+
+All of them go by the trainer's clock, ``AdversarialTrainer.steps``: the number of batches done,
+whatever its optimizer made of them.
+"""
 
 from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -13,6 +18,7 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
+from cascade_keras.runs.metrics import metric, progress_text
 from cascade_keras.runs.run import Run
 
 
@@ -30,8 +36,8 @@ class StopOnDivergence(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise DivergenceError(
                 f"the loss is {logs['loss']} at step {int(self.model.steps)}; try a "
-                "smaller --learning_rate, a pretrained --init_from, or, with the pivot loss, "
-                "--pivot_guard=fixed_scale"
+                "smaller learning_rate, a pretrained init_from, or, with the pivot loss, the "
+                "pivot_guard fixed_scale"
             )
 
 
@@ -39,7 +45,7 @@ class Checkpoints(keras.callbacks.Callback):
     """Writes a checkpoint every few minutes or steps, at the end, and when asked to stop.
 
     SIGTERM and Ctrl-C end the training after the step under way, with a checkpoint; a second one
-    ends it at once.
+    ends it at once. Only the main thread of a process can be asked so.
 
     Args:
         run: where they are written.
@@ -59,6 +65,8 @@ class Checkpoints(keras.callbacks.Callback):
         self._previous_handlers = {}
 
     def on_train_begin(self, logs=None):
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous_handlers[number] = signal.signal(number, self._ask_to_stop)
 
@@ -88,39 +96,12 @@ class Checkpoints(keras.callbacks.Callback):
         if not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
             raise DivergenceError(
                 f"the weights are no longer finite after step {step}; try a smaller "
-                "--learning_rate or a pretrained --init_from"
+                "learning_rate or a pretrained init_from"
             )
         self.run.save_checkpoint(self.model, step)
         self._written = time.monotonic()
         if self.stop_signal:
             self.model.stop_training = True
-
-
-# The loss parts of a progress line and what they are called there.
-_SHOWN_LOSSES = (
-    ("loss", "loss"),
-    ("clean_loss", "clean"),
-    ("adversarial_loss", "adv"),
-    ("distance_loss", "dist"),
-    ("decay_loss", "decay"),
-)
-
-
-# Where TensorBoard shows each metric, and what it multiplies it by: accuracies are per cent.
-_TAGS = {
-    "loss": ("loss/total", 1),
-    "clean_loss": ("loss/clean", 1),
-    "adversarial_loss": ("loss/adversarial", 1),
-    "distance_loss": ("loss/distance", 1),
-    "decay_loss": ("loss/decay", 1),
-    "clean_accuracy": ("accuracy/clean", 100),
-    "adversarial_accuracy": ("accuracy/adversarial", 100),
-    "embedding_distance": ("embedding_distance/training", 1),
-    "max_logit": ("network/max_logit", 1),
-    "gradient_norm": ("optimizer/gradient_norm", 1),
-    "learning_rate": ("optimizer/learning_rate", 1),
-    "images_per_second": ("speed/images_per_second", 1),
-}
 
 
 class Report(keras.callbacks.Callback):
@@ -195,7 +176,7 @@ class Report(keras.callbacks.Callback):
             "images_per_second": speed,
         }
         self._write(scalars, step)
-        text = self._text(scalars)
+        text = progress_text(scalars)
         self._progress.update(self._task, description=text)
         if not self.console.is_terminal:
             left = (self.last_step - step) * (now - self._since) / self._steps
@@ -210,21 +191,10 @@ class Report(keras.callbacks.Callback):
     def _write(self, scalars: dict[str, float], step: int) -> None:
         with self.writer.as_default(step):
             for name, value in scalars.items():
-                # Without adversarial images a flat line at 0 would look like a measurement.
-                if name.startswith("adversarial_") and not scalars["adversarial_loss"]:
-                    continue
-                tag, factor = _TAGS[name]
-                tf.summary.scalar(tag, factor * value)
+                row = metric(name)
+                if row.measured(scalars):
+                    tf.summary.scalar(row.tag, row.factor * value)
         self.writer.flush()
-
-    def _text(self, scalars: dict[str, float]) -> str:
-        parts = " ".join(f"{short} {scalars[name]:.3g}" for name, short in _SHOWN_LOSSES)
-        accuracy = f"accuracy clean {100 * scalars['clean_accuracy']:.1f}%"
-        if scalars["adversarial_loss"]:
-            accuracy += f" adv {100 * scalars['adversarial_accuracy']:.1f}%"
-        return f"{parts}  {accuracy}  lr {scalars['learning_rate']:g}  " + (
-            f"{scalars['images_per_second']:.0f} images/s"
-        )
 
 
 class Looks(keras.callbacks.Callback):

@@ -13,7 +13,6 @@ same weights with and without a dashboard.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -26,55 +25,20 @@ from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.summary import session_end_pb
 
-from cascade_keras import attacks
-from cascade_keras.runs import panels
 from cascade_keras.attacks.specs import Attack
-from cascade_keras.evaluation import crafter
+from cascade_keras.evaluation.white_box import WhiteBox
 from cascade_keras.files import write_atomically
+from cascade_keras.runs import events, panels
+from cascade_keras.runs.panels import View, result_name, strongest
 
 # A gradient of an image takes two passes through the network. A training step takes three, and
 # two more for each adversarial image, of which half of a batch consists.
 _GRADIENT_PER_TRAINED_IMAGE = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """The images of one attack at one epsilon, and what the network makes of them.
-
-    Attributes:
-        attack: "clean" or an attack's name.
-        epsilon: in 0..255 units; 0 for clean images.
-        images: (N, H, W, C).
-        embedding, logits: (N, d) and (N, classes).
-    """
-
-    attack: str
-    epsilon: float
-    images: np.ndarray
-    embedding: np.ndarray
-    logits: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """As in tags: "clean" or "pgd_16"."""
-        return result_name(self.attack, self.epsilon)
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Classes, (N,)."""
-        return self.logits.argmax(axis=-1)
-
-
-def result_name(attack: str, epsilon: float) -> str:
-    """Return "clean", or the attack's name and its epsilon."""
-    return attack if attack == "clean" else f"{attack}_{epsilon:g}"
-
-
-def expected_steps(
-    images: int, attack_names: Sequence[str], epsilons: Sequence[float], batch_size: int
-) -> float:
+def expected_steps(images: int, attacks: Sequence[Attack], batch_size: int) -> float:
     """Return how many training steps take as long as a look, roughly."""
-    gradients = sum(Attack(name, tuple(epsilons)).gradients for name in attack_names)
+    gradients = sum(attack.gradients for attack in attacks)
     return _GRADIENT_PER_TRAINED_IMAGE * gradients * images / batch_size
 
 
@@ -100,26 +64,35 @@ class Dashboard:
         trainer,
         images: np.ndarray,
         labels: np.ndarray,
-        attack_names: Sequence[str],
-        epsilons: Sequence[float],
+        attacks: Sequence[Attack],
+        *,
         seed: int = 0,
+        first_step: int = 0,
     ):
         self.writer = writer
         self.directory = pathlib.Path(directory)
         self.trainer = trainer
         self.images = np.asarray(images, np.float32)
         self.labels = np.asarray(labels)
-        self.attack_names = list(attack_names)
-        self.epsilons = sorted(set(map(float, epsilons)))
-        self.seed = seed
-        self._crafters = {}
+        self.attacks = list(attacks)
+        self._first_event_step = events.first_event_step(first_step)
+        self._white_boxes = {
+            attack.name: WhiteBox(
+                trainer.inference_logits,
+                self.images.shape[1:],
+                [attack],
+                seed=seed,
+                batch_size=len(self.images),
+            )
+            for attack in self.attacks
+        }
         self._kept = {}
         self._network = tf.function(
             lambda images: trainer(images, training=False), autograph=False
         ).get_concrete_function(tf.TensorSpec([None, *self.images.shape[1:]], tf.float32, "images"))
         # A directory of its own: TensorBoard takes all scalars beside a run's hyperparameters for
         # metrics to compare runs by, and only the final ones are.
-        self._final = tf.summary.create_file_writer(str(self.directory / "final"))
+        self._final = events.open_writer(self.directory / "final", 0)
 
     def open(self, name: str, flags: Mapping[str, object]) -> None:
         """Write what is known at the start: the network's graph, the flags, what is shown.
@@ -128,7 +101,7 @@ class Dashboard:
             name: of the run.
             flags: those that determine its result.
         """
-        with self.writer.as_default(0):
+        with self.writer.as_default(self._first_event_step):
             tf.summary.graph(self._network.graph)
             tf.summary.text("about", self._about(flags))
         with self._final.as_default(0):
@@ -136,20 +109,18 @@ class Dashboard:
         self.writer.flush()
         self._final.flush()
 
-    def keep(
-        self, attack: str, epsilons: Sequence[float], first: int, versions: np.ndarray
-    ) -> None:
+    def keep(self, attack: Attack, first: int, versions: np.ndarray) -> None:
         """Remember adversarial images of the finished network that the evaluation makes anyway.
 
         Args:
-            attack, epsilons: what they were made by.
+            attack: that made them.
             first: index of the first one among the test images.
             versions: (epsilons, batch, H, W, C).
         """
         count = len(self.images)
         if first == 0 and versions.shape[1] >= count:
-            for epsilon, images in zip(epsilons, versions, strict=True):
-                self._kept[attack, float(epsilon)] = images[:count].copy()
+            for epsilon, images in zip(attack.epsilons, versions, strict=True):
+                self._kept[attack.name, epsilon] = images[:count].copy()
 
     def look(self, step: int, craft: bool = True) -> list[View]:
         """Attack the network as it is and write all that changes in the course of a training.
@@ -161,7 +132,7 @@ class Dashboard:
         views = self._views(craft)
         with self.writer.as_default(step):
             self._write_scalars(views)
-            self._write_panels(views)
+            self._write_panels(views, step)
             self._write_histograms(views, step)
         self._write_projector(views)
         self.writer.flush()
@@ -187,61 +158,53 @@ class Dashboard:
         self._final.close()
 
     def _views(self, craft: bool) -> list[View]:
-        views = [View("clean", 0.0, self.images, **self._outputs(self.images))]
-        for name in self.attack_names:
-            for epsilon, images in self._adversarial(name, craft).items():
-                views.append(View(name, epsilon, images, **self._outputs(images)))
+        views = [self._view(Attack.clean(), 0.0, self.images)]
+        for attack in self.attacks:
+            for epsilon, images in self._adversarial(attack, craft).items():
+                views.append(self._view(attack, epsilon, images))
         return views
 
-    def _adversarial(self, name: str, craft: bool) -> dict[float, np.ndarray]:
-        kept = {e: self._kept[name, e] for e in self.epsilons if (name, e) in self._kept}
-        if len(kept) == len(self.epsilons) or not craft:
+    def _view(self, attack: Attack, epsilon: float, images: np.ndarray) -> View:
+        return View(attack, epsilon, images, self.labels, **self._outputs(images))
+
+    def _adversarial(self, attack: Attack, craft: bool) -> dict[float, np.ndarray]:
+        kept = {
+            e: self._kept[attack.name, e] for e in attack.epsilons if (attack.name, e) in self._kept
+        }
+        if len(kept) == len(attack.epsilons) or not craft:
             return kept
-        if name not in self._crafters:
-            self._crafters[name] = crafter(
-                self.trainer.inference_logits,
-                self.images.shape[1:],
-                name,
-                self.epsilons,
-                seed=self.seed,
-            )
-        versions = self._crafters[name](self.images, self.labels, 0)
-        return dict(zip(self.epsilons, versions, strict=True))
+        found = {}
+        self._white_boxes[attack.name](
+            self.images,
+            self.labels,
+            show=lambda shown, first, versions: found.update(
+                zip(shown.epsilons, versions, strict=True)
+            ),
+        )
+        return found
 
     def _outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in self._network(tf.constant(images)).items()}
-
-    def _strongest(self, views: Sequence[View]) -> list[View]:
-        """Return the clean images and those of each attack's largest epsilon."""
-        return views[:1] + [view for view in views[1:] if view.epsilon == self.epsilons[-1]]
 
     def _write_scalars(self, views: Sequence[View]) -> None:
         clean = views[0]
         for view in views:
             accuracy = 100 * np.mean(view.predicted == self.labels)
-            tf.summary.scalar(f"robustness/{view.name}", accuracy)
+            self._write_scalar("robustness", view, accuracy)
             if view is not clean:
                 distances = np.linalg.norm(view.embedding - clean.embedding, axis=-1)
-                tf.summary.scalar(f"embedding_distance/{view.name}", distances.mean())
+                self._write_scalar("embedding_distance", view, distances.mean())
 
-    def _write_panels(self, views: Sequence[View]) -> None:
-        few = slice(panels.IMAGES)
-        clean = views[0]
-        for view in self._strongest(views)[1:]:
-            picture = panels.panel(
-                clean.images[few],
-                view.images[few],
-                self.labels[few],
-                clean.predicted[few],
-                view.predicted[few],
-                attack=view.attack,
-                epsilon=view.epsilon,
-            )
-            tf.summary.image(f"images/{view.name}", picture[None])
+    def _write_scalar(self, group: str, view: View, value: float) -> None:
+        tf.summary.scalar(f"{group}/{view.name}", value, description=str(view.attack))
+
+    def _write_panels(self, views: Sequence[View], step: int) -> None:
+        for tag, picture in panels.pictures(views, step).items():
+            tf.summary.image(tag, picture[None])
 
     def _write_histograms(self, views: Sequence[View], step: int) -> None:
         values = {f"weights/{name}": kernel for name, kernel in _kernels(self.trainer.network)}
-        for view in self._strongest(views):
+        for view in strongest(views):
             values[f"embeddings/{view.name}"] = view.embedding
             values[f"logits/{view.name}"] = view.logits
         for tag, array in values.items():
@@ -258,7 +221,14 @@ class Dashboard:
         rows = [("class", "attack", "epsilon", "predicted", "correct", "image")]
         for view in views:
             rows += [
-                (label, view.attack, f"{view.epsilon:g}", seen, "yes" if seen == label else "no", i)
+                (
+                    label,
+                    view.attack.name,
+                    f"{view.epsilon:g}",
+                    seen,
+                    "yes" if seen == label else "no",
+                    i,
+                )
                 for i, (label, seen) in enumerate(zip(self.labels, view.predicted, strict=True))
             ]
         table = "".join("\t".join(map(str, row)) + "\n" for row in rows)
@@ -280,13 +250,16 @@ class Dashboard:
         projector.visualize_embeddings(str(self.directory), config)
 
     def _about(self, flags: Mapping[str, object]) -> str:
-        epsilons = ", ".join(f"{epsilon:g}" for epsilon in self.epsilons)
+        shown = "; ".join(
+            f"{attack} at epsilon {', '.join(f'{epsilon:g}' for epsilon in attack.epsilons)}"
+            for attack in self.attacks
+        )
         table = "\n".join(f"| {name} | {_text(value)} |" for name, value in flags.items())
         return (
             f"**robustness**, **images**, **embeddings**: the first {len(self.images)} test images "
-            f"under {', '.join(self.attack_names)} at epsilon {epsilons} (pixel values of 0..255), "
-            "white box, true labels. **accuracy**, **loss**: training batches, averaged. "
-            "Accuracies are per cent; embedding distances L2, averaged over the images.\n\n"
+            f"under {shown} (pixel values of 0..255), white box, true labels. **accuracy**, "
+            "**loss**: training batches, averaged. Accuracies are per cent; embedding "
+            "distances L2, averaged over the images.\n\n"
             f"| flag | value |\n|---|---|\n{table}\n"
         )
 

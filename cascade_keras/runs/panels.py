@@ -1,16 +1,26 @@
-"""Small pictures for TensorBoard: arrays in, arrays of pixels out.
+"""Pictures that TensorBoard shows of a network under attack: one row a kind.
 
-Plain grids, drawn in milliseconds; the figures for print are in figures.py.
+A kind is added by one function, whose pictures every run shows from then on::
+
+    def confusion(views, step):
+        '{View.name: (height, width, 3)}, uint8 or floats in [0, 1]'
+
+    panels.register("confusion", confusion)
+
+Plain grids, drawn in milliseconds; the figures for print are in figures/.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from cascade_keras.attacks.specs import Attack
 
 # TensorBoard's cards are some 350 pixels wide: six images of this size, with legible text.
 IMAGES = 6
@@ -18,8 +28,99 @@ _CELL = 54
 _MARGIN = 4
 _LINE = 14
 _FONT_SIZE = 11
-# Okabe and Ito's, as in figures.py: safe for colour-blind readers.
+# Okabe and Ito's, as in figures/: safe for colour-blind readers.
 _RIGHT_COLOUR, _WRONG_COLOUR, _TEXT_COLOUR = "#0072B2", "#D55E00", "#000000"
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The images of one attack at one epsilon, and what the network makes of them.
+
+    Attributes:
+        attack: with its options; ``Attack.clean()`` for clean images.
+        epsilon: in 0..255 units; 0 for clean images.
+        images: (N, H, W, C) in [0, 1].
+        labels: true classes, (N,).
+        embedding, logits: (N, d) and (N, classes).
+    """
+
+    attack: Attack
+    epsilon: float
+    images: np.ndarray
+    labels: np.ndarray
+    embedding: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """As in tags: "clean" or "pgd_16"."""
+        return result_name(self.attack.name, self.epsilon)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Classes, (N,); -1 where logits are not finite numbers."""
+        finite = np.isfinite(self.logits).all(axis=-1)
+        return np.where(finite, self.logits.argmax(axis=-1), -1)
+
+
+def result_name(attack: str, epsilon: float) -> str:
+    """Return "clean", or the attack's name and its epsilon."""
+    return attack if attack == "clean" else f"{attack}_{epsilon:g}"
+
+
+def strongest(views: Sequence[View]) -> list[View]:
+    """Return the clean images and those of the largest epsilon."""
+    largest = max(view.epsilon for view in views)
+    return [view for view in views if view.attack.name == "clean" or view.epsilon == largest]
+
+
+# (views, the clean one first; number of steps done) -> {name: picture}, or one picture.
+Panel = Callable[[Sequence[View], int], Mapping[str, np.ndarray] | np.ndarray]
+PANELS: dict[str, Panel] = {}
+
+
+def register(name: str, function: Panel) -> None:
+    """Add a kind of pictures, tagged NAME, or NAME/VIEW where there are several.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in PANELS:
+        raise ValueError(f"there is a panel {name!r} already")
+    PANELS[name] = function
+
+
+def pictures(views: Sequence[View], step: int) -> dict[str, np.ndarray]:
+    """Return all pictures of a look by their tags."""
+    found = {}
+    for name, function in PANELS.items():
+        drawn = function(views, step)
+        if isinstance(drawn, Mapping):
+            found.update({f"{name}/{part}": picture for part, picture in drawn.items()})
+        else:
+            found[name] = drawn
+    return found
+
+
+def adversarial_images(views: Sequence[View], step: int) -> dict[str, np.ndarray]:
+    """Draw a few clean images and their adversarial ones for each attack at its strongest."""
+    few, clean = slice(IMAGES), views[0]
+    return {
+        view.name: panel(
+            clean.images[few],
+            view.images[few],
+            view.labels[few],
+            clean.predicted[few],
+            view.predicted[few],
+            attack=str(view.attack),
+            epsilon=view.epsilon,
+        )
+        for view in strongest(views)
+        if view is not clean
+    }
+
+
+register("images", adversarial_images)
 
 
 def panel(
@@ -40,7 +141,7 @@ def panel(
     Args:
         clean, adversarial: (N, H, W, C) float in [0, 1], C = 1 or 3.
         true, seen_clean, seen_adversarial: classes, (N,).
-        attack: its name.
+        attack: its name and options.
         epsilon: in 0..255 units; a difference of this size is black or white.
 
     Returns:

@@ -15,8 +15,10 @@ import pytest
 import requests
 import tensorflow as tf
 from PIL import Image
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from cascade_keras import data, layers
+from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.cli.train import main
 from cascade_keras.evaluation import crafter
 from cascade_keras.runs import callbacks, dashboard, panels
@@ -147,8 +149,9 @@ def views(runs):
     found = {}
     for name, epsilon in LOOKED.items():
         attack = name.split("_76")[0].split("_20")[0]
+        options = ATTACKS[attack].options if epsilon else {}
         craft = crafter(
-            lambda x: network(x, training=False)["logits"], (8, 8, 1), attack, [epsilon]
+            lambda x: network(x, training=False)["logits"], (8, 8, 1), attack, [epsilon], **options
         )
         # Those of the final evaluation are taken from there, where a batch has 250 images.
         batch = slice(250 if name.startswith("step_ll") else IMAGES)
@@ -215,7 +218,7 @@ def test_panels_show_clean_and_adversarial_images_and_what_they_are_seen_as(serv
             labels[few],
             before["logits"][few].argmax(1),
             after["logits"][few].argmax(1),
-            attack=name.removesuffix("_76.5"),
+            attack=str(Attack(name.removesuffix("_76.5"), (76.5,))),
             epsilon=76.5,
         )
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), expected)
@@ -262,7 +265,7 @@ def test_runs_compare_in_the_hparams_table(server, runs):
         results = json.loads((runs / name / "metrics.json").read_text())["results"]
         shown = {value["name"]["tag"]: value["value"] for value in row["metricValues"]}
         assert shown == pytest.approx({
-            f"final/{dashboard.result_name(r['attack'], r['epsilon'])}": r["accuracy"]
+            f"final/{panels.result_name(r['attack'], r['epsilon'])}": r["accuracy"]
             for r in results
         })  # fmt: skip
 
@@ -303,8 +306,9 @@ def test_the_graph_and_the_flags_are_there(server):
     assert server.get("plugin/graphs/info")["first/tensorboard"]["run_graph"]
     graph = server.ask("plugin/graphs/graph", run="first/tensorboard", conceptual="false").text
     assert len(re.findall(r'op: "Conv2D"', graph)) == 7
-    (text,) = server.get("plugin/text/text", run="first/tensorboard", tag="about")
+    *_, text = server.get("plugin/text/text", run="first/tensorboard", tag="about")
     assert "first 20 test images" in text["text"] and "embedding_at" in text["text"]
+    assert "restarts 5" in text["text"]
 
 
 def test_a_profile_of_a_few_steps_is_written_on_demand(runs):
@@ -319,8 +323,29 @@ def test_a_killed_run_with_pictures_ends_with_the_weights_of_one_without(runs, s
         np.testing.assert_array_equal(a, b)
     results = [(runs / name / "metrics.json").read_text() for name in ("first", "plain")]
     assert results[0] == results[1]
-    # Each point once: TensorBoard drops those after a checkpoint that the resumed run repeats.
-    assert list(server.scalars("first/tensorboard", "loss/total")) == [10, 20, 30, 40]
+
+
+def test_steps_that_a_resumed_run_repeats_are_void(tmp_path):
+    """As TensorBoard's own reader of event files has it: each step of a tag once."""
+    flags = [
+        "--name=run", "--steps=12", "--checkpoint_steps=4", "--log_steps=2",
+        "--tensorboard_steps=2", "--tensorboard_images=4", "--tensorboard_attacks=step_ll",
+    ]  # fmt: skip
+    assert train_here(tmp_path, *flags) == 0
+    for _ in range(2):
+        # As after a kill -9 of which the events of steps after the newest checkpoint are left.
+        for gone in ("metrics.json", *(f"checkpoints/step-{step:08d}.keras" for step in (8, 12))):
+            (tmp_path / "run" / gone).unlink()
+        assert train_here(tmp_path, *flags) == 0
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"), purge_orphaned_data=True)
+    steps = {
+        tag: [event.step for event in events.Tensors(tag)]
+        for tag in events.Reload().Tags()["tensors"]
+    }
+    assert steps["loss/total"] == [2, 4, 6, 8, 10, 12]
+    assert steps["robustness/step_ll_76.5"][:3] == [2, 4, 6]
+    for tag, written in steps.items():
+        assert written == sorted(set(written)) or tag == "__run_graph__", tag
 
 
 def test_scalars_alone(tmp_path):
@@ -367,9 +392,11 @@ def test_looks_are_as_rare_as_they_are_dear(cost, options, steps, expected, monk
 
 
 def test_how_long_a_look_is_expected_to_take():
-    # A step of 128 images against 64 images under 1 + 80 + 40 gradients, at half a pass each.
-    expected = dashboard.expected_steps(64, ["step_ll", "iter_fgsm", "pgd"], [76.5], 128)
-    assert expected == pytest.approx(0.5 * (1 + 80 + 40) * 64 / 128)
+    # A step of 128 images against 64 images under 1 + 80 + 3 * 2 gradients, at half a pass each.
+    attacks = [Attack(name, (76.5,)) for name in ("step_ll", "iter_fgsm")]
+    attacks.append(Attack("pgd", (76.5,), {"steps": 3, "restarts": 2}))
+    expected = dashboard.expected_steps(64, attacks, 128)
+    assert expected == pytest.approx(0.5 * (1 + 80 + 3 * 2) * 64 / 128)
 
 
 def test_numbers_that_are_not_finite_do_not_spoil_a_histogram(tmp_path):
@@ -381,29 +408,9 @@ def test_numbers_that_are_not_finite_do_not_spoil_a_histogram(tmp_path):
     broken.network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     broken.inference_logits = lambda x: broken(x, False)["logits"]
     writer = tf.summary.create_file_writer(str(tmp_path))
-    board = dashboard.Dashboard(writer, tmp_path, broken, images, [0, 0], ["step_rand"], [0.0, 8.0])
+    asked = [Attack("step_rand", (0, 8))]
+    board = dashboard.Dashboard(writer, tmp_path, broken, images, [0, 0], asked)
     views = board.look(1)
     board.close()
     assert [view.name for view in views] == ["clean", "step_rand_0", "step_rand_8"]
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--tensorboard=everything", "--tensorboard=everything: .*scalars"),
-        ("--tensorboard_images=0", "--tensorboard_images=0: must be above 0, got 0"),
-        ("--tensorboard_attacks=cw", r"--tensorboard_attacks=\['cw'\]: must be among step_ll"),
-        ("--tensorboard_attacks=", r"--tensorboard_attacks=\[\]: must be among step_ll"),
-        (
-            "--tensorboard_epsilon=300",
-            r"--tensorboard_epsilon=\['300'\]: must be numbers in 0..255",
-        ),
-        ("--tensorboard_steps=-1", "--tensorboard_steps=-1: must be 0 or above"),
-        ("--profile_steps=-1", "--profile_steps=-1: must be 0 or above"),
-    ],
-)
-def test_a_bad_flag_gives_one_line(flag, message, tmp_path, capfd):
-    assert train_here(tmp_path / "runs", "--steps=5", flag) == 2
-    errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 1 and re.match(f"train: .*{message}", errors[0]), errors
-    assert not list(tmp_path.iterdir())
+    assert not any((view.predicted == view.labels).any() for view in views)
