@@ -19,6 +19,8 @@ _HOMES = {
     "InputError": "errors",
     "WhiteBox": "evaluation.white_box",
     "StopOnDivergence": "runs.callbacks",
+    "Training": "runs.training_run",
+    "TrainingSettings": "runs.settings",
     "evaluate": "evaluation.white_box",
     "export_run": "export",
     "export_saved_model": "export",

@@ -36,7 +36,7 @@ EPSILONS = Rule(lambda v: bool(v) and all(0 <= e <= 255 for e in v), "numbers in
 
 def setting(
     default: Any,
-    help: str,
+    help: str | Callable[[], str],
     rule: Rule | None = None,
     *,
     choices: Callable[[], Sequence] | Sequence | None = None,
@@ -48,7 +48,7 @@ def setting(
 
     Args:
         default: its value where none is given.
-        help: the flag's help text.
+        help: the flag's help text; a function is asked when needed, as for ``choices``.
         rule: what a value must fulfil; None, where the type allows it, always does, and a number
             that is not finite never.
         choices: what a value, or each of a tuple's, may be; a function is asked when needed, so

@@ -31,6 +31,7 @@ def define(settings: type[Settings], values: flags.FlagValues | None = None) -> 
 
 def _help(field: dataclasses.Field, kind: Kind) -> str:
     text, choices = field.metadata["help"], choices_of(field)
+    text = text() if callable(text) else text
     if choices is not None:
         text += f" {'Some' if kind.many else 'One'} of: {', '.join(map(str, choices))}."
     elif kind.item is not str and kind.item is not bool and field.metadata["parse"] is None:

@@ -1,6 +1,6 @@
 """A run's directory: configuration, checkpoints and results that survive a kill at any moment.
 
-    runs/NAME/config.json    every flag, package versions, seed, dataset fingerprint
+    runs/NAME/config.json    format, every flag, package versions, seed, dataset fingerprint
               checkpoints/   step-00001000.keras: weights, statistics, optimizer; the last three
               tensorboard/   event files
               model.keras    the finished network
@@ -16,27 +16,37 @@ import os
 import pathlib
 import sys
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cascade_keras.errors import InputError
-from cascade_keras.files import check_writable, hold, write_atomically, write_json
+from cascade_keras.files import (
+    PARTIAL,
+    check_writable,
+    expand,
+    hold,
+    write_atomically,
+    write_json,
+)
 
+CONFIG = "config.json"
+FORMAT = 2  # of config.json; version 0.1.0 wrote none, which is 1
 KEPT_CHECKPOINTS = 3
-
 
 
 class Run:
     """One run's directory.
 
     Args:
-        path: the directory, which need not exist.
+        path: the directory, which need not exist; ``~`` is the home directory.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        self.path = expand(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.model_file = self.path / "model.keras"
-        self._config_file = self.path / "config.json"
+        self._config_file = self.path / CONFIG
         self._metrics_file = self.path / "metrics.json"
         self._lock = None
 
@@ -55,56 +65,89 @@ class Run:
         """Whether there is anything to resume from."""
         return bool(self._checkpoint_files())
 
-    def check(self, flags: dict, fingerprint: str | None = None) -> None:
+    def check(
+        self,
+        flags: Mapping[str, Any],
+        fingerprint: str | None = None,
+        defaults: Callable[[Sequence[str]], Mapping[str, Any]] | None = None,
+    ) -> None:
         """Refuse a directory that cannot serve the run that these flags describe.
 
         Args:
-            flags: those that determine the run's result.
+            flags: those that determine the run's result, as config.json has them.
             fingerprint: of the dataset, compared where given.
+            defaults: gives the values of flags that a run older than them was started with.
 
         Raises:
             InputError: a flag differs from the existing run's, the data are other data, or the
                 directory cannot be written or read.
         """
         check_writable(self.path, "runs_dir")
-        if not self._config_file.exists():
-            # A process killed at its very start leaves an empty checkpoints/ behind.
-            if self.path.exists() and any(p != self.checkpoints for p in self.path.iterdir()):
+        if not self.exists:
+            # A process killed at its very start leaves a file that was never renamed behind.
+            if self.path.exists() and any(map(self._is_strange, self.path.iterdir())):
                 raise InputError(
-                    f"--name: {self.path} exists and is not a run (no config.json); "
-                    "choose another name"
+                    f"{self.path} exists and is not a run (no config.json); choose another name",
+                    "name",
                 )
             return
         config = self.read_config()
+        before = config["flags"]
+        unknown = sorted(set(before) - set(flags))
+        if unknown:
+            raise InputError(
+                f"{self.path} was started with {', '.join(unknown)}, which this version does not "
+                f"know; go on with the version that made it ({CONFIG} says which), or use another "
+                "name"
+            )
+        missing = [name for name in flags if name not in before]
+        if missing:
+            before = {**before, **(defaults(missing) if defaults else {})}
         for name, value in flags.items():
-            if config["flags"].get(name) != value:
+            if _expanded(before.get(name)) != _expanded(value):
                 raise InputError(
-                    f"--{name}: is {value!r} but {self.path} was started with "
-                    f"{config['flags'].get(name)!r}; use that, or another --name"
+                    f"is {value!r} but {self.path} was started with {before.get(name)!r}; use "
+                    "that, or another name",
+                    name,
                 )
         if fingerprint and config["dataset"]["fingerprint"] != fingerprint:
             raise InputError(
-                f"--data_dir: the {config['dataset']['name']} found is not the one that "
-                f"{self.path} was started with; use that data, or another --name"
+                f"the {config['dataset']['name']} found is not the one that {self.path} was "
+                "started with; use that data, or another name",
+                "data_dir",
             )
+
+    def _is_strange(self, path: pathlib.Path) -> bool:
+        return path != self.checkpoints and not path.name.startswith(PARTIAL)
 
     def read_config(self) -> dict:
         """Return config.json.
 
         Raises:
-            InputError: it is not there or cannot be understood.
+            InputError: it is not there, cannot be understood, or is of a later format.
         """
         try:
             config = json.loads(self._config_file.read_text(encoding="utf-8"))
-            config["flags"], config["dataset"]["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            wrong = _wrong_field(config)
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{self._config_file}: cannot be read ({error}); restore it or use another --name"
+                f"{self._config_file}: cannot be read ({error}); restore it or use another name"
             ) from error
+        if wrong:
+            raise InputError(f"{self._config_file}: {wrong}; restore it or use another name")
+        if config.get("format", 1) > FORMAT:
+            raise InputError(
+                f"{self._config_file}: is of format {config['format']}, this version knows up to "
+                f"{FORMAT}; use the version that made it"
+            )
         return config
 
-    def open(self, config: dict) -> None:
-        """Create the directory where needed and hold it until this process ends.
+    def open(self, config: Mapping[str, Any], defaults: Callable | None = None) -> None:
+        """Create the directory where needed and hold it until ``close`` or this process's end.
+
+        Args:
+            config: what config.json will say if the run is new; the format is added.
+            defaults: as for ``check``.
 
         Raises:
             InputError: another process is using it, or ``check`` fails.
@@ -112,14 +155,21 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = hold(
             self.checkpoints,
-            f"--name: {self.path} is in use by another process; wait for it, or choose another",
+            f"{self.path} is in use by another process; wait for it, or choose another",
+            "name",
         )
-        if self._config_file.exists():
-            self.check(config["flags"], config["dataset"]["fingerprint"])
+        if self.exists:
+            self.check(config["flags"], config["dataset"]["fingerprint"], defaults)
         else:
-            write_json(self._config_file, config)
-        for partial in self.checkpoints.glob(".partial-*"):
+            write_json(self._config_file, {"format": FORMAT, **config})
+        for partial in self.checkpoints.glob(f"{PARTIAL}*"):
             partial.unlink()
+
+    def close(self) -> None:
+        """Let other processes in; safe to call twice."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def save_checkpoint(self, trainer, step: int) -> None:
         """Save weights, statistics and optimizer of a Keras model; drop all but the last three.
@@ -135,10 +185,12 @@ class Run:
     def restore(self, trainer) -> int:
         """Load the newest checkpoint that is intact and return its step, 0 where there is none.
 
-        A damaged file is passed over with a warning on standard error.
+        The trainer's clock stands at that step then, whatever the file knows of it. A damaged file
+        is passed over with a warning on standard error.
 
         Args:
-            trainer: a compiled Keras model of the run's configuration, its optimizer built.
+            trainer: a compiled ``AdversarialTrainer`` of the run's configuration, its optimizer
+                built.
 
         Raises:
             InputError: there are checkpoints, and none can be read.
@@ -158,13 +210,28 @@ class Run:
                     file=sys.stderr,
                 )
                 continue
-            return int(path.stem.removeprefix("step-"))
+            step = int(path.stem.removeprefix("step-"))
+            trainer.steps.assign(step)
+            return step
         if files:
             raise InputError(
                 f"{self.checkpoints}: none of the {len(files)} checkpoints can be read; "
                 "remove them to start the run anew"
             )
         return 0
+
+    def read_metrics(self) -> dict:
+        """Return metrics.json of a finished run.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            metrics = json.loads(self._metrics_file.read_text(encoding="utf-8"))
+            metrics["steps"], metrics["results"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._metrics_file}: cannot be read ({error})") from error
+        return metrics
 
     def finish(self, network, metrics: dict) -> None:
         """Write the network and, last, the results that mark the run as finished."""
@@ -173,3 +240,36 @@ class Run:
 
     def _checkpoint_files(self) -> list[pathlib.Path]:
         return sorted(self.checkpoints.glob("step-*.keras"))
+
+
+def _expanded(value):
+    """Return a flag's value with the home directory where it was written as ``~``."""
+    if isinstance(value, list):
+        return list(map(_expanded, value))
+    return str(expand(value)) if isinstance(value, str) and value.startswith("~") else value
+
+
+def _wrong_field(config) -> str | None:
+    """Return what is wrong with a run's configuration, None where nothing is."""
+    if not isinstance(config, dict):
+        return "must hold a JSON object"
+    for name, kind in (("flags", dict), ("dataset", dict)):
+        if not isinstance(config.get(name), kind):
+            return f"{name} is missing or damaged"
+    for name, kind in (("format", int), ("cascade", dict), ("ensemble", dict)):
+        if not isinstance(config.get(name, kind()), kind):
+            return f"{name} is damaged"
+    for name in ("name", "fingerprint"):
+        if not isinstance(config["dataset"].get(name), str):
+            return f"dataset has no {name}"
+    for name in ("cascade", "ensemble"):
+        sources = config[name].get("sources") if name in config else []
+        fields = {"path", "weights_hash"}
+        whole = isinstance(sources, list) and all(
+            isinstance(source, dict) and fields <= set(source) for source in sources
+        )
+        if not whole:
+            return f"{name} is damaged"
+    if "cascade" in config and config["cascade"].get("mode") not in ("bank", "online"):
+        return "cascade is damaged"
+    return None

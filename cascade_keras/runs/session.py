@@ -1,0 +1,232 @@
+"""One sitting of a training: from the newest checkpoint to the end, or to a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import signal
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from cascade_keras import data
+from cascade_keras.attacks.specs import ATTACKS, Attack
+from cascade_keras.data.batching import Partners
+from cascade_keras.errors import InputError
+from cascade_keras.evaluation.white_box import Result, WhiteBox
+from cascade_keras.progress import progress_bar
+from cascade_keras.runs import build, callbacks
+from cascade_keras.runs.dashboard import Dashboard, expected_steps
+from cascade_keras.runs.events import open_writer
+from cascade_keras.runs.run import Run
+from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.training import AdversarialTrainer
+
+
+class Session:
+    """Restores a trainer, fits it, evaluates it, and shows all of it in TensorBoard.
+
+    A context manager, which closes the event files.
+
+    Args:
+        settings: resolved.
+        run: the directory, held by this process.
+        trainer: as at the start of the run.
+        dataset: in memory.
+        partners: of cascade images that lie in banks.
+        say: told in one line each what a person might want to know.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        run: Run,
+        trainer: AdversarialTrainer,
+        dataset: data.Dataset,
+        partners: Partners | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.settings = settings
+        self.run = run
+        self.trainer = trainer
+        self.dataset = dataset
+        self.partners = partners
+        self.first_step = run.restore(trainer)
+        if self.first_step:
+            say(f"{run.path}: going on from step {self.first_step} of {settings.steps}")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_event_errors(run))
+            self.writer = stack.enter_context(contextlib.closing(self._open_writer()))
+            self.dashboard = self._open_dashboard()
+            if self.dashboard:
+                stack.enter_context(contextlib.closing(self.dashboard))
+                self.dashboard.open(settings.name, run.read_config()["flags"])
+            self._opened = stack.pop_all()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error) -> bool:
+        return self._opened.__exit__(*error)
+
+    def _open_writer(self) -> tf.summary.SummaryWriter:
+        if self.settings.tensorboard == "none":
+            return tf.summary.create_noop_writer()
+        return open_writer(self.run.tensorboard, self.first_step)
+
+    def _open_dashboard(self) -> Dashboard | None:
+        """Return what TensorBoard shows beside scalars, None where that is not wanted."""
+        settings = self.settings
+        if settings.tensorboard != "all":
+            return None
+        images, labels = (part[: settings.tensorboard_images] for part in self.dataset.test)
+        return Dashboard(
+            self.writer,
+            self.run.tensorboard,
+            self.trainer,
+            data.as_network_input(images, settings.crop),
+            labels,
+            self._looked_at,
+            seed=settings.seed,
+            first_step=self.first_step,
+        )
+
+    @property
+    def _looked_at(self) -> list[Attack]:
+        epsilons = tuple(sorted(set(self.settings.tensorboard_epsilon)))
+        return [Attack(name, epsilons) for name in dict.fromkeys(self.settings.tensorboard_attacks)]
+
+    @property
+    def _expected_steps(self) -> float:
+        """How many training steps take as long as a look at the test images, roughly."""
+        settings = self.settings
+        return expected_steps(settings.tensorboard_images, self._looked_at, settings.batch_size)
+
+    def fit(self) -> signal.Signals | None:
+        """Train what is left of the schedule; return the signal that ended it before that, if any.
+
+        Raises:
+            InputError: the loss or a weight is no longer a finite number, or a bank was damaged.
+        """
+        settings, last_step = self.settings, self.settings.steps
+        if self.first_step >= last_step:
+            return None
+        checkpoints = callbacks.Checkpoints(
+            self.run, settings.checkpoint_minutes, settings.checkpoint_steps, last_step
+        )
+        report = callbacks.Report(
+            self.writer, self.first_step, last_step, settings.batch_size, settings.log_steps
+        )
+        batches = data.batches(
+            *self.dataset.train,
+            build.clean_images(settings),
+            seed=settings.seed,
+            start=self.first_step,
+            stop=last_step,
+            crop=settings.crop,
+            augment=self.dataset.preset.augment,
+            partners=self.partners,
+        )
+        # The report before the checkpoint, so that a run killed in between lacks no point.
+        called = [callbacks.StopOnDivergence(), report, checkpoints, *self._extras()]
+        try:
+            self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
+        except callbacks.DivergenceError as error:
+            raise InputError(
+                f"{error}; the last good checkpoint is kept in {self.run.path}"
+            ) from error
+        except tf.errors.OpError as error:
+            # TensorFlow passes on the text of an error in a bank only, buried in its own.
+            if self.partners is None or self.partners.error is None:
+                raise
+            raise InputError(str(self.partners.error), "cascade_bank") from error
+        finally:
+            checkpoints.restore_handlers()
+            report.close()
+        return checkpoints.stop_signal
+
+    def _extras(self) -> list:
+        settings, extras = self.settings, []
+        if self.dashboard:
+            extras.append(
+                callbacks.Looks(
+                    self.dashboard.look,
+                    settings.steps,
+                    every=settings.tensorboard_steps,
+                    window=settings.log_steps,
+                    expected_steps=self._expected_steps,
+                )
+            )
+        if settings.profile_steps:
+            # Not the first steps, which trace the graph, unless there are no others.
+            left = settings.steps - self.first_step - settings.profile_steps
+            skipped = min(5, max(0, left))
+            extras.append(callbacks.Profile(self.run.tensorboard, settings.profile_steps, skipped))
+        return extras
+
+    def evaluate(self) -> list[dict]:
+        """Return the finished network's accuracies as metrics.json keeps them."""
+        # Keras does this at the end of fit; a run resumed after its last step has no fit.
+        self.trainer.optimizer.finalize_variable_values(self.trainer.network.trainable_variables)
+        results = [_record(result) for result in self._accuracies()]
+        if self.dashboard:
+            steps = self.settings.steps
+            self.dashboard.look(steps, craft=self._is_long)
+            self.dashboard.finish(steps, results)
+        return results
+
+    @property
+    def _is_long(self) -> bool:
+        """Whether the schedule is long enough for attacks that are made for TensorBoard only."""
+        asked = self.settings.tensorboard_steps > 0
+        return asked or self._expected_steps <= callbacks.Looks.SHARE * self.settings.steps
+
+    def _accuracies(self) -> list[Result]:
+        """Attack the finished network; the dashboard, if any, is shown the images."""
+        settings = self.settings
+        images, labels = data.test_images(self.dataset, settings.crop)
+        epsilons = tuple(dict.fromkeys(settings.eval_epsilon))
+        asked = [Attack(name, epsilons) for name in dict.fromkeys(settings.eval_attacks)]
+        quick = [Attack.clean(), *(attack for attack in asked if ATTACKS[attack.name].trains)]
+        long = [attack for attack in asked if not ATTACKS[attack.name].trains]
+        found = {}
+        for attacks, count in ((quick, len(images)), (long, settings.eval_examples)):
+            if attacks:
+                for result in self._attack(attacks, images[:count], labels[:count]):
+                    found.setdefault(result.attack, []).append(result)
+        return [result for attack in [Attack.clean(), *asked] for result in found[attack.name]]
+
+    def _attack(self, attacks: list[Attack], images, labels) -> list[Result]:
+        white_box = WhiteBox(
+            self.trainer.inference_logits,
+            images.shape[1:],
+            attacks,
+            num_classes=self.dataset.preset.num_classes,
+            seed=self.settings.seed,
+        )
+        shown = {"show": self.dashboard.keep} if self.dashboard else {}
+        with progress_bar() as bar:
+            task = bar.add_task("evaluating, gradients", total=white_box.work(len(images)))
+            return white_box(
+                images, labels, progress=lambda done: bar.update(task, completed=done), **shown
+            )
+
+
+def _record(result: Result) -> dict:
+    record = dataclasses.asdict(result)
+    if not record["options"]:
+        del record["options"]
+    return record
+
+
+@contextlib.contextmanager
+def _event_errors(run: Run):
+    """Say in one line that events cannot be written."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if "tfevents" not in str(error):
+            raise
+        reason = "events cannot be written; is the disk full?"
+        raise OSError(errno.EIO, reason, str(run.tensorboard)) from error

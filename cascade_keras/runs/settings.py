@@ -1,0 +1,415 @@
+"""All that a training can be told, with what follows from the dataset; needs no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cascade_keras.attacks import specs as attacks
+from cascade_keras.data import specs as data
+from cascade_keras.errors import InputError
+from cascade_keras.files import named_twice
+from cascade_keras.losses import specs as losses
+from cascade_keras.models import specs as models
+from cascade_keras.provenance import recorded_dataset
+from cascade_keras.settings import (
+    EPSILON,
+    EPSILONS,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Rule,
+    Settings,
+    setting,
+)
+
+NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
+NAME = Rule(
+    lambda v: bool(re.fullmatch(r"[\w.+-]+", v) and v.strip(".")),
+    "a folder name of letters, digits, . + - _",
+)
+PER_CENT = Rule(lambda v: 0 < v <= 100, "above 0 and at most 100 per cent")
+BOUNDARIES = Rule(
+    lambda v: all(step >= 0 for step in v) and list(v) == sorted(v),
+    "none or increasing steps such as 4000,6000",
+)
+SOME = Rule(lambda v: len(v) > 0, "at least one")
+
+
+def _boundaries(text: str) -> tuple[int, ...]:
+    return () if text == "none" else tuple(int(step) for step in text.split(",") if step.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """What a training is told; each field is a flag of ``bin/train`` too.
+
+    None stands for what the dataset's row says, see ``resolved``. Fields that are operational do
+    not change what is computed, so they may differ when a run goes on. A subclass adds a setting,
+    and with it a flag, by one field.
+    """
+
+    # What to learn, by which network.
+    dataset: str | None = setting(
+        None,
+        "What to learn; default: what the first source learned, digits without sources.",
+        choices=lambda: data.DATASETS,
+    )
+    data_dir: str | None = setting(
+        None, "TensorFlow Datasets' directory.", path=True, operational=True
+    )
+    model: str = setting(
+        "resnet20",
+        lambda: (
+            f"The network: {models.known_names()}; those of _e2 and _e10x2 have the 2-D "
+            "embeddings of figure 4."
+        ),
+    )
+    loss: str = setting("pivot", "How the network is defended.", choices=lambda: losses.LOSSES)
+    init_from: str | None = setting(
+        None,
+        "A run's directory, .keras or .weights.h5 file whose weights to start from.",
+        path=True,
+    )
+    embedding_at: str = setting(
+        "logits",
+        "Where the distance is measured: logits, features, stem, stage1, stage2, stage3, or "
+        "bottleneck.",
+    )
+    normalization: str | None = setting(
+        None,
+        "Input normalisation; default: pixel for CIFAR, none otherwise.",
+        choices=lambda: models.NORMALIZATIONS,
+    )
+    crop: int | None = setting(
+        None,
+        "Side of what the network sees; CIFAR: 24, a random crop, or 32, a random crop of the "
+        "image padded to 40.",
+        POSITIVE,
+    )
+
+    # Adversarial images.
+    batch_size: int = setting(128, "m, clean and adversarial images.", POSITIVE)
+    adversarial_batch_size: int = setting(64, "k, adversarial images among the m.", POSITIVE)
+    max_epsilon: float | None = setting(
+        None,
+        "Largest epsilon in training, 0..255; default: 16 for CIFAR, 76.5 otherwise.",
+        EPSILON,
+    )
+    adversarial_weight: float = setting(0.3, "lambda.", NOT_NEGATIVE)
+    distance_weight: float = setting(1e-4, "lambda_2.", NOT_NEGATIVE)
+    distance: str = setting("l2", "Distance between embeddings.", choices=NORM_OF_DISTANCE)
+    embedding_normalization: str = setting(
+        "none",
+        "Of both embeddings before the distance.",
+        choices=("none", "unit", "variance"),
+    )
+    pivot_guard: str = setting(
+        "fixed_scale",
+        "fixed_scale keeps the pivot loss from inflating all embeddings; none: as printed.",
+        choices=("fixed_scale", "none"),
+    )
+    paired_weight: float = setting(
+        1.0,
+        "Weight of the clean partners of adversarial images in the cross entropy.",
+        NOT_NEGATIVE,
+    )
+    attack: str = setting(
+        "step_ll", "Makes the training images.", choices=lambda: attacks.names(attacks.ONE_STEP)
+    )
+    epsilon_sampling: str = setting(
+        "clipped_normal",
+        "Distribution of the epsilon of a training image.",
+        choices=("clipped_normal", "uniform", "max", "reversed_normal"),
+    )
+    per_pixel_epsilon: bool = setting(False, "Jitter epsilon by N(0, 1) per pixel.")
+    sparsity: float = setting(100.0, "Per cent of an image's values perturbed.", PER_CENT)
+
+    # Networks whose images are trained with.
+    cascade_source: tuple[str, ...] = setting(
+        (),
+        "Trained networks; half of the adversarial images are iter_fgsm images of theirs.",
+        path=True,
+    )
+    cascade_mode: str = setting(
+        "auto",
+        "bank: crafted once for all training images, kept on disk; online: within each step; "
+        "auto: whatever takes fewer gradients.",
+        choices=("auto", "bank", "online"),
+    )
+    cascade_bank: tuple[str, ...] = setting(
+        (),
+        "The banks' directories; default: banks/NAME for each source.",
+        path=True,
+        operational=True,
+    )
+    bank_examples: int | None = setting(
+        None,
+        "Craft banks of so many training images; default: of all, or as many as a bank that is "
+        "there already has.",
+        POSITIVE,
+    )
+    ensemble_source: tuple[str, ...] = setting(
+        (),
+        "Trained networks; the one-step images of each batch come from one of them or from the "
+        "network itself.",
+        path=True,
+    )
+
+    # Optimization.
+    steps: int | None = setting(
+        None,
+        "Length of the schedule; default: the published one (8000 for MNIST, 94000 for CIFAR).",
+        POSITIVE,
+    )
+    learning_rate: float = setting(0.1, "At the start.", POSITIVE)
+    lr_boundaries: tuple[int, ...] | None = setting(
+        None,
+        "Steps after which the learning rate is divided by 10, or none; default: the published "
+        "ones in proportion to steps.",
+        BOUNDARIES,
+        parse=_boundaries,
+    )
+    warmup_steps: int | None = setting(
+        None,
+        "First steps at a tenth of the learning rate; default: 400 for CIFAR but at most a tenth "
+        "of steps, 0 otherwise.",
+        NOT_NEGATIVE,
+    )
+    momentum: float = setting(0.9, "Of SGD.", FRACTION)
+    weight_decay: float = setting(1e-4, "d in d/2 sum(w^2), on kernels only.", NOT_NEGATIVE)
+    clip_norm: float | None = setting(None, "Largest global norm of the gradient.", POSITIVE)
+    use_ema: bool = setting(False, "Finish with the weights' moving average.")
+    ema_momentum: float = setting(0.999, "Of that average.", FRACTION)
+    precision: str = setting(
+        "float32", "Of the convolutions.", choices=("float32", "mixed_bfloat16", "mixed_float16")
+    )
+    seed: int = setting(0, "Of weights, batches and epsilons.", SEED)
+    deterministic: bool = setting(False, "Only deterministic operations.")
+
+    # The run.
+    name: str | None = setting(
+        None, "Of the run; default: DATASET-MODEL-LOSS-sSEED.", NAME, operational=True
+    )
+    runs_dir: str = setting("runs", "Where runs are kept.", path=True, operational=True)
+    saved_dir: str = setting(
+        "saved", "Where finished networks are saved.", path=True, operational=True
+    )
+    export: bool = setting(True, "Save the finished network as saved/NAME.", operational=True)
+    checkpoint_minutes: float = setting(
+        3.0, "At most this long between checkpoints.", POSITIVE, operational=True
+    )
+    checkpoint_steps: int = setting(
+        0, "Also at multiples of this step; 0: no.", NOT_NEGATIVE, operational=True
+    )
+    log_steps: int = setting(50, "Steps between two reports.", POSITIVE)
+    eval_attacks: tuple[str, ...] = setting(
+        ("step_ll", "step_fgsm", "iter_ll", "iter_fgsm"),
+        "Attacks on the finished network.",
+        choices=attacks.image_attacks,
+    )
+    eval_epsilon: tuple[float, ...] | None = setting(
+        None, "Of those, one or several; default: max_epsilon.", EPSILONS
+    )
+    eval_examples: int = setting(
+        1000, "Test images under iterative attacks; one-step attacks get all.", POSITIVE
+    )
+
+    # TensorBoard.
+    tensorboard: str = setting(
+        "all",
+        "What is kept in runs/NAME/tensorboard; scalars: losses, accuracies and the like of the "
+        "training alone.",
+        choices=("all", "scalars", "none"),
+        operational=True,
+    )
+    tensorboard_images: int = setting(
+        64,
+        "The first so many test images are attacked and shown in TensorBoard; nothing is trained "
+        "or chosen by them.",
+        POSITIVE,
+        operational=True,
+    )
+    tensorboard_attacks: tuple[str, ...] = setting(
+        ("step_ll", "iter_fgsm", "pgd"),
+        "Attacks on those images.",
+        SOME,
+        choices=attacks.image_attacks,
+        operational=True,
+    )
+    tensorboard_epsilon: tuple[float, ...] | None = setting(
+        None, "Of those, one or several; default: max_epsilon.", EPSILONS, operational=True
+    )
+    tensorboard_steps: int = setting(
+        0,
+        "Steps between two looks at those images; 0: as often as takes 1.5 % of the training's "
+        "time. The finished network is always looked at, after a short training under the attacks "
+        "only that it is evaluated with anyway.",
+        NOT_NEGATIVE,
+        operational=True,
+    )
+    profile_steps: int = setting(
+        0,
+        "Profile so many steps for TensorBoard's profile plugin; 0: none.",
+        NOT_NEGATIVE,
+        operational=True,
+    )
+
+    def resolved(
+        self, dataset: data.DatasetSpec | None = None, *, own_network: str | None = None
+    ) -> TrainingSettings:
+        """Return the settings with the dataset's defaults filled in, checked together.
+
+        Args:
+            dataset: the row of a dataset that the caller has; None for the one that ``dataset``
+                names or the sources have learned.
+            own_network: the name of a network that takes the place of what ``model`` names.
+
+        Raises:
+            InputError: settings that do not go together.
+        """
+        if dataset is None:
+            sources = {name: getattr(self, name) for name in ("cascade_source", "ensemble_source")}
+            dataset = data.look_up(self.dataset or recorded_dataset(sources) or "digits")
+        steps = self.steps or dataset.steps
+        boundaries = data.scaled_boundaries(dataset, steps)
+        epsilon = dataset.max_epsilon if self.max_epsilon is None else self.max_epsilon
+        defaults = {
+            "dataset": dataset.name if dataset.name in data.DATASETS else None,
+            "max_epsilon": epsilon,
+            "steps": steps,
+            "normalization": dataset.normalization,
+            "crop": dataset.crop,
+            "warmup_steps": min(dataset.warmup_steps, steps // 10),
+            "eval_epsilon": (epsilon,),
+            "tensorboard_epsilon": (epsilon,),
+            "lr_boundaries": boundaries,
+            "name": self._default_name(dataset.name, own_network or self.model),
+        }
+        filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        settings = self.replace(**filled)
+        _check_sources(settings)
+        _check_batch(settings)
+        _check_schedule(settings)
+        _check_network(settings, dataset, own_network)
+        return settings
+
+    def _default_name(self, dataset: str, network: str) -> str:
+        kinds = [kind for kind in ("cascade", "ensemble") if getattr(self, f"{kind}_source")]
+        return "-".join([dataset, network, self.loss, *kinds, f"s{self.seed}"])
+
+    def defaults(
+        self, names: Sequence[str], dataset: data.DatasetSpec, *, own_network: str | None = None
+    ) -> dict[str, Any]:
+        """Return what some settings would be, after resolution, had they not been given.
+
+        Args:
+            names: of the settings.
+            dataset, own_network: as for ``resolved``.
+
+        Raises:
+            InputError: their defaults do not go with the other settings.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        unset = self.replace(**{name: defaults[name] for name in names})
+        decisive = unset.resolved(dataset, own_network=own_network).decisive()
+        return {name: decisive[name] for name in names}
+
+    def notes(self) -> list[str]:
+        """Return what can be computed and is likely not what was meant."""
+        noted = []
+        for name in ("max_epsilon", "eval_epsilon", "tensorboard_epsilon"):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            small = next((e for e in values if e is not None and 0 < e < 1), None)
+            if small is not None and (name == "max_epsilon" or small != self.max_epsilon):
+                noted.append(
+                    f"{name} {small:g} is less than one pixel value: epsilon is in 0..255 units; "
+                    f"{small:g} of the whole range would be {255 * small:g}"
+                )
+        return noted
+
+
+def _check_sources(settings: TrainingSettings) -> None:
+    for name in ("cascade_source", "ensemble_source"):
+        paths = getattr(settings, name)
+        twice = named_twice(paths)
+        if twice:
+            raise InputError(f"{twice} is named twice; name each source once", name)
+        if paths and not losses.LOSSES[settings.loss].attacks:
+            attacking = [row.name for row in losses.LOSSES.values() if row.attacks]
+            raise InputError(
+                f"{settings.loss} training has no adversarial images; choose the loss "
+                f"{', '.join(attacking[:-1])} or {attacking[-1]}",
+                name,
+            )
+    sources, banks = settings.cascade_source, settings.cascade_bank
+    if not sources:
+        for name, unset in (
+            ("cascade_mode", "auto"),
+            ("cascade_bank", ()),
+            ("bank_examples", None),
+        ):
+            if getattr(settings, name) != unset:
+                raise InputError("has a meaning only with cascade_source", name)
+        return
+    if settings.adversarial_batch_size < 2:
+        raise InputError(
+            "half of the adversarial images are cascade images, so it must be 2 or above, got "
+            f"{settings.adversarial_batch_size}",
+            "adversarial_batch_size",
+        )
+    if settings.max_epsilon < 1:
+        raise InputError(
+            "the epsilons of cascade images are whole pixel values, so it must be 1 or above, got "
+            f"{settings.max_epsilon:g}",
+            "max_epsilon",
+        )
+    if banks and len(banks) != len(sources):
+        raise InputError(
+            f"name one bank for each source ({len(sources)}), got {len(banks)}", "cascade_bank"
+        )
+    if settings.cascade_mode == "online" and (banks or settings.bank_examples):
+        raise InputError(
+            "online crafting uses no bank; leave out cascade_bank and bank_examples", "cascade_mode"
+        )
+
+
+def _check_batch(settings: TrainingSettings) -> None:
+    m, k, loss = settings.batch_size, settings.adversarial_batch_size, losses.LOSSES[settings.loss]
+    if loss.pairs and 2 * k > m:
+        raise InputError(
+            f"{loss.name} pairs each adversarial image with its clean one, so it can be at most "
+            f"half of batch_size ({m // 2}), got {k}",
+            "adversarial_batch_size",
+        )
+    if loss.images == losses.REPLACED and k > m:
+        raise InputError(f"can be at most batch_size ({m}), got {k}", "adversarial_batch_size")
+    if loss.images == losses.REPLACED and k == m and settings.adversarial_weight == 0:
+        raise InputError(
+            "0 leaves no image with a weight; raise it or lower adversarial_batch_size",
+            "adversarial_weight",
+        )
+
+
+def _check_schedule(settings: TrainingSettings) -> None:
+    boundaries = settings.lr_boundaries
+    if boundaries and settings.warmup_steps and settings.warmup_steps >= boundaries[0]:
+        raise InputError(
+            f"must end before the first of lr_boundaries ({boundaries[0]}), got "
+            f"{settings.warmup_steps}",
+            "warmup_steps",
+        )
+
+
+def _check_network(
+    settings: TrainingSettings, dataset: data.DatasetSpec, own_network: str | None
+) -> None:
+    if settings.crop not in dataset.crops:
+        sides = " or ".join(map(str, dataset.crops))
+        raise InputError(f"{dataset.name} networks see {sides} pixels, got {settings.crop}", "crop")
+    if own_network is None:
+        models.look_up(settings.model, settings.embedding_at)

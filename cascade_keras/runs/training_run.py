@@ -1,0 +1,312 @@
+"""A training as one object: settings, data and networks in, a run that can be resumed out.
+
+Needs no TensorFlow until it runs, so that wrong settings are refused at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import signal
+import typing
+from collections.abc import Callable, Mapping, Sequence
+
+from cascade_keras.data.specs import look_up
+from cascade_keras.errors import InputError, about
+from cascade_keras.export import check_output, export_saved_model, provenance_of_run
+from cascade_keras.provenance import package_versions
+from cascade_keras.runs.run import Run
+from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.startup import import_tensorflow
+
+if typing.TYPE_CHECKING:
+    import keras
+
+    from cascade_keras.data import Dataset
+    from cascade_keras.runs.supply import Supply
+    from cascade_keras.sources import Source
+    from cascade_keras.training import AdversarialTrainer
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """What became of a training.
+
+    Attributes:
+        path: the run's directory.
+        step: the number of steps done.
+        results: accuracies of the finished network as in metrics.json: attack, epsilon, correct,
+            examples, accuracy and, where an attack has any, its options. Empty where it was
+            stopped.
+        stopped_by: the signal that ended it before its last step, None where it is finished.
+        saved: the folder of the saved network's version, None where nothing was exported now.
+        was_finished: whether the run was finished before, so that nothing was done.
+    """
+
+    path: pathlib.Path
+    step: int
+    results: Sequence[Mapping] = ()
+    stopped_by: signal.Signals | None = None
+    saved: pathlib.Path | None = None
+    was_finished: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule is done."""
+        return self.stopped_by is None
+
+
+class Training:
+    """Trains a network and keeps everything about it in a directory, from which it is resumed.
+
+        from cascade_keras import Training, TrainingSettings
+
+        settings = TrainingSettings(dataset="digits", model="resnet8", loss="pivot", steps=200)
+        result = Training(settings).run()
+        print(result.path, result.results)
+
+    ``run`` goes on where an earlier one, of this process or another, was stopped or killed; it
+    can be called again. An own network starts from the weights that it has, and is trained in
+    place; with a dataset of one's own, any Keras classifier can be hardened::
+
+        Training(settings, dataset=dataset, network=network).run()
+
+    Args:
+        settings: what is trained, how, and where it is kept; the dataset's defaults are filled in.
+        dataset: in place of what ``settings.dataset`` names.
+        network: images (batch, H, W, C) in [0, 1] -> logits, or {"logits", "embedding"}, in place
+            of what ``settings.model`` names. Its architecture is recorded: a run goes on with
+            that of its start only.
+        cascade_sources, ensemble_sources: networks in place of those that the settings name: what
+            ``sources.load_source`` takes or returns.
+        say: told in one line each what a person might want to know.
+
+    Attributes:
+        settings: resolved.
+        preset: the dataset's row.
+        directory: the ``Run``.
+        flags: the settings that decide what is computed, as config.json keeps them.
+
+    Raises:
+        InputError: settings that do not go together, or with the data and networks.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        *,
+        dataset: Dataset | None = None,
+        network: keras.Model | None = None,
+        cascade_sources: Sequence | None = None,
+        ensemble_sources: Sequence | None = None,
+        say: Callable[[str], None] = _say,
+    ):
+        self.say = say
+        self.own_sources = {
+            "cascade_source": _loaded(cascade_sources, "cascade_sources"),
+            "ensemble_source": _loaded(ensemble_sources, "ensemble_sources"),
+        }
+        for name, sources in self.own_sources.items():
+            if sources:
+                paths = tuple(str(source.path) for source in sources)
+                settings = settings.replace(**{name: paths})
+        if dataset is not None and settings.dataset not in (None, dataset.name):
+            raise InputError(
+                f"is {settings.dataset!r}, the data given are {dataset.name!r}", "dataset"
+            )
+        if network is not None and settings.crop is None:
+            settings = settings.replace(crop=_side(network))
+        self._own = {"own_network": None if network is None else re.sub(r"_\d+$", "", network.name)}
+        self.settings = settings.resolved(dataset and dataset.preset, **self._own)
+        self.preset = dataset.preset if dataset else look_up(self.settings.dataset)
+        self.dataset = dataset
+        self.network = network
+        self.directory = Run(pathlib.Path(self.settings.runs_dir) / self.settings.name)
+        self.flags = self._flags()
+
+    def _flags(self) -> dict:
+        flags = self.settings.decisive()
+        if self.dataset is not None:
+            flags["dataset"] = self.dataset.name
+        if self.network is not None:
+            from cascade_keras.runs.build import architecture
+
+            flags["model"] = f"own-{architecture(self.network)[:16]}"
+        return flags
+
+    def run(self) -> TrainingResult:
+        """Train what is left of the schedule, evaluate and save the network.
+
+        In the main thread of a process, SIGTERM and Ctrl-C end it after the step under way, with a
+        checkpoint.
+
+        Raises:
+            InputError: a directory, data or a source that cannot be used, or a loss that is no
+                longer finite.
+            OSError: the disk is full or the like; checkpoints written before are intact.
+        """
+        self.directory.check(self.flags, defaults=self._defaults)
+        if self.directory.finished:
+            metrics = self.directory.read_metrics()
+            return TrainingResult(
+                self.directory.path, metrics["steps"], metrics["results"], was_finished=True
+            )
+        if self.settings.export:
+            with about("saved_dir"):
+                check_output(self._saved)
+        for note in self.settings.notes():
+            self.say(f"note: {note}")
+        import_tensorflow()
+
+        from cascade_keras.runs.build import precision
+
+        with precision(self.settings.precision):
+            try:
+                return self._run()
+            finally:
+                self.directory.close()
+
+    def build_trainer(
+        self,
+        dataset: Dataset,
+        cascade_sources: Sequence[Source],
+        ensemble_sources: Sequence[Source],
+    ) -> AdversarialTrainer:
+        """Return the compiled trainer; a subclass may make another.
+
+        Args:
+            dataset: in memory.
+            cascade_sources: those whose images are crafted within the step.
+            ensemble_sources: those of one-step images.
+        """
+        from cascade_keras.runs import build
+
+        network = self.network
+        if network is None:
+            network = build.build_network(self.settings, dataset)
+        else:
+            shape = build.image_shape(self.settings, self.preset)
+            build.check_own(network, shape, self.preset.num_classes)
+        return build.build_trainer(
+            self.settings,
+            network,
+            cascade_sources=cascade_sources,
+            ensemble_sources=ensemble_sources,
+        )
+
+    def _run(self) -> TrainingResult:
+        import keras
+        import tensorflow as tf
+
+        from cascade_keras import data
+        from cascade_keras.runs import build
+        from cascade_keras.runs.session import Session
+        from cascade_keras.runs.supply import prepare, record_sources
+
+        settings = self.settings
+        if settings.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        before = self.directory.read_config() if self.directory.exists else {}
+        cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
+        self._compare_initialisations(cascade)
+        dataset = self.dataset or data.load(settings.dataset, settings.data_dir)
+        data.check_batch_size(build.clean_images(settings), len(dataset.train[1]))
+        config = {
+            "flags": self.flags,
+            "seed": settings.seed,
+            "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
+            "versions": package_versions(),
+        }
+        supply: Supply | None = None
+        if cascade:
+            supply = prepare(cascade, settings, dataset, before.get("cascade"), self.say)
+            config["cascade"] = supply.record()
+        if ensemble:
+            config["ensemble"] = {"sources": record_sources(ensemble)}
+        # Last, as loading a source may draw numbers too: the weights follow from the seed alone.
+        keras.utils.set_random_seed(settings.seed)
+        trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
+        if settings.init_from and not self.directory.has_checkpoints:
+            build.load_initialisation(trainer.network, settings.init_from)
+        self.directory.open(config, self._defaults)
+        partners = supply.partners if supply else None
+        with Session(settings, self.directory, trainer, dataset, partners, self.say) as session:
+            stopped = session.fit()
+            if stopped:
+                return TrainingResult(self.directory.path, int(trainer.steps), stopped_by=stopped)
+            results = session.evaluate()
+        return self._finish(trainer.network, results)
+
+    def _finish(self, network: keras.Model, results: list) -> TrainingResult:
+        steps, saved = self.settings.steps, None
+        if self.settings.export:
+            saved = export_saved_model(
+                network,
+                self._saved,
+                provenance_of_run(self.directory.read_config(), steps, results),
+                image_shape=self.preset.image_shape,
+            )
+        metrics = {"steps": steps, "seed": self.settings.seed, "results": results}
+        self.directory.finish(network, metrics)
+        return TrainingResult(self.directory.path, steps, results, saved=saved)
+
+    @property
+    def _saved(self) -> pathlib.Path:
+        return pathlib.Path(self.settings.saved_dir) / self.settings.name
+
+    def _defaults(self, names: Sequence[str]) -> dict:
+        """Return what a run older than these settings was started with."""
+        return self.settings.defaults(names, self.preset, **self._own)
+
+    def _sources(self, setting: str, before: Mapping) -> Sequence[Source]:
+        """Return the sources that a setting names; a run that goes on gets those of its start."""
+        from cascade_keras.evaluation.networks import load_networks
+        from cascade_keras.runs.build import image_shape
+
+        recorded = before.get(setting.removesuffix("_source"), {}).get("sources", [])
+        # The paths of the start: a newer version in a source's folder does not slip in.
+        paths = [source["path"] for source in recorded] or getattr(self.settings, setting)
+        paths = self.own_sources[setting] or paths
+        if not paths:
+            return ()
+        shape = image_shape(self.settings, self.preset)
+        sources = load_networks(paths, self.preset, setting=setting, shape=shape).sources
+        for source, then in zip(sources, recorded, strict=False):
+            if source.weights_hash != then["weights_hash"]:
+                raise InputError(
+                    f"{source.path} is no longer the network that {self.directory.path} was "
+                    "started with; restore it, or use another name",
+                    setting,
+                )
+        return sources
+
+    def _compare_initialisations(self, sources: Sequence[Source]) -> None:
+        """Say so if a cascade network does not start from its source's weights, as the paper's."""
+        for source in sources:
+            theirs = source.provenance.get("recipe", {}).get("init_from")
+            if theirs and theirs != self.settings.init_from:
+                self.say(
+                    f"note: {source.name} started from {theirs}; in the paper a cascade network "
+                    f"starts from the same weights as its source (init_from {theirs})"
+                )
+
+
+def _loaded(sources: Sequence | None, setting: str) -> list[Source]:
+    if not sources:
+        return []
+
+    from cascade_keras.sources import Source, load_source
+
+    with about(setting):
+        return [s if isinstance(s, Source) else load_source(s) for s in sources]
+
+
+def _side(network: keras.Model) -> int | None:
+    """Return the side of the images that a network takes, None where it takes any."""
+    shape = getattr(network, "input_shape", None)
+    return shape[1] if isinstance(shape, tuple) and len(shape) == 4 else None

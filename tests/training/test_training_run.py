@@ -1,0 +1,367 @@
+"""A training as an object: what it refuses, how it goes on, and what a user brings himself."""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import tarfile
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from support.files import ROOT
+
+from cascade_keras import Training, TrainingSettings
+from cascade_keras.cli.flags import define
+from cascade_keras.data import Dataset, DatasetSpec
+from cascade_keras.errors import InputError
+from cascade_keras.runs import callbacks, metrics, panels
+from cascade_keras.settings import setting
+from cascade_keras.sources import load_source
+
+SMALL = {
+    "dataset": "digits", "model": "lenet", "steps": 4, "batch_size": 32, "eval_examples": 20,
+    "adversarial_batch_size": 16, "eval_attacks": ["step_ll"], "tensorboard": "none",
+    "export": False, "name": "run",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(say=lambda text: None, objects=None, **changes):
+    return Training(TrainingSettings(**{**SMALL, **changes}), say=say, **(objects or {})).run()
+
+
+def content(file):
+    return json.loads(pathlib.Path(file).read_text())
+
+
+def weights(run="runs/run"):
+    return keras.models.load_model(f"{run}/model.keras", compile=False).get_weights()
+
+
+def forget(run="runs/run", after=0):
+    """Leave a run as it was after a checkpoint."""
+    for path in (run / "metrics.json", run / "model.keras"):
+        path.unlink()
+    for path in run.glob("checkpoints/*.keras"):
+        if int(path.stem[5:]) > after:
+            path.unlink()
+
+
+# What settings refuse: what differs from the defaults, the setting that is named, a word of why.
+REFUSED = [
+    ({"dataset": "svhn"}, "dataset", "cifar10"),
+    ({"model": "vgg16"}, "model", "resnetD"),
+    ({"model": "resnet21"}, "model", "6n"),
+    ({"loss": "trades"}, "loss", "pivot"),
+    ({"attack": "pgd"}, "attack", "step_ll"),
+    ({"distance": "l3"}, "distance", "l2"),
+    ({"epsilon_sampling": "beta"}, "epsilon_sampling", "clipped_normal"),
+    ({"precision": "float8"}, "precision", "mixed_bfloat16"),
+    ({"embedding_at": "stage9"}, "embedding_at", "stage3"),
+    ({"adversarial_batch_size": 65}, "adversarial_batch_size", "half of batch_size (64)"),
+    ({"loss": "bidirectional", "batch_size": 100}, "adversarial_batch_size", "(50)"),
+    ({"loss": "kurakin", "adversarial_batch_size": 129}, "adversarial_batch_size", "(128)"),
+    ({"loss": "kurakin", "adversarial_batch_size": 128, "adversarial_weight": 0},
+     "adversarial_weight", "no image"),
+    ({"adversarial_batch_size": 0}, "adversarial_batch_size", "above 0"),
+    ({"max_epsilon": -1}, "max_epsilon", "0..255"),
+    ({"max_epsilon": 256}, "max_epsilon", "0..255"),
+    ({"sparsity": 0}, "sparsity", "100"),
+    ({"sparsity": 101}, "sparsity", "100"),
+    ({"adversarial_weight": -0.3}, "adversarial_weight", "0 or above"),
+    ({"distance_weight": -1}, "distance_weight", "0 or above"),
+    ({"paired_weight": -1}, "paired_weight", "0 or above"),
+    ({"learning_rate": 0}, "learning_rate", "above 0"),
+    ({"momentum": 1}, "momentum", "[0, 1)"),
+    ({"lr_boundaries": [20, 10]}, "lr_boundaries", "increasing"),
+    ({"lr_boundaries": [20], "warmup_steps": 20}, "warmup_steps", "(20)"),
+    ({"crop": 24}, "crop", "8 pixels"),
+    ({"dataset": "cifar10", "crop": 28}, "crop", "24 or 32"),
+    ({"seed": -1}, "seed", "2147483647"),
+    ({"name": ".."}, "name", "folder"),
+    ({"eval_attacks": ["cw_linf"]}, "eval_attacks", "iter_margin"),
+    ({"eval_epsilon": []}, "eval_epsilon", "0..255"),
+    ({"tensorboard": "everything"}, "tensorboard", "scalars"),
+    ({"tensorboard_images": 0}, "tensorboard_images", "above 0"),
+    ({"tensorboard_attacks": []}, "tensorboard_attacks", "one"),
+    ({"tensorboard_epsilon": [300]}, "tensorboard_epsilon", "0..255"),
+    ({"tensorboard_steps": -1}, "tensorboard_steps", "0 or above"),
+    ({"profile_steps": -1}, "profile_steps", "0 or above"),
+    ({"cascade_mode": "bank"}, "cascade_mode", "cascade_source"),
+    ({"cascade_bank": ["banks/x"]}, "cascade_bank", "cascade_source"),
+    ({"cascade_source": ["a", "./a"], "dataset": "digits"}, "cascade_source", "twice"),
+    ({"ensemble_source": ["a"], "dataset": "digits", "loss": "standard"}, "ensemble_source",
+     "pivot"),
+    ({"cascade_source": ["nobody"]}, "cascade_source", "does not exist"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "name", "word"), REFUSED, ids=lambda value: str(value)[:40])
+def test_settings_that_make_no_sense_are_refused(changes, name, word):
+    with pytest.raises(InputError) as error:
+        TrainingSettings(**changes).resolved()
+    assert error.value.setting == name and word in error.value.message
+
+
+def test_what_is_not_given_follows_from_the_dataset():
+    mnist = TrainingSettings(dataset="mnist", steps=800).resolved()
+    assert (mnist.max_epsilon, mnist.crop, mnist.normalization) == (76.5, 28, "none")
+    assert mnist.lr_boundaries == (400, 600) and mnist.warmup_steps == 0
+    assert mnist.eval_epsilon == mnist.tensorboard_epsilon == (76.5,)
+    assert mnist.name == "mnist-resnet20-pivot-s0"
+    cifar = TrainingSettings(dataset="cifar10", lr_boundaries=[], crop=32).resolved()
+    assert (cifar.steps, cifar.warmup_steps, cifar.lr_boundaries) == (94_000, 400, ())
+    assert cifar.resolved() == cifar
+
+
+def test_an_epsilon_that_was_meant_as_a_share_of_the_range_is_noted():
+    said = []
+    train(said.append, steps=1, eval_epsilon=[0.3])
+    assert any("0..255" in text and "76.5" in text for text in said)
+    assert not TrainingSettings(eval_epsilon=[2], dataset="digits").resolved().notes()
+
+
+def test_a_run_goes_on_and_says_what_became_of_it(here):
+    said = []
+    done = train(said.append, checkpoint_steps=2)
+    assert done.finished and done.step == 4 and not done.was_finished
+    assert [result["attack"] for result in done.results] == ["clean", "step_ll"]
+    first = weights()
+    again = train()
+    assert again.was_finished and again.results == done.results
+    forget(here / "runs/run", after=2)
+    said.clear()
+    assert train(said.append, checkpoint_steps=2).finished
+    assert any("step 2 of 4" in text for text in said)
+    for expected, got in zip(first, weights(), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_results_say_which_attack_made_them():
+    done = train(steps=1, eval_attacks=["pgd", "step_ll"], eval_epsilon=[4, 2])
+    assert [(r["attack"], r["epsilon"]) for r in done.results] == [
+        ("clean", 0), ("pgd", 4), ("pgd", 2), ("step_ll", 4), ("step_ll", 2)
+    ]  # fmt: skip
+    recorded = content("runs/run/metrics.json")["results"]
+    assert recorded == list(done.results)
+    assert recorded[1]["options"]["restarts"] == 5 and recorded[1]["examples"] == 20
+    assert "options" not in recorded[0] and recorded[0]["examples"] == 360
+
+
+def test_a_signal_stops_it_and_only_the_main_thread_can_be_asked(here):
+    class Interrupt(Training):
+        def build_trainer(self, *arguments):
+            trainer = super().build_trainer(*arguments)
+            step = trainer.train_step
+
+            def interrupting(batch):
+                tf.py_function(lambda: signal.raise_signal(signal.SIGINT), [], [])
+                return step(batch)
+
+            trainer.train_step = interrupting
+            return trainer
+
+    stopped = Interrupt(TrainingSettings(**SMALL)).run()
+    assert stopped.stopped_by == signal.SIGINT and stopped.step < 4 and not stopped.results
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train()))
+    thread.start(), thread.join()
+    assert found[0].finished and found[0].step == 4
+
+
+def classifier(width=16):
+    """A user's Keras classifier: one output, no embedding."""
+    inputs = keras.Input((8, 8, 1))
+    hidden = keras.layers.Dense(width, activation="relu")(keras.layers.Flatten()(inputs))
+    return keras.Model(inputs, keras.layers.Dense(10)(hidden))
+
+
+def own_data(shift=0):
+    rng = np.random.default_rng(shift)
+    spec = DatasetSpec("mine", lambda spec, data_dir: None, (8, 8, 1), 10)
+    parts = [
+        (rng.integers(0, 256, (count, 8, 8, 1), np.uint8), np.arange(count, dtype=np.int32) % 10)
+        for count in (64, 32)
+    ]
+    return Dataset("mine", spec, *parts)
+
+
+def test_an_own_network_and_own_data_are_trained_and_no_others_go_on(here):
+    objects = {"network": classifier(), "dataset": own_data()}
+    before = objects["network"].get_weights()
+    settings = {"dataset": None, "name": None, "checkpoint_steps": 2}
+    done = train(objects=objects, **settings)
+    assert done.path.name == "mine-functional-pivot-s0"
+    assert any((a != b).any() for a, b in zip(before, objects["network"].get_weights()))
+    config = content(done.path / "config.json")
+    assert config["flags"]["dataset"] == config["dataset"]["name"] == "mine"
+    assert config["flags"]["model"].startswith("own-")
+    assert config["flags"]["max_epsilon"] == 16
+
+    forget(done.path, after=2)
+    for other, named in (
+        ({"network": classifier(17)}, "model"),
+        ({"network": None}, "model"),
+        ({"dataset": own_data(1)}, "data_dir"),
+    ):
+        with pytest.raises(InputError) as error:
+            train(objects={**objects, **other}, **{**settings, "name": done.path.name})
+        assert error.value.setting == named
+    # Another object of the same architecture is the same network: its weights are in the run.
+    assert train(objects={**objects, "network": classifier()}, **settings).finished
+
+
+def test_an_own_network_has_to_fit():
+    for network, word in ((classifier(), "classes"), (keras.Sequential(), "images")):
+        objects = {"network": network, "dataset": own_data()}
+        object.__setattr__(objects["dataset"].preset, "num_classes", 11)
+        with pytest.raises(InputError, match=word):
+            train(objects=objects, dataset=None)
+    with pytest.raises(InputError, match="mine"):
+        train(objects={"dataset": own_data()}, dataset="digits")
+
+
+def test_sources_may_be_given_as_objects(here):
+    train(name="first", steps=1)
+    objects = {
+        "cascade_sources": [load_source("runs/first")], "ensemble_sources": ["runs/first"]
+    }  # fmt: skip
+    assert train(objects=objects, steps=1, cascade_mode="online").finished
+    config = content("runs/run/config.json")
+    assert config["cascade"]["sources"] == config["ensemble"]["sources"]
+    assert config["flags"]["cascade_source"] == ["runs/first/model.keras"]
+
+
+# A user's own flag, metric and panel.
+
+
+@dataclasses.dataclass(frozen=True)
+class MoreSettings(TrainingSettings):
+    label_noise: float = setting(0.0, "Share of labels that are wrong.")
+
+
+def test_a_flag_is_one_field_and_locks_no_older_run_out(here):
+    assert "--label_noise" in define(MoreSettings).get_help()
+    train(checkpoint_steps=2)
+    forget(here / "runs/run", after=2)
+    with pytest.raises(InputError) as error:
+        Training(MoreSettings(**SMALL, label_noise=0.1)).run()
+    assert error.value.setting == "label_noise"
+    assert Training(MoreSettings(**SMALL)).run().finished
+    with pytest.raises(InputError, match="label_noise"):
+        (here / "runs/run/metrics.json").unlink()
+        config = content("runs/run/config.json")
+        config["flags"]["label_noise"] = 0.0
+        (here / "runs/run/config.json").write_text(json.dumps(config))
+        train()
+
+
+def test_a_metric_of_a_trainer_reaches_tensorboard_by_itself(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    report = callbacks.Report(writer, 0, 1, 8, 1)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.5))
+    model.steps = 1
+    report.set_model(model)
+    report.on_train_begin()
+    report.on_train_batch_begin(0)
+    report.on_train_batch_end(0, {"loss": 2.0, "curvature": 3.0})
+    report.on_train_end()
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()["tensors"]
+    assert {"training/curvature", "loss/total", "optimizer/learning_rate"} <= set(tags)
+    assert not any("adversarial" in tag for tag in tags)
+    text = metrics.progress_text({"loss": 2.0, "clean_accuracy": 0.5, "curvature": 3.0})
+    assert "loss 2" in text and "50.0%" in text
+
+
+def test_a_panel_is_one_function(monkeypatch):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    def squares(views, step):
+        return {view.name: np.full((4, 5, 3), step, np.uint8) for view in views}
+
+    monkeypatch.setattr(panels, "PANELS", dict(panels.PANELS))
+    panels.register("squares", squares)
+    panels.register("one", lambda views, step: np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(ValueError, match="squares"):
+        panels.register("squares", squares)
+    train(tensorboard="all", tensorboard_attacks=["step_ll"], tensorboard_images=2)
+    events = EventAccumulator("runs/run/tensorboard").Reload()
+    shown = {"images/step_ll_76.5", "squares/clean", "squares/step_ll_76.5", "one"}
+    assert shown == set(events.PluginTagToContent("images"))
+
+
+# The clock.
+
+
+def test_steps_whose_gradient_overflows_count(here):
+    """In half precision the first steps are left out by the optimizer, not by the clock."""
+
+    class Overflowing(Training):
+        def build_trainer(self, *arguments):
+            trainer = super().build_trainer(*arguments)
+            trainer.optimizer.dynamic_scale.assign(2.0**22)
+            return trainer
+
+    kept = {**SMALL, "precision": "mixed_float16", "steps": 12, "checkpoint_steps": 3,
+            "deterministic": True, "lr_boundaries": [6]}  # fmt: skip
+    Overflowing(TrainingSettings(**kept)).run()
+    names = sorted(path.name for path in (here / "runs/run/checkpoints").glob("*.keras"))
+    assert names == ["step-00000006.keras", "step-00000009.keras", "step-00000012.keras"]
+    trainer = keras.models.load_model(here / "runs/run/checkpoints" / names[0])
+    assert int(trainer.steps) == 6 and int(trainer.optimizer.inner_optimizer.iterations) < 6
+    expected = weights()
+    forget(here / "runs/run", after=6)
+    Overflowing(TrainingSettings(**kept)).run()
+    for one, other in zip(expected, weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+# What version 0.1.0 left.
+
+
+@pytest.fixture
+def old(here):
+    with tarfile.open(ROOT / "tests/fixtures/version-0.1.0.tar.xz") as archive:
+        archive.extractall(here, filter="data")
+    return here
+
+
+def old_settings(run, **changes):
+    flags = content(f"runs/{run}/config.json")["flags"]
+    where = {"name": run, "tensorboard": "none", "cascade_bank": ["banks/legacy"], "export": False}
+    if not flags["cascade_source"]:
+        del where["cascade_bank"]
+    return {**flags, **where, **changes}
+
+
+def test_a_finished_run_of_an_older_version_is_known_as_such(old):
+    result = Training(MoreSettings(**old_settings("finished"))).run()
+    assert result.was_finished and result.results[0]["attack"] == "clean"
+
+
+def test_a_half_done_run_of_an_older_version_ends_with_its_weights(old):
+    said = []
+    settings = MoreSettings(**old_settings("half"))
+    assert Training(settings, say=said.append).run().finished
+    assert any("step 3 of 6" in text for text in said)
+    network = keras.models.load_model("runs/half/model.keras", compile=False)
+    expected = content("expected.json")["weights"]
+    assert len(expected) == len(network.weights)
+    for weight, (_, total, norm) in zip(network.weights, expected, strict=True):
+        value = weight.numpy().astype("float64")
+        assert value.sum() == pytest.approx(total, rel=1e-4, abs=1e-4)
+        assert np.linalg.norm(value) == pytest.approx(norm, rel=1e-4)
