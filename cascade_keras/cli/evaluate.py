@@ -40,6 +40,8 @@ def evaluate(values: flags.FlagValues) -> None:
     from cascade_keras.evaluation import Evaluation
 
     evaluation = Evaluation(settings)
+    for note in evaluation.notes:  # before hours are spent
+        print(f"note: {note}", flush=True)
     with show_progress("evaluating, gradients", evaluation.work) as progress:
         content = evaluation.run(progress)
     print_report(content, evaluation.report.path)
@@ -75,7 +77,7 @@ def print_report(content: Mapping, path: str | os.PathLike) -> None:
         say(
             f"{record['target']}: minimal epsilon of {record['examples']} images: {above}; {median}"
         )
-    for sentence in [*content["notes"], *(content["diagnosis"] or {}).get("sentences", [])]:
+    for sentence in (content["diagnosis"] or {}).get("sentences", []):
         say(sentence)
     say(f"written to {path}")
 

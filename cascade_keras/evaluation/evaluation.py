@@ -35,6 +35,7 @@ class Evaluation:
     Attributes:
         settings: with everything filled in that follows from the networks.
         report: its directory; nothing is written before ``run``.
+        notes: what can be computed and is likely not what was meant, a sentence each.
         work: how many gradients it takes, about, with those that were taken before.
 
     Raises:
@@ -87,7 +88,7 @@ class Evaluation:
         self._records = [
             _record(name, source, name in targets) for name, source in everyone.items()
         ]
-        self._notes = _notes(settings, everyone.values())
+        self.notes = _notes(settings, everyone.values())
         self._dataset = dataset or data.load(settings.dataset, settings.data_dir)
         self._plan = Plan(
             settings,
@@ -149,7 +150,7 @@ class Evaluation:
             "seed": settings.seed,
             "labels": "true",
             "inference_noise": settings.inference_noise,
-            "notes": self._notes,
+            "notes": self.notes,
             **counted,
             "diagnosis": trusted,
             "sources": list(plan.sources),

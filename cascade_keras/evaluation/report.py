@@ -117,17 +117,18 @@ class Report:
         if "flags" in before:
             raise InputError(f"{self.path} is a run; name another directory", "output")
         unknown = [key for key in before if key not in _KEYS]
-        if unknown or before.get("format", 0) > FORMAT:
-            reason = f"has the setting {unknown[0]!r}" if unknown else "is of a newer format"
+        if unknown or before.get("format", 0) not in range(FORMAT + 1):
+            reason = f"has the setting {unknown[0]!r}" if unknown else "is of another format"
             raise InputError(
                 f"{self._config_file} {reason}, which this version does not know; go on with the "
                 "version that made it, or name another directory",
                 "output",
             )
-        for key in _KEYS:
-            old, new = (_with_defaults(key, each.get(key, _DEFAULTS.get(key)))
-                        for each in (before, config))  # fmt: skip
-            if key not in _FREE and old != new:
+        for key in (key for key in _KEYS if key not in _FREE):
+            old, new = (each.get(key, _DEFAULTS.get(key)) for each in (before, config))
+            if key == "attack":
+                old, new = _with_options(old), _with_options(new)
+            if old != new:
                 raise InputError(
                     f"{self.path} was made with {_short(old)}, now it is {_short(new)}; name "
                     "another output",
@@ -137,9 +138,14 @@ class Report:
     def add_seconds(self, seconds: Mapping[str, float]) -> dict[str, float]:
         """Add to the time spent in this directory so far, and return the sum."""
         total = dict.fromkeys(seconds, 0.0)
-        if self._seconds_file.exists():
-            total |= json.loads(self._seconds_file.read_text(encoding="utf-8"))
-        total = {name: total[name] + spent for name, spent in seconds.items()}
+        try:
+            if self._seconds_file.exists():
+                total |= json.loads(self._seconds_file.read_text(encoding="utf-8"))
+            total = {name: total[name] + spent for name, spent in seconds.items()}
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._seconds_file} cannot be read ({error}); remove it", "output"
+            ) from error
         write_json(self._seconds_file, total)
         return total
 
@@ -166,13 +172,14 @@ class Report:
         write_text(self.path / name, text)
 
 
-def _with_defaults(key: str, value):
-    """Return a value of a configuration; of attacks, with the options that they lack."""
-    if key != "attack":
-        return value
-    pairs = [[attack, {}] if isinstance(attack, str) else attack for attack in value]
-    known = {name: dict(ATTACKS[name].options) for name, _ in pairs if name in ATTACKS}
-    return [[name, {**known.get(name, {}), **options}] for name, options in pairs]
+def _with_options(attacks):
+    """Return a configuration's attacks with the options that they lack; nonsense as it is."""
+    try:
+        pairs = [[attack, {}] if isinstance(attack, str) else attack for attack in attacks]
+        rows = {name: ATTACKS[name].options for name, _ in pairs if name in ATTACKS}
+        return [[name, {**rows.get(name, {}), **options}] for name, options in pairs]
+    except (TypeError, ValueError):
+        return attacks
 
 
 def _short(value) -> str:

@@ -286,9 +286,12 @@ def test_without_source_and_dataset_a_trained_network_is_evaluated_on_what_it_le
     report = read("reports/finished")
     assert report["attacks"][0]["epsilons"] == [76.5]  # the dataset's largest
     assert report["networks"][0]["recipe"]["model"] == "resnet8"
+    assert "note:" not in out
     other = evaluated(*flags, "--target=runs/finished", output="other")
     assert other["results"] == report["results"]
     assert other["networks"][0]["weights_hash"] == report["networks"][0]["weights_hash"]
+    evaluated(*flags, "--target=saved/finished", "--epsilon=0.3", output="small")
+    assert "note: Epsilon 0.3 is less than one pixel value" in capsys.readouterr().out
 
 
 # The matrix.

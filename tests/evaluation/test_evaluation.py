@@ -12,7 +12,6 @@ from support.release import unpack
 
 from cascade_keras import Evaluation, EvaluationSettings, WhiteBox, attacks
 from cascade_keras.attacks.specs import ATTACKS, Attack
-from cascade_keras.cli import evaluate
 from cascade_keras.data import Dataset
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
@@ -117,15 +116,14 @@ def test_sources_may_be_keras_models_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize("epsilon", [(0.3, 8.0), (0.0, 8.0)])
-def test_epsilons_below_one_pixel_value_are_noted(epsilon, tmp_path, capsys):
+def test_epsilons_below_one_pixel_value_are_noted(epsilon, tmp_path):
     asked = settings(tmp_path, epsilon=epsilon, attack=["iter_fgsm"], num_images=5)
-    content = Evaluation(asked, targets=[NETWORK], dataset=OWN).run()
-    evaluate.print_report(content, "r")
-    printed = capsys.readouterr().out
-    for text in ((tmp_path / "report" / "report.md").read_text(), printed):
-        text = " ".join(text.split())
-        noted = "0..255 units, so 0.3 of the whole range is 76.5" in text and "up to 16" in text
-        assert noted == (epsilon[0] == 0.3)
+    evaluation = Evaluation(asked, targets=[NETWORK], dataset=OWN)
+    said = evaluation.notes
+    assert evaluation.run()["notes"] == said and len(said) == (epsilon[0] == 0.3)
+    for note in said:
+        assert "0..255 units, so 0.3 of the whole range is 76.5" in note and "up to 16" in note
+        assert note in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_settings_follow_from_rows():

@@ -458,6 +458,7 @@ PGD = {"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"}
         ({"attack": [["step_ll", {}]]}, "attack", "was made with"),
         ({"attack": [["step_ll", {}], ["pgd", {**PGD, "steps": 41}], "cw_linf"]}, "attack",
          '"steps": 40.*now it is .*"steps": 41'),
+        ({"attack": 5}, "attack", "was made with .*, now it is 5"),
         ({"cw_images": 5}, "cw_images", "with null, now it is 5"),
         ({"diagnosis_images": 5}, "diagnosis_images", "with 0, now it is 5"),
         ({"versions": {"a": "2"}}, None, None),
@@ -487,7 +488,8 @@ def test_another_configuration_is_refused_by_the_setting_that_differs(
         ("[1]", "cannot be read"),
         (json.dumps({"flags": {}}), "is a run"),
         (json.dumps({**CONFIG, "patches": 3}), "has the setting 'patches', which this version"),
-        (json.dumps({**CONFIG, "format": 2}), "is of a newer format"),
+        (json.dumps({**CONFIG, "format": 2}), "is of another format"),
+        (json.dumps({**CONFIG, "format": "x"}), "is of another format"),
     ],
 )
 def test_a_configuration_that_is_not_understood_is_refused(content, words, tmp_path):
