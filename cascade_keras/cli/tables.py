@@ -13,7 +13,6 @@ def print_table(
     *,
     text_columns: int = 1,
     fixed_columns: int | None = None,
-    title: str | None = None,
     console=None,
 ) -> None:
     """Print a table; where the terminal is too narrow, several with the fixed columns each.
@@ -23,7 +22,6 @@ def print_table(
         rows: texts; one that ends with a star is shown in bold red.
         text_columns: how many of the first are aligned to the left.
         fixed_columns: how many of the first every table has; all when None.
-        title: above the first table.
         console: a rich console; standard output when None.
     """
     import rich.console
@@ -32,8 +30,8 @@ def print_table(
     console = rich.console.Console(highlight=False) if console is None else console
     fixed = len(headings) if fixed_columns is None else fixed_columns
     widths = _column_widths(headings, rows, fixed)
-    for number, columns in enumerate(_column_groups(widths, fixed, console.width)):
-        table = rich.table.Table(title=title if number == 0 else None)
+    for columns in _column_groups(widths, fixed, console.width):
+        table = rich.table.Table()
         for place in columns:
             table.add_column(
                 rich.text.Text(headings[place]),

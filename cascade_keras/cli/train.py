@@ -19,6 +19,7 @@ from absl import flags
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
+from cascade_keras.cli.tables import print_table
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.runs.training_run import Training, TrainingResult
 
@@ -42,22 +43,17 @@ def train(values: flags.FlagValues) -> int:
 
 def print_results(result: TrainingResult, dataset: str) -> None:
     """Print the final accuracies as a table, and where the network is saved."""
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(
-        title=f"{result.path}: {dataset} test images, white box, epsilon in 0..255"
-    )
-    for heading in ("attack", "epsilon", "accuracy %", "images"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for found in result.results:
-        table.add_row(
+    rows = [
+        [
             str(Attack(found["attack"], (found["epsilon"],), found.get("options", {}))),
             f"{found['epsilon']:g}",
             f"{found['accuracy']:.1f}",
             str(found["examples"]),
-        )
-    rich.console.Console().print(table)
+        ]
+        for found in result.results
+    ]
+    print(f"{result.path}: {dataset} test images, white box, epsilon in 0..255")
+    print_table(("attack", "epsilon", "accuracy %", "images"), rows)
     if result.saved:
         print(f"saved as {result.saved}")
 

@@ -17,7 +17,6 @@ _HOMES = {
     "load_networks": "networks",
     "predictor": "crafting",
     "slices": "crafting",
-    "sweep": "white_box",
     "zero_gradients": "crafting",
     "diagnosis": "",
     "report": "",

@@ -93,15 +93,7 @@ class SavedNetworks:
         """Return the function that makes an attack's images from a network."""
         # Clean images ask nothing of it, not even to be loaded.
         logits = self.logits(name) if attack.name != "clean" else None
-        return crafting.crafter(
-            logits,
-            self.image_shape,
-            attack.name,
-            attack.epsilons,
-            seed=seed,
-            num_classes=num_classes,
-            **attack.options,
-        )
+        return crafter_of(logits, self.image_shape, attack, seed=seed, num_classes=num_classes)
 
     def predict(self, name: str, versions: np.ndarray, first: int) -> np.ndarray:
         """Return the classes of images (versions, batch, H, W, C), int32 (versions, batch).
@@ -123,6 +115,15 @@ class SavedNetworks:
                 "target" if name in self._targets else "source",
             )
         return classes
+
+
+def crafter_of(
+    logits_fn: attacks.LogitsFn, image_shape: Sequence[int], attack: Attack, **others
+) -> Craft:
+    """Return ``crafting.crafter`` of an attack with its epsilons and options."""
+    return crafting.crafter(
+        logits_fn, image_shape, attack.name, attack.epsilons, **attack.options, **others
+    )
 
 
 def flat(logits_fn: attacks.LogitsFn) -> attacks.LogitsFn:

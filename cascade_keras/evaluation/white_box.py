@@ -166,14 +166,8 @@ class _Network:
     def crafter(self, name: str, attack: Attack, *, seed: int, num_classes: int | None) -> Craft:
         key = repr(attack)
         if key not in self._crafters:
-            self._crafters[key] = crafting.crafter(
-                self._logits,
-                self.image_shape,
-                attack.name,
-                attack.epsilons,
-                seed=seed,
-                num_classes=num_classes,
-                **attack.options,
+            self._crafters[key] = tasks.crafter_of(
+                self._logits, self.image_shape, attack, seed=seed, num_classes=num_classes
             )
         return self._crafters[key]
 
@@ -208,28 +202,3 @@ def evaluate(
     asked = Attack.clean() if attack == "clean" else Attack(attack, (epsilon,), options)
     white_box = WhiteBox(logits_fn, images.shape[1:], [asked], seed=seed, batch_size=batch_size)
     return white_box(images, labels)[0]
-
-
-def sweep(
-    logits_fn: attacks.LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
-    attack: str,
-    epsilons: Sequence[float],
-    *,
-    seed: int = 0,
-    batch_size: int = 250,
-    progress: Callable[[int], None] = lambda done: None,
-    show: Callable[[int, np.ndarray], None] = lambda first, versions: None,
-    **options,
-) -> list[Result]:
-    """Return what ``WhiteBox`` finds for one attack."""
-    asked = Attack(attack, tuple(epsilons), options)
-    white_box = WhiteBox(logits_fn, images.shape[1:], [asked], seed=seed, batch_size=batch_size)
-    work = white_box.work(len(images)) or 1
-    return white_box(
-        images,
-        labels,
-        progress=lambda done: progress(len(images) * done // work),
-        show=lambda attack, first, versions: show(first, versions),
-    )
