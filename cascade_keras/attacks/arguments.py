@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,10 +11,26 @@ import tensorflow as tf
 PIXEL_LEVELS = 255.0
 
 
-class Signed(NamedTuple):
-    """An epsilon that may be negative: a one-step attack then steps to the other side."""
+@dataclasses.dataclass(frozen=True)
+class Signed:
+    """An epsilon that may be negative: a one-step attack then steps to the other side.
+
+    It is scaled like a number and becomes a tensor where one is needed, so that an attack's
+    function may work with its epsilon before it hands it to a step.
+    """
 
     epsilon: Any
+
+    def __mul__(self, factor) -> Signed:
+        return Signed(self.epsilon * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor) -> Signed:
+        return Signed(self.epsilon / divisor)
+
+    def __tf_tensor__(self, dtype=None, name=None) -> tf.Tensor:
+        return tf.convert_to_tensor(self.epsilon, dtype, name=name)
 
 
 def as_images(images) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -39,7 +39,7 @@ def at_epsilon(
         ValueError: another attack, or what the attack itself refuses.
     """
     spec = specs.look_up(attack, specs.image_attacks())
-    return spec.resolve()(logits_fn, images, labels, epsilon, **_arguments(spec, seed, options))
+    return _function(spec)(logits_fn, images, labels, epsilon, **_arguments(spec, seed, options))
 
 
 def at_epsilons(
@@ -77,10 +77,10 @@ def at_epsilons(
     check_range(values, "epsilons", signed=signed and spec.kind == specs.ONE_STEP)
     if spec.kind == specs.ONE_STEP:
         versions = tf.reshape(tf.constant(values, tf.float32), [-1, 1, 1, 1, 1])
-        versions = Signed(versions) if signed else versions
+        versions = Signed(versions) if min(values) < 0 else versions
         return at_epsilon(attack, logits_fn, images, labels, versions, seed=seed, **options)
-    if spec.resolve() in _LADDERS:
-        name = _LADDERS[spec.resolve()]
+    if _function(spec) in _LADDERS:
+        name = _LADDERS[_function(spec)]
         arguments = _arguments(spec, seed, options)
         return ladder(logits_fn, images, labels, values, attack=name, **arguments)
     return tf.map_fn(
@@ -89,6 +89,12 @@ def at_epsilons(
         ),
         tf.constant(values, images.dtype),
     )
+
+
+# AutoGraph would warn that it cannot convert the import of a module.
+@tf.autograph.experimental.do_not_convert
+def _function(spec: specs.AttackSpec) -> Callable:
+    return spec.resolve()
 
 
 def _arguments(spec: specs.AttackSpec, seed, options: dict) -> dict:
