@@ -32,8 +32,8 @@ class LossSurface(Plot):
         """
         plane = _compiled_plane(network.logits, self.image_shape, self.epsilons)
         ascent = gradients(network.logits, self.image_shape)(self.images[None], self.labels)[0]
-        key = [self.settings.seed, 0]
-        noise = tf.random.stateless_normal(self.images.shape, key, alg=draws.GENERATOR).numpy()
+        seed = draws.attack_seed(self.settings.seed, 0)
+        noise = draws.normal_like(tf.constant(self.images), seed).numpy()
         found = []
         for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
             found.append(plane(image, label, np.sign(ascent[index]), np.sign(noise[index])))

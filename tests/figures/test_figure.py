@@ -17,6 +17,7 @@ from support.networks import features, save_run
 
 from cascade_keras import Figure, FigureSettings, attacks, data, figures
 from cascade_keras.attacks import carlini_wagner
+from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
 from cascade_keras.cli import analyze
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
@@ -283,6 +284,20 @@ def test_a_registered_figure_is_drawn_like_the_others(place, capfd, monkeypatch)
     capfd.readouterr()
     assert analyze.main(["analyze", "--help"]) == 0
     assert "how sure they are" in capfd.readouterr().out
+
+
+def test_a_registered_attack_is_drawn_like_the_others(place, monkeypatch):
+    def halved(logits_fn, images, labels, epsilon):
+        return attacks.step_fgsm(logits_fn, images, labels, epsilon / 2)
+
+    with pytest.raises(InputError, match="halved"):
+        FigureSettings(figure="accuracy_curve", attack=["halved"])
+    monkeypatch.setitem(ATTACKS, "halved", AttackSpec("halved", ONE_STEP, halved))
+    assert analyze_here("logits", *FEW, BOTH, "--attack=halved,step_fgsm", "--epsilons=-8,4,8") == 0
+    whole, half = arrays_of("logits")["true"][0, 1, 1], arrays_of("logits")["true"][0, 0, 2]
+    np.testing.assert_allclose(half, whole, rtol=1e-5)
+    assert analyze_here("accuracy_curve", *FEW, BOTH, "--attack=halved", "--epsilons=0,8") == 0
+    assert "accuracy under halved against" in caption_of("accuracy_curve")
 
 
 def test_a_name_is_taken_once():
