@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from cascade_keras.attacks.specs import ATTACKS, Attack
+from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
 from cascade_keras.files import named_twice
@@ -39,6 +39,11 @@ _SETTINGS_OF_OPTIONS = {
 _EACH_ONCE = Rule(lambda v: bool(v) and len(set(v)) == len(v), "at least one attack, each once")
 
 
+def _possible() -> tuple[str, ...]:
+    """Return the attacks that can be asked for: all but other searches for minimal epsilons."""
+    return (*image_attacks(), *names(SUITE), "cw_linf")
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings(Settings):
     """What an evaluation is told; each field is a flag of ``bin/evaluate`` too.
@@ -47,11 +52,12 @@ class EvaluationSettings(Settings):
     """
 
     # Which networks on which images.
-    target: tuple[str, ...] = setting((), "Networks that classify.")
+    target: tuple[str, ...] = setting((), "Networks that classify.", path=True)
     source: tuple[str, ...] = setting(
         (),
         "Networks whose adversarial images are shown to every target (black box); default: each "
         "target is its own source (white box).",
+        path=True,
     )
     dataset: str | None = setting(
         None,
@@ -76,7 +82,7 @@ class EvaluationSettings(Settings):
         ("step_ll", "step_fgsm", "iter_fgsm", "pgd"),
         "White box or from the sources.",
         _EACH_ONCE,
-        choices=lambda: ATTACKS,
+        choices=_possible,
     )
     epsilon: tuple[float, ...] | None = setting(
         None, "One or several; default: the dataset's largest.", EPSILONS

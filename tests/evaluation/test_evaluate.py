@@ -8,8 +8,6 @@ import pathlib
 import random
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -652,15 +650,6 @@ def test_noise_before_the_network_is_recorded_and_repeatable(place):
     for array in ("a--clean", "a--step_fgsm"):
         assert (stored(array, "one") != stored(array, "without")).any()
         assert (stored(array, "one") != stored(array, "other")).any()
-
-
-def test_help_needs_no_tensorflow():
-    program = [sys.executable, "-X", "importtime", str(ROOT / "bin" / "evaluate"), "--help"]
-    done = subprocess.run(program, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "--images_dir" in done.stdout and "evaluate --target=saved/a,saved/b" in done.stdout
-    assert "cascade_keras.cli.flags" in done.stderr  # the list of imports is there
-    assert not re.search(r"\| +(tensorflow|keras|matplotlib)\b", done.stderr)
 
 
 # Bad input: one line, exit code 2, every file as it was.

@@ -165,6 +165,8 @@ def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
     names = ("output", "images_dir", "data_dir")
     asked = EvaluationSettings(target=["a"], **dict.fromkeys(names, "~/here"))
     assert {getattr(asked, name) for name in names} == {str(tmp_path / "here")}
+    asked = EvaluationSettings(target=["~/a"], source=["~/b"])
+    assert (asked.target, asked.source) == ((f"{tmp_path}/a",), (f"{tmp_path}/b",))
 
 
 # What 0.1.0 left.

@@ -95,13 +95,6 @@ def test_it_compiles_once_and_attacks_the_network_as_it_is_then():
     assert after[1] == (~right(IMAGES[:50])).sum()
 
 
-def test_progress_rises_to_the_work():
-    white_box = WhiteBox(linear, SHAPE, [Attack("iter_fgsm", (4, 8))], batch_size=BATCH)
-    seen = []
-    white_box(IMAGES, LABELS, progress=seen.append)
-    assert seen == sorted(seen) and seen[-1] == white_box.work(N) > N
-
-
 def test_logits_that_are_no_numbers_count_as_wrong():
     def broken(images):
         return tf.where(images[:, 0, 0] > 0.5, np.nan, linear(images))
