@@ -126,14 +126,16 @@ class Crafting:
     @functools.cached_property
     def source(self) -> Source:
         """The network to attack, loaded and checked on first use."""
+        from cascade_keras.evaluation.networks import load_networks
         from cascade_keras.sources import load_source
 
         with about("source"):
             source = load_source(self._network)
-            side = source.input_shape[0]
-            side = side if side in self.spec.crops else self.spec.crop
-            source.check((side, side, self.spec.image_shape[-1]), self.spec.num_classes)
-        return source
+        side = source.input_shape[0]
+        # Training sees no other sizes, so no other bank is of use.
+        side = side if side in self.spec.crops else self.spec.crop
+        shape = (side, side, self.spec.image_shape[-1])
+        return load_networks([source], self.spec, setting="source", shape=shape).sources[0]
 
     @functools.cached_property
     def dataset(self) -> Dataset:

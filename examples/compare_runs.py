@@ -26,13 +26,15 @@ def read_runs(paths: list[pathlib.Path]) -> dict[str, dict[str, str]]:
             results = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["results"]
         except (OSError, ValueError, KeyError):
             sys.exit(f"compare_runs: {path} is not a finished run (no readable metrics.json)")
-        runs[path.name] = {
-            r["attack"] + (f" {r['epsilon']:g}" if r["epsilon"] else ""): (
-                f"{r['accuracy']:.1f} / {r['examples']}"
-            )
-            for r in results
-        }
+        runs[path.name] = {attack_of(r): f"{r['accuracy']:.1f} / {r['examples']}" for r in results}
     return runs
+
+
+def attack_of(result: dict) -> str:
+    """Return what a number was measured under: "pgd 16 (steps 40, restarts 5)"."""
+    name = result["attack"] + (f" {result['epsilon']:g}" if result["epsilon"] else "")
+    options = [f"{k} {v}" for k, v in result.get("options", {}).items() if v is not None]
+    return f"{name} ({', '.join(options)})" if options else name
 
 
 def main() -> None:

@@ -28,14 +28,15 @@ def test_hardening_a_network_that_is_not_ours():
 def test_comparing_runs(tmp_path):
     results = [
         {"attack": "clean", "epsilon": 0.0, "accuracy": 99.25, "examples": 400},
-        {"attack": "step_ll", "epsilon": 76.5, "accuracy": 65.6, "examples": 360},
-    ]
+        {"attack": "pgd", "epsilon": 76.5, "accuracy": 65.6, "examples": 360,
+         "options": {"steps": 40, "step_size": None}},
+    ]  # fmt: skip
     for name, kept in (("a", results), ("b", results[:1])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps({"results": kept}))
     runs = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert compare(*runs, "--markdown").stdout.splitlines() == [
-        "| run | clean | step_ll 76.5 |",
+        "| run | clean | pgd 76.5 (steps 40) |",
         "| --- | ---: | ---: |",
         "| a | 99.2 / 400 | 65.6 / 360 |",
         "| b | 99.2 / 400 |  |",
