@@ -83,17 +83,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--model", default="resnet20", help="what is trained")
     parser.add_argument("--figures", nargs="*", default=list(FIGURES), choices=list(FIGURES))
+    parser.add_argument("--images", type=int, help="test images that are attacked, fewer: sooner")
     given = parser.parse_args()
+    fewer = [f"--num_images={given.images}"] if given.images else []
     given.output.mkdir(parents=True, exist_ok=True)
     page = Page(given.output)
 
     page.say("Train", "A network as usual, and one that is trained to resist adversarial images.")
     for loss in ("standard", "pivot"):
         page.run("train", "--dataset=digits", f"--model={given.model}", f"--loss={loss}",
-                 f"--name={loss}", f"--steps={given.steps}")  # fmt: skip
+                 f"--name={loss}", f"--steps={given.steps}",
+                 *(flag.replace("num_images", "eval_examples") for flag in fewer))  # fmt: skip
     networks = "saved/standard,saved/pivot"
     page.say("Evaluate", "White box, with the strongest attack marked, and a diagnosis.")
-    page.run("evaluate", f"--target={networks}", "--output=reports/tour")
+    page.run("evaluate", f"--target={networks}", "--output=reports/tour", *fewer)
     page.show(pathlib.Path("reports/tour/white_box-76.5.png"), "Accuracy, epsilon 76.5")
     for name in given.figures:
         page.say(name, FIGURES[name])

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tensorflow  # noqa: F401  its import starts processes, which a test below replaces
+
 from cascade_keras.cli import analyze, evaluate, train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -58,7 +60,7 @@ def test_the_tour_goes_from_training_to_figures(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(command, status, printed.getvalue())
 
     monkeypatch.setattr(subprocess, "run", run_here)
-    flags = ["--steps=2", "--model=lenet", "--figures", "loss_surface"]
+    flags = ["--steps=2", "--model=lenet", "--images=20", "--figures", "loss_surface"]
     monkeypatch.setattr(sys, "argv", ["tour.py", f"--output={tmp_path}", *flags])
     runpy.run_path(str(EXAMPLES / "tour.py"), run_name="__main__")
 
