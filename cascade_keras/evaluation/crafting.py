@@ -45,8 +45,8 @@ def crafter(
         attack: "clean" or the name of a row of ``attacks.specs.ATTACKS``.
         epsilons: in 0..255 units.
         seed: of the attacks that draw random numbers.
-        signed: whether one-step attacks may be given negative epsilons, steps to the other side.
         num_classes: of the logits; None finds out, where an attack asks.
+        signed: whether one-step attacks may be given negative epsilons, steps to the other side.
         **options: of the attack; those not given are the row's.
 
     Raises:

@@ -45,9 +45,11 @@ class Loaded:
         return None
 
     def __getitem__(self, name: str) -> Source:
+        """Return the network of a name."""
         return self.sources[self.names.index(name)]
 
     def __contains__(self, name: str) -> bool:
+        """Return whether there is a network of this name."""
         return name in self.names
 
     def extended(self, name: str, source: Source, probed: np.ndarray) -> Loaded:

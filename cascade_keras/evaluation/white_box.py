@@ -161,9 +161,11 @@ class _Network:
         self._predict: Predict | None = None
 
     def logits(self, name: str) -> attacks.LogitsFn:
+        """See ``tasks.Networks``."""
         return self._logits
 
     def crafter(self, name: str, attack: Attack, *, seed: int, num_classes: int | None) -> Craft:
+        """See ``tasks.Networks``."""
         key = repr(attack)
         if key not in self._crafters:
             self._crafters[key] = tasks.crafter_of(
@@ -172,6 +174,7 @@ class _Network:
         return self._crafters[key]
 
     def predict(self, name: str, versions: np.ndarray, first: int) -> np.ndarray:
+        """See ``tasks.Networks``."""
         if self._predict is None:
             self._predict = crafting.predictor(self._logits, self.image_shape)
         return self._predict(versions, first)
