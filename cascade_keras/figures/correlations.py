@@ -58,7 +58,7 @@ class NoiseCorrelation(Plot):
     band = 0.1  # half the height of the bands in deviations, as in the paper
 
     def compute(self, progress) -> Arrays:
-        """Return the correlations over pixels of each of P pairs, see ``measures.pearson``.
+        """Return the correlations over pixels of each of P pairs, see ``measures.correlate``.
 
         Returns:
             pairs: (P, 2) indices of the networks; and as ``_gathered``, a line a pair.

@@ -140,7 +140,7 @@ class FigureSettings(Settings):
     )
     cw_iterations: int | None = setting(
         None, f"At most, for each constant and tau. {_default('cw_linf', 'iterations')}", POSITIVE
-    )  # fmt: skip
+    )
 
 
 class Figure:

@@ -34,17 +34,12 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def correlate(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correlation of unit vectors (..., n), and where it is undefined."""
+    """Return Pearson's correlation of two ``unit`` vectors (..., n), and where it is undefined.
+
+    It is 0 where one of the two is constant, as a noise of zero is: it has no direction.
+    """
     undefined = ~(first.any(axis=-1) & second.any(axis=-1))
     return np.einsum("...n,...n->...", first, second), undefined
-
-
-def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation over the pixels of images (..., H, W, C), (...,) float64.
-
-    0 where one of the two is constant, as a noise of zero is: it has no direction.
-    """
-    return correlate(unit(first), unit(second))[0]
 
 
 def project(clean: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

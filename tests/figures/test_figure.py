@@ -379,7 +379,6 @@ BAD = {
     "output is a file": ([*LOGITS, "--output=bare.keras/out"], "--output: .*bare"),
     "picture is a directory": ([*LOGITS, "--output=taken"], "--output: .*directory"),
     "too many images": ([*LOGITS, "--num_images=361"], "--num_images: .*360"),
-    "no images": ([*LOGITS, "--num_images=0"], "--num_images: .*above 0"),
     "image beyond": (["loss_surface", BOTH, "--image_index=360"], "--image_index: .*359"),
     "image twice": (["loss_surface", BOTH, "--image_index=1,01"], "--image_index: .*once"),
     "images twice": (["loss_surface", BOTH, "--image_index=1", "--num_images=2"],
@@ -393,9 +392,7 @@ BAD = {
     "attack twice": ([*LOGITS, "--attack=step_ll,step_ll"], "--attack: .*once"),
     "two attacks": (["embedding_map", BOTH, "--attack=pgd,iter_ll"], "--attack: .*one"),
     "attack without a choice": (["loss_surface", BOTH, "--attack=pgd"], "--attack: .*not use"),
-    "no step": (["accuracy_curve", BOTH, "--pgd_steps=0"], "--pgd_steps: .*above 0"),
     "seed": ([*LOGITS, "--seed=-1"], "--seed: .*2147483647"),
-    "argument": ([*LOGITS, "runs/b"], "unexpected argument 'runs/b'"),
 }  # fmt: skip
 
 
