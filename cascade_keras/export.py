@@ -101,7 +101,12 @@ class Exported(typing.NamedTuple):
     written: bool
 
 
-def export_run(run: str | os.PathLike | None, output: str | os.PathLike | None = None) -> Exported:
+def export_run(
+    run: str | os.PathLike | None,
+    output: str | os.PathLike | None = None,
+    *,
+    image_shape: Sequence[int] | None = None,
+) -> Exported:
     """Save a finished run's network as the next version of a saved network.
 
     TensorFlow is imported once run and folder are known to be good.
@@ -109,6 +114,8 @@ def export_run(run: str | os.PathLike | None, output: str | os.PathLike | None =
     Args:
         run: its folder, runs/NAME.
         output: the folder of the versions; saved/NAME where None.
+        image_shape: of stored images, see ``export_saved_model``; that of the row of the dataset
+            that the run learned where None.
 
     Raises:
         InputError: naming the setting: no finished run, damaged files, or a folder that cannot be
@@ -124,7 +131,15 @@ def export_run(run: str | os.PathLike | None, output: str | os.PathLike | None =
     run = expand(run)
     base = expand(output or pathlib.Path("saved", run.resolve().name))
     with about("run"):
-        provenance, image_shape = _read_run(run)
+        provenance = _read_run(run)
+        if image_shape is None:
+            name = provenance["recipe"].get("dataset")
+            if name not in DATASETS:
+                raise InputError(
+                    f"{run} learned {name!r}, which is no dataset here; register its row, or give "
+                    "image_shape"
+                )
+            image_shape = DATASETS[name].image_shape
     with about("output"):
         check_output(base)
     before = saved_versions(base)
@@ -137,8 +152,8 @@ def export_run(run: str | os.PathLike | None, output: str | os.PathLike | None =
     return Exported(version, int(version.name) not in before)
 
 
-def _read_run(run: pathlib.Path) -> tuple[dict, tuple[int, int, int]]:
-    """Return a finished run's provenance and the shape of its dataset's stored images."""
+def _read_run(run: pathlib.Path) -> dict:
+    """Return a finished run's provenance."""
     if not (run / "config.json").is_file():
         problem = "is not a run (no config.json)" if run.exists() else "does not exist"
         raise InputError(f"{run} {problem}; name a finished run's folder")
@@ -146,15 +161,11 @@ def _read_run(run: pathlib.Path) -> tuple[dict, tuple[int, int, int]]:
         raise InputError(f"{run} is not finished; start its bin/train command again, it goes on")
     config, metrics = (read_json(run / name) for name in ("config.json", "metrics.json"))
     try:
-        name = config["flags"]["dataset"]
-        provenance = provenance_of_run(config, metrics["steps"], metrics["results"])
+        return provenance_of_run(config, metrics["steps"], metrics["results"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{run}: config.json or metrics.json is not a run's (missing: {error}); restore it"
         ) from error
-    if name not in DATASETS:
-        raise InputError(f"{run} learned {name!r}, which is no dataset here; register its row")
-    return provenance, DATASETS[name].image_shape
 
 
 def check_output(output: str | os.PathLike) -> None:

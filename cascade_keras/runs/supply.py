@@ -51,7 +51,7 @@ class Supply:
 def record_sources(sources: Sequence[Source]) -> list[dict]:
     """Return what a run's config.json keeps of its sources."""
     return [
-        {"name": source.name, "path": str(source.path), "weights_hash": source.weights_hash}
+        {"name": source.name, "path": str(source), "weights_hash": source.weights_hash}
         for source in sources
     ]
 

@@ -113,7 +113,7 @@ class Training:
         }
         for name, sources in self.own_sources.items():
             if sources:
-                paths = tuple(str(source.path) for source in sources)
+                paths = tuple(map(str, sources))
                 settings = settings.replace(**{name: paths})
         if dataset is not None and settings.dataset not in (None, dataset.name):
             raise InputError(
@@ -279,7 +279,7 @@ class Training:
         for source, then in zip(sources, recorded, strict=False):
             if source.weights_hash != then["weights_hash"]:
                 raise InputError(
-                    f"{source.path} is no longer the network that {self.directory.path} was "
+                    f"{source} is no longer the network that {self.directory.path} was "
                     "started with; restore it, or use another name",
                     setting,
                 )

@@ -27,6 +27,16 @@ def test_hardening_a_network_that_is_not_ours():
         assert accuracies["pivot"][attack] > accuracies["standard"][attack] + 10
 
 
+def test_from_python_leaves_what_the_programs_leave(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(EXAMPLES / "from_python.py"))
+    report = example["main"](steps=2, model="lenet", images=10, banked=64)
+    cells = {(r["target"], r["source"], r["attack"], r["epsilon"]) for r in report["results"]}
+    assert {("pivot", "cascade", "step_ll", 8), ("cascade", "pivot", "iter_fgsm", 16)} <= cells
+    kept = "banks/pivot/bank.json", "reports/cascade/report.json", "figures/noise_correlation.png"
+    assert all((tmp_path / file).exists() for file in kept)
+
+
 def test_comparing_runs(tmp_path):
     results = [
         {"attack": "clean", "epsilon": 0.0, "accuracy": 99.25, "examples": 400},
