@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import types
 
 import keras
@@ -21,22 +20,21 @@ import numpy as np
 import openvino
 import pytest
 import tensorflow as tf
-from support import model_server
+from support import legacy, model_server
+from support.files import ROOT, tree
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from cascade_keras import data, export, files, losses, models
 from cascade_keras.cli.export import main
 from cascade_keras.errors import InputError
-from cascade_keras.export import export_saved_model, provenance_of_run
+from cascade_keras.export import export_run, export_saved_model, provenance_of_run
 from cascade_keras.files import write_json
 from cascade_keras.provenance import PROVENANCE_FILE, locate, saved_versions, weights_hash
 from cascade_keras.runs.run import Run
 from cascade_keras.training import AdversarialTrainer
 
-ROOT = pathlib.Path(__file__).parents[2]
 SERVING = ROOT / "examples" / "serving"
-PROGRAM = [sys.executable, str(ROOT / "bin" / "export")]
 OUTPUTS = {
     "serving_default": {"logits", "embedding", "probabilities"},
     "raw": {"logits", "embedding", "probabilities"},
@@ -120,12 +118,9 @@ def as_seen(stored, name):
     return data.centre_crop(stored, SHAPES[name][0][0]).astype("float32") / np.float32(255)
 
 
-def tree(directory):
-    """Every file and folder below a directory; what each file holds."""
-    return {
-        path.relative_to(directory): path.read_bytes() if path.is_file() else None
-        for path in sorted(pathlib.Path(directory).rglob("*"))
-    }
+def everything(directory):
+    """The files and what they hold, and the folders, empty ones too."""
+    return tree(directory), sorted(directory.rglob("*"))
 
 
 # What a stranger does with a saved network: TensorFlow, and neither this package nor Keras.
@@ -500,47 +495,18 @@ def test_a_damaged_version_is_neither_kept_nor_overwritten(spoil, network, base,
     assert tree(tmp_path / "digits" / "6") == before
 
 
-class Poller(threading.Thread):
-    """A model server's view: lists the folder all the time and loads a version it meets."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base, self.stop = base, threading.Event()
-        self.partial, self.met, self.problems = 0, [], []
-
-    def run(self):
-        while not self.stop.is_set():
-            names = os.listdir(self.base) if self.base.exists() else []
-            self.partial += any(name.startswith(".partial-") for name in names)
-            for name in set(names) - set(self.met):
-                try:
-                    self.load(self.base / str(int(name)))
-                except ValueError:
-                    continue  # not a number
-                except Exception as error:
-                    self.problems.append(error)
-                self.met.append(name)
-            time.sleep(0.001)
-
-    @staticmethod
-    def load(version):
-        json.loads((version / PROVENANCE_FILE).read_text())
-        assert (version / "assets.extra" / "tf_serving_warmup_requests").stat().st_size > 0
-        assert set(tf.saved_model.load(str(version)).signatures) == set(OUTPUTS)
-
-
 def test_a_server_that_polls_never_meets_half_a_version(network, tmp_path, monkeypatch):
-    flush = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (time.sleep(0.02), flush(file)))
-    poller = Poller(tmp_path / "polled")
-    poller.start()
-    try:
-        export_saved_model(network, tmp_path / "polled")
-    finally:
-        time.sleep(0.1)
-        poller.stop.set()
-        poller.join()
-    assert poller.partial > 10 and poller.met == ["1"] and not poller.problems
+    """What a server would see whenever a file has come to the disk: no version, then all of it."""
+    seen, flush = [], os.fsync
+
+    def polled(file):
+        flush(file)
+        seen.append(os.listdir(tmp_path / "polled"))
+
+    monkeypatch.setattr(os, "fsync", polled)
+    version = export_saved_model(network, tmp_path / "polled")
+    written = sum(1 for _ in version.rglob("*"))
+    assert seen == [[".partial-1"]] * (written + 1) + [["1"]]  # each file and folder, the rename
 
 
 def fails(*arguments):
@@ -554,12 +520,12 @@ def fails(*arguments):
 def test_a_failure_leaves_nothing(module, name, network, base, tmp_path, monkeypatch):
     shutil.copytree(base / "digits", tmp_path / "there")
     shutil.rmtree(tmp_path / "there" / "1" / "assets.extra")
-    before = tree(tmp_path)
+    before = everything(tmp_path)
     monkeypatch.setattr(module, name, fails)
     for output in ("there", "deep/er/new"):
         with pytest.raises(OSError, match="No space left on device"):
             export_saved_model(network, tmp_path / output)
-        assert tree(tmp_path) == before
+        assert everything(tmp_path) == before
 
 
 def test_what_a_killed_export_left_is_removed(network, tmp_path):
@@ -609,33 +575,22 @@ def test_a_folder_that_goes_away_while_an_export_waits_is_made_again(network, tm
     assert os.listdir(folder) == ["1"]
 
 
-def test_exports_at_once_do_not_clash(finished, networks, tmp_path, randomize, arrivals):
-    """A program and two threads, of which one exports what the program does."""
-    output = tmp_path / "saved" / "name"
-    output.mkdir(parents=True)
+def test_exports_at_once_do_not_clash(networks, tmp_path, randomize, arrivals):
+    """Three, two of them of one network."""
+    output = tmp_path / "name"
+    output.mkdir()
     other = randomize(models.resnet(8, (8, 8, 1)), seed=9)
-    provenance = provenance_of_run(CONFIG, 30, [])
     threads = [
-        threading.Thread(target=export_saved_model, args=(exported, output, provenance))
-        for exported in (networks["digits"], other)
+        threading.Thread(target=export_saved_model, args=(exported, output))
+        for exported in (networks["digits"], other, networks["digits"])
     ]
     with locked(output):
-        program = subprocess.Popen(
-            [*PROGRAM, f"--run={finished}", f"--output={output}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        )
         for thread in threads:
             thread.start()
         assert all(arrivals.acquire(timeout=60) for _ in threads)
-        time.sleep(0.5)
         assert not os.listdir(output)
-    told, errors = program.communicate()
     for thread in threads:
         thread.join()
-    assert program.returncode == 0 and not errors and told.startswith(f"{output}/")
     versions = saved_versions(output)
     digests = [locate(output / str(n)).provenance["weights_hash"] for n in versions]
     assert len(os.listdir(output)) == len(versions)
@@ -673,10 +628,8 @@ NETWORKS = [
     ("fixed batch", fixed_batch, None, "logits must have the shape .batch, width."),
     ("maps", lambda: keras.Sequential([keras.Input((8, 8, 1)), keras.layers.ReLU()]), None,
      "logits must have the shape .batch, width.*8, 8, 1"),
-    ("not built", lambda: keras.Sequential([keras.layers.Flatten()]), None, "must take one batch"),
     ("smaller", build_sequential, (7, 8, 1), r"image_shape must be at least the \(8, 8, 1\)"),
     ("colours", build_sequential, (8, 8, 3), r"as many channels; got \(8, 8, 3\)"),
-    ("no colours", build_sequential, (8, 8), r"got \(8, 8\)"),
 ]  # fmt: skip
 
 
@@ -703,6 +656,24 @@ def test_the_program_exports_a_run_once(finished, tmp_path, monkeypatch, capfd):
     assert tree(tmp_path) == before
     known = locate("saved/done").provenance
     assert known["recipe"] == CONFIG["flags"] and known["image_shape"] == [8, 8, 1]
+
+
+def test_a_run_of_0_1_0_is_exported(tmp_path):
+    place = legacy.unpack(tmp_path)
+    version, written = export_run(place / "runs" / "finished", place / "exported")
+    before, after = (locate(path).provenance for path in (place / "saved" / "finished", version))
+    assert written and version == place / "exported" / "1"
+    for key in ("weights_hash", "recipe", "dataset", "results", "image_shape"):
+        assert after[key] == before[key]
+
+
+def test_the_run_of_a_dataset_without_a_row_needs_the_images_shape(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    edit(run / "config.json", flags={"dataset": "own"})
+    with pytest.raises(InputError, match=r"^run: .*register its row, or give image_shape"):
+        export_run(run, tmp_path / "saved")
+    version, _ = export_run(run, tmp_path / "saved", image_shape=(10, 9, 1))
+    assert locate(version).provenance["image_shape"] == [10, 9, 1]
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_half_written(finished, tmp_path, capfd):
@@ -779,11 +750,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     shutil.copytree(base / "digits", tmp_path / "saved")
     if make:
         make(tmp_path)
-    before = tree(tmp_path)
+    before = everything(tmp_path)
     capfd.readouterr()
     assert main(["export", *(flag.format(tmp_path) for flag in flags)]) == 2
     told = capfd.readouterr()
     lines = told.err.splitlines()
     assert len(lines) == 1 and not told.out, told
     assert lines[0].startswith("export: ") and re.search(message, lines[0]), lines[0]
-    assert tree(tmp_path) == before
+    assert everything(tmp_path) == before
