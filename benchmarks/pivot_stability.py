@@ -105,9 +105,7 @@ class Trainer(AdversarialTrainer):
     def distance(self, adversarial, clean):
         distance = self.remedy.distance(adversarial, clean)
         if self.remedy.ramp:
-            distance *= tf.minimum(
-                tf.cast(self.optimizer.iterations, tf.float32) / self.remedy.ramp, 1
-            )
+            distance *= tf.minimum(tf.cast(self.steps, tf.float32) / self.remedy.ramp, 1)
         return distance
 
 

@@ -2,10 +2,11 @@
 
 The modules import downwards only, see docs/architecture.md.
 Names a user needs most are offered here and imported on first use, so that programs can answer
-``--help`` before TensorFlow is loaded.
+``--help`` before TensorFlow is loaded. For the same reason Keras is told where the classes are that
+it finds in saved files, not the classes.
 """
 
-from cascade_keras.lazy import exports
+from cascade_keras.lazy import exports, keras_finds
 
 _HOMES = {
     "AdversarialTrainer": "training",
@@ -45,3 +46,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 __getattr__, __dir__ = exports(__name__, _HOMES)
+keras_finds(
+    __name__,
+    {"AdversarialTrainer": "training", "ClockSchedule": "training", "ConvBatchNorm": "layers"},
+)

@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+# EarlyStopping and its kind look for a metric's direction in such a list only; none is public.
+from keras.src.trainers.compile_utils import MetricsList
+
 from cascade_keras import attacks, cascade, draws, losses
-from cascade_keras.attacks import specs
 from cascade_keras.data.batching import Batch
 from cascade_keras.errors import InputError
+from cascade_keras.options import TrainerOptions
 
-# What an argument given by name can be; numbers are checked in _check.
-CHOICES = {
-    "loss": ("standard", "kurakin", "bidirectional", "pivot"),
-    "attack": specs.names(specs.ONE_STEP),
-    "epsilon_sampling": draws.EPSILON_SAMPLINGS,
-    "distance_norm": (1, 2),
-    "embedding_normalization": ("none", "unit", "variance"),
-    "pivot_guard": ("none", "fixed_scale"),
+# The metrics, and whether a higher or a lower value is the better one, where one is.
+METRICS = {
+    "loss": "down",
+    "clean_loss": "down",
+    "adversarial_loss": "down",
+    "distance_loss": "down",
+    "decay_loss": "down",
+    "clean_accuracy": "up",
+    "adversarial_accuracy": "up",
+    "max_logit": None,
+    "gradient_norm": None,
+    "embedding_distance": "down",
 }
-OPTIONS = (
-    "max_epsilon",
-    "adversarial_batch_size",
-    "adversarial_weight",
-    "distance_weight",
-    "distance_norm",
-    "embedding_normalization",
-    "pivot_guard",
-    "paired_weight",
-    "attack",
-    "epsilon_sampling",
-    "per_pixel_epsilon",
-    "sparsity",
-    "weight_decay",
-    "seed",
-)
-METRICS = (
-    "loss",
-    "clean_loss",
-    "adversarial_loss",
-    "distance_loss",
-    "decay_loss",
-    "clean_accuracy",
-    "adversarial_accuracy",
-    "max_logit",
-    "gradient_norm",
-    "embedding_distance",
-)
+
+
+class Mixed(NamedTuple):
+    """The images that the network is shown in a step.
+
+    Attributes:
+        images: (m, H, W, C): k adversarial ones, then clean ones.
+        k: how many are adversarial.
+        paired: whether the first k clean images are the partners of the adversarial ones.
+    """
+
+    images: tf.Tensor
+    k: int | tf.Tensor
+    paired: bool
 
 
 @keras.saving.register_keras_serializable("cascade_keras")
@@ -56,10 +52,12 @@ class AdversarialTrainer(keras.Model):
     """Trains a classifier on clean and adversarial images; ``compile`` and ``fit`` stay ordinary.
 
     Every batch of (images, labels) is extended by adversarial images made inside the step from the
-    network as it is. What becomes of a batch of n images, of which k are attacked:
+    network as it is. What becomes of a batch of n images, of which k are attacked, is said by the
+    loss's row:
 
         standard        n clean images, no adversarial ones
-        kurakin         k are replaced: k adversarial, n - k clean (section 2.2)
+        kurakin         k are replaced: k adversarial, n - k clean (section 2.2); a batch of one
+                        image, half of which is none, is clean
         bidirectional   k are joined: k adversarial, n clean, and the distance between the
                         embeddings of each pair is added to the loss, moving both
         pivot           the same, moving the adversarial embedding only
@@ -70,7 +68,14 @@ class AdversarialTrainer(keras.Model):
     With ensemble sources the one-step images of each batch come from one of the sources or from
     the network itself, drawn anew (Tramer et al., 2018).
 
-    The loss is ``losses.mixed_cross_entropy`` + distance_weight * distance + weight decay.
+    The loss is ``losses.mixed_cross_entropy`` + distance_weight * distance + weight decay. In
+    validation every image is attacked by the training attack at max_epsilon, without dropout:
+
+        val_loss = ( sum_i L_i + lambda sum_i L_i^adv ) / ( n + lambda n )
+                   + lambda_2 sum_i L_dist(E_i^adv, E_i) + weight decay
+
+    with the weights and the distance of the training loss, so lambda = 0 for standard, and s L_i
+    and s n with a paired_weight s.
 
     Beside the parts of the loss and the accuracies, a step reports the largest logit, the norm of
     the gradient of all weights (before it is clipped) and, where the batch has pairs, the mean
@@ -80,29 +85,18 @@ class AdversarialTrainer(keras.Model):
     gradients an optimizer accumulates or leaves out. All draws of a step follow from (seed, steps),
     and so does a learning rate's schedule. A ``data.Batch`` brings its own step and sets the clock.
 
+    A subclass may override ``make_adversarial``, ``distance``, ``compute_loss`` and
+    ``compute_metrics``; the last two are Keras's, given a ``Mixed`` batch as ``x``.
+
     Args:
         network: images (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}, or logits alone,
             which then are the embedding too. It must not end in a softmax.
-        loss: one of the four above.
-        max_epsilon: largest epsilon of a training image, in 0..255 units.
-        adversarial_batch_size: k; all images of a batch for the pair losses and half of them for
-            kurakin when None.
-        adversarial_weight: lambda.
-        distance_weight: lambda_2.
-        distance_norm: N, 1 or 2.
-        embedding_normalization: see ``losses.normalize_pair``.
-        pivot_guard: "fixed_scale" takes from the pivot loss the gradient that makes all embeddings
-            grow without bound, see ``losses.fix_scale``; "none" is the formula as printed.
-        paired_weight: weight of clean images that have an adversarial partner in the cross entropy.
-        attack: name of a one-step attack of ``attacks.ATTACKS``.
-        epsilon_sampling: see ``draws.sample_epsilon``.
-        per_pixel_epsilon: jitter epsilon by N(0, 1) in every value of an image.
-        sparsity: per cent of the values of an image that the attack perturbs.
-        weight_decay: d in d / 2 * sum(w^2), over convolution and dense kernels only.
-        seed: with the step number, determines every random draw.
+        loss: one of the above.
         cascade_sources, ensemble_sources: Keras models, or functions from images to logits or to
             {"logits", ...} such as ``sources.load_source`` returns. They are not part of the
-            trainer's variables and are not saved with it.
+            trainer's variables and are not saved with it: see ``set_sources``.
+        **options: the fields of ``TrainerOptions``, and Keras's of a model.
+            {options}
 
     Raises:
         InputError: an argument outside its range, sources that the loss has no use for, or a
@@ -114,45 +108,16 @@ class AdversarialTrainer(keras.Model):
         network: keras.Model,
         loss: str = "pivot",
         *,
-        max_epsilon: float = 16.0,
-        adversarial_batch_size: int | None = None,
-        adversarial_weight: float = 0.3,
-        distance_weight: float = 1e-4,
-        distance_norm: int = 2,
-        embedding_normalization: str = "none",
-        pivot_guard: str = "fixed_scale",
-        paired_weight: float = 1.0,
-        attack: str = "step_ll",
-        epsilon_sampling: str = "clipped_normal",
-        per_pixel_epsilon: bool = False,
-        sparsity: float = 100,
-        weight_decay: float = 1e-4,
-        seed: int = 0,
         cascade_sources: Sequence[Callable] = (),
         ensemble_sources: Sequence[Callable] = (),
-        **kwargs,
+        **options,
     ):
-        super().__init__(**kwargs)
+        named = {f.name for f in dataclasses.fields(TrainerOptions)} & set(options)
+        own = {name: options.pop(name) for name in named}
+        super().__init__(**options)
         self.network = network
-        self.loss_name = loss  # Keras keeps the compiled loss under the plain name
-        self.max_epsilon = max_epsilon
-        self.adversarial_batch_size = adversarial_batch_size
-        self.adversarial_weight = adversarial_weight
-        self.distance_weight = distance_weight
-        self.distance_norm = distance_norm
-        self.embedding_normalization = embedding_normalization
-        self.pivot_guard = pivot_guard
-        self.paired_weight = paired_weight
-        self.attack = attack
-        self.epsilon_sampling = epsilon_sampling
-        self.per_pixel_epsilon = per_pixel_epsilon
-        self.sparsity = sparsity
-        self.weight_decay = weight_decay
-        self.seed = seed
-        self.cascade_sources = tuple(map(_inference_logits, cascade_sources))
-        self.ensemble_sources = tuple(map(_inference_logits, ensemble_sources))
-        self._check()
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
+        self.options = TrainerOptions(loss=loss, **own)
+        self.spec = losses.LOSSES[loss]
         self.steps = self.add_weight(
             shape=(),
             dtype="int64",
@@ -161,59 +126,220 @@ class AdversarialTrainer(keras.Model):
             aggregation="only_first_replica",
             name="steps",
         )
+        self.trackers = {name: _mean(name, direction) for name, direction in METRICS.items()}
+        self.set_sources(cascade_sources, ensemble_sources)
+        self._check()
         self.built = True
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "network": keras.saving.serialize_keras_object(self.network),
-            "loss": self.loss_name,
-            **{name: getattr(self, name) for name in OPTIONS},
-        }
+    def train_step(self, data):
+        """Take one step of section 3.3, and return the metrics."""
+        batch, labels = self._unpack(data)
+        self._refuse_lost_sources()
+        self.steps.assign(batch.step)
+        mixed, labels = self._mix(batch, labels)
+        with tf.GradientTape() as tape:
+            outputs = self(mixed.images, training=True)
+            loss = self.compute_loss(mixed, labels, outputs)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        loss_scale = self.optimizer.scale_loss(1.0)  # applying the gradient may change it
+        variables = self.network.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables)
+        self.optimizer.apply(gradients, variables)
+        self.steps.assign(batch.step + 1)
+        norm = tf.linalg.global_norm(gradients) / loss_scale
+        # In half precision a step whose gradient overflows is left out; so it is of the mean.
+        finite = tf.math.is_finite(norm)
+        self._track("gradient_norm", tf.where(finite, norm, 0.0), tf.cast(finite, norm.dtype))
+        self._track("loss", loss, tf.shape(labels)[0])
+        results = self.compute_metrics(mixed, labels, outputs)
+        return {**results, "gradient_norm": self.trackers["gradient_norm"].result()}
 
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        network = keras.saving.deserialize_keras_object(config["network"], custom_objects)
-        return cls(**{**config, "network": network})
+    def _mix(self, batch: Batch, labels: tf.Tensor) -> tuple[Mixed, tf.Tensor]:
+        """Return the k adversarial images of a batch, then its clean ones, and the labels."""
+        k = self._attacked(batch.images)
+        adversarial = batch.images[:k]
+        if self.spec.attacks:
+            adversarial = self.make_adversarial(
+                batch.images[:k], labels[:k], batch.step, batch.cascade
+            )
+        first_clean = 0 if self.spec.pairs else k
+        images = tf.concat([adversarial, batch.images[first_clean:]], axis=0)
+        labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
+        return Mixed(images, k, self.spec.pairs), labels
 
-    def _check(self) -> None:
-        for name, choices in CHOICES.items():
-            value = self.loss_name if name == "loss" else getattr(self, name)
-            if value not in choices:
-                raise InputError(f"{name} {value!r} is none of {', '.join(map(str, choices))}")
-        if not 0 <= self.max_epsilon <= 255:
-            raise InputError(f"max_epsilon must be in 0..255, got {self.max_epsilon}")
-        if not 0 < self.sparsity <= 100:
-            raise InputError(f"sparsity must be above 0 and at most 100, got {self.sparsity}")
-        for name in ("adversarial_weight", "distance_weight", "paired_weight", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or above, got {getattr(self, name)}")
-        k = self.adversarial_batch_size
-        if k is not None and k < 1:
-            raise InputError(f"adversarial_batch_size must be 1 or above, got {k}")
-        if (self.cascade_sources or self.ensemble_sources) and self.loss_name == "standard":
-            raise InputError("loss 'standard' has no adversarial images, so it takes no sources")
-        if self.cascade_sources:
-            if k is not None and k < 2:
-                raise InputError("adversarial_batch_size must be 2 or above with cascade sources")
-            if self.max_epsilon < 1:
-                raise InputError(
-                    f"max_epsilon must be 1 or above with cascade sources, got {self.max_epsilon}"
-                )
-        last = self.network.layers[-1] if getattr(self.network, "layers", None) else self.network
-        if getattr(last, "activation", None) is keras.activations.softmax:
-            raise InputError(
-                f"the network's last layer {last.name!r} is a softmax; networks give logits, "
-                "remove the activation"
+    def _attacked(self, images: tf.Tensor) -> int | tf.Tensor:
+        """Return k, how many images of a batch are attacked."""
+        n = _count(images)
+        if not self.spec.attacks:
+            return 0
+        if self.options.adversarial_batch_size is None:
+            return n if self.spec.pairs else n // 2
+        smaller = min if isinstance(n, int) else tf.minimum
+        return smaller(self.options.adversarial_batch_size, n)
+
+    def make_adversarial(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        step: tf.Tensor,
+        crafted: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Return one adversarial image for each image: one-step images first, then cascade images.
+
+        The passes run in inference mode, so batch-norm statistics stay untouched, and the result
+        is a function of the weights and of (seed, step) alone.
+
+        Args:
+            images, labels: (k, H, W, C) and (k,).
+            step: the number of batches done.
+            crafted: the cascade images, of the last images, where they were crafted before.
+        """
+        k = _count(images)
+        if crafted is not None:
+            own = k - _count(crafted)
+        elif self.cascade_sources:
+            own = k - k // 2
+            crafted = self._cascade(images[own:], labels[own:], step)
+        else:
+            own, crafted = k, images[k:]
+        one_step = images[:own]
+        if isinstance(own, tf.Tensor):
+            # Of no images some layers have no gradient: max pooling would end the process.
+            one_step = tf.cond(
+                own > 0, lambda: self._one_step(images[:own], labels[:own], step), lambda: one_step
+            )
+        elif own > 0:
+            one_step = self._one_step(images[:own], labels[:own], step)
+        return tf.concat([one_step, crafted], axis=0)
+
+    def _cascade(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Return the iter_fgsm images of the sources (section 4.1)."""
+        count, sources, options = tf.shape(images)[0], self.cascade_sources, self.options
+        drawn = cascade.draw(
+            options.seed, step, count, len(sources), options.max_epsilon, options.epsilon_sampling
+        )
+        return cascade.craft(sources, images, labels, *drawn)
+
+    def _one_step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Return the one-step images of the network itself, or of the step's ensemble source."""
+        options, keys = self.options, draws.step_keys(self.options.seed, step)
+        epsilon = draws.sample_epsilon(
+            options.epsilon_sampling, tf.shape(images)[0], options.max_epsilon, keys.epsilon
+        )
+        if options.per_pixel_epsilon:
+            shape = tf.shape(images)
+            epsilon = draws.jitter_per_pixel(epsilon, shape, options.max_epsilon, keys.jitter)
+
+        def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
+            sparsity = {"sparsity": options.sparsity} if options.sparsity < 100 else {}
+            return lambda: attacks.at_epsilon(
+                options.attack, logits_fn, images, labels, epsilon, seed=keys.signs, **sparsity
             )
 
+        if not self.ensemble_sources:
+            return attack_with(self.inference_logits)()
+        attacker = draws.attacker(options.seed, step, len(self.ensemble_sources))
+        attackers = (self.inference_logits, *self.ensemble_sources)
+        return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the loss of a ``Mixed`` batch, a scalar; its parts become metrics.
+
+        Args:
+            x: the ``Mixed`` batch.
+            y: labels of its images, (m,).
+            y_pred: what ``call`` returned of its images.
+        """
+        k, options = x.k, self.options
+        per_image = losses.cross_entropy(y_pred["logits"], y)
+        classification = losses.mixed_cross_entropy(
+            per_image[k:],
+            per_image[:k],
+            options.adversarial_weight if self.spec.attacks else 0.0,
+            paired=k if self.spec.pairs else 0,
+            paired_weight=options.paired_weight,
+        )
+        distance = 0.0
+        if self.spec.distance is not None:
+            embedding = y_pred["embedding"]
+            distance = options.distance_weight * self.distance(embedding[:k], embedding[k : 2 * k])
+        decay = self.decay()
+        self._track("clean_loss", per_image[k:])
+        self._track("adversarial_loss", per_image[:k])
+        self._track("distance_loss", distance, tf.shape(y)[0])
+        self._track("decay_loss", decay, tf.shape(y)[0])
+        return classification + distance + decay + sum(self.network.losses)
+
+    def distance(self, adversarial: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
+        """Return the distance of the embeddings (k, d) of adversarial images and their partners."""
+        if self.spec.pivot:
+            clean = tf.stop_gradient(clean)  # before the scale is taken of it
+        normalization = self.options.embedding_normalization
+        adversarial, clean = losses.normalize_pair(adversarial, clean, normalization)
+        if self.spec.pivot and self.options.pivot_guard == "fixed_scale":
+            adversarial = losses.fix_scale(adversarial)
+        return self.spec.resolve()(adversarial, clean, self.options.distance_norm)
+
+    def decay(self) -> tf.Tensor:
+        """Return the weight decay, d / 2 * sum(w^2) over convolution and dense kernels."""
+        kernels = [v for v in self.network.trainable_variables if v.name.endswith("kernel")]
+        return self.options.weight_decay * sum(tf.nn.l2_loss(kernel) for kernel in kernels)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Return all metrics of a ``Mixed`` batch, given what ``compute_loss`` is given."""
+        k, logits = x.k, y_pred["logits"]
+        correct = tf.cast(tf.argmax(logits, axis=-1, output_type=y.dtype) == y, tf.float32)
+        self._track("clean_accuracy", correct[k:])
+        self._track("adversarial_accuracy", correct[:k])
+        self._track("max_logit", tf.reduce_max(tf.abs(logits)))
+        absent = {"gradient_norm"}
+        if x.paired:
+            adversarial, clean = y_pred["embedding"][:k], y_pred["embedding"][k : 2 * k]
+            self._track("embedding_distance", tf.norm(adversarial - clean, axis=-1))
+        else:
+            absent.add("embedding_distance")
+        return {name: self.trackers[name].result() for name in METRICS if name not in absent}
+
+    def test_step(self, data):
+        """Measure the loss and the metrics of clean images and of all of them attacked."""
+        batch, labels = self._unpack(data)
+        adversarial = attacks.at_epsilon(
+            self.options.attack,
+            self.inference_logits,
+            batch.images,
+            labels,
+            self.options.max_epsilon,
+            seed=[self.options.seed, 0],
+        )
+        images = tf.concat([adversarial, batch.images], axis=0)
+        mixed = Mixed(images, _count(batch.images), paired=True)
+        labels = tf.concat([labels, labels], axis=0)
+        outputs = self(mixed.images, training=False)
+        loss = self.compute_loss(mixed, labels, outputs, training=False)
+        self._track("loss", loss, tf.shape(labels)[0])
+        return self.compute_metrics(mixed, labels, outputs)
+
     @property
-    def pairs(self) -> bool:
-        """Whether the clean partners of the adversarial images stay in the batch."""
-        return self.loss_name in ("bidirectional", "pivot")
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The trackers of ``METRICS``, and a list of them for callbacks that ask for directions."""
+        trackers = list(getattr(self, "trackers", {}).values())
+        return [*trackers, _Directions(trackers)]
+
+    def call(self, images, training=False):
+        """Return {"logits", "embedding"} of the network."""
+        outputs = self.network(images, training=training)
+        if not isinstance(outputs, dict):
+            outputs = {"logits": outputs, "embedding": outputs}
+        return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
+
+    def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
+        """Return the network's logits in inference mode: what attacks are given."""
+        return self(images, training=False)["logits"]
 
     def compile(self, optimizer="sgd", **kwargs):
         """Configure as Keras does; loss and metrics are the trainer's own.
+
+        A learning rate's schedule follows the trainer's clock from here on.
 
         Raises:
             InputError: a loss or metrics are given, which would otherwise be ignored.
@@ -234,154 +360,83 @@ class AdversarialTrainer(keras.Model):
         if self.network.built and not self.optimizer.built:
             self.optimizer.build(self.network.trainable_variables)
 
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def set_sources(
+        self, cascade_sources: Sequence[Callable] = (), ensemble_sources: Sequence[Callable] = ()
+    ) -> None:
+        """Replace the sources: also of a trainer that was loaded from a file, which keeps none.
+
+        Raises:
+            InputError: sources that the loss or the other options have no use for.
+        """
+        k, epsilon = self.options.adversarial_batch_size, self.options.max_epsilon
+        if (cascade_sources or ensemble_sources) and not self.spec.attacks:
+            raise InputError(
+                f"{self.spec.name!r} has no adversarial images, so it takes no sources", "loss"
+            )
+        if cascade_sources and k is not None and k < 2:
+            raise InputError("must be 2 or above with cascade sources", "adversarial_batch_size")
+        if cascade_sources and epsilon < 1:
+            raise InputError(
+                f"must be 1 or above with cascade sources, got {epsilon}", "max_epsilon"
+            )
+        self.cascade_sources = tuple(map(_inference_logits, cascade_sources))
+        self.ensemble_sources = tuple(map(_inference_logits, ensemble_sources))
+        self._lost_sources = {}
+        self.train_function = None  # a compiled step has the earlier ones in it
+        if self.compiled and self.cascade_sources:
+            self.jit_compile = False  # as in compile
+
+    def _refuse_lost_sources(self) -> None:
+        for name, count in self._lost_sources.items():
+            raise InputError(
+                f"the file that the trainer was loaded from has none of its {count}; give them to "
+                "set_sources, or call that without any",
+                name,
+            )
+
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """Export ``call``, images -> {"logits", "embedding"}, as Keras exports a model.
+
+        A network saved for TF Serving, with preprocessing and provenance, is made of
+        ``trainer.network`` by ``export_saved_model``.
+        """
+        if "input_signature" not in kwargs:
+            shape = (None, *self.network.input_shape[1:])
+            spec = keras.layers.InputSpec(shape=shape, dtype="float32", name="images")
+            kwargs["input_signature"] = [spec]
+        super().export(filepath, format=format, **kwargs)
+
+    def get_config(self):
+        sources = {
+            "cascade_sources": self.cascade_sources,
+            "ensemble_sources": self.ensemble_sources,
+        }
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            **dataclasses.asdict(self.options),
+            "sources": {
+                **self._lost_sources,
+                **{name: len(own) for name, own in sources.items() if own},
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        network = keras.saving.deserialize_keras_object(config["network"], custom_objects)
+        config = {**config, "network": network}
+        lost = config.pop("sources", {})
+        trainer = cls(**config)
+        trainer._lost_sources = lost
+        return trainer
+
     def load_own_variables(self, store):
         """Load the clock; files of version 0.1.0 have none and leave it as it is."""
         if store.keys():
             super().load_own_variables(store)
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def call(self, images, training=False):
-        """Return {"logits", "embedding"} of the network."""
-        outputs = self.network(images, training=training)
-        if not isinstance(outputs, dict):
-            outputs = {"logits": outputs, "embedding": outputs}
-        return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
-
-    def make_adversarial(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        step: tf.Tensor,
-        crafted: tf.Tensor | None = None,
-    ) -> tf.Tensor:
-        """Return one adversarial image for each image: one-step images first, then cascade images.
-
-        The passes run in inference mode, so batch-norm statistics stay untouched, and the result
-        is a function of the weights and of (seed, step) alone.
-
-        Args:
-            images, labels: (k, H, W, C) and (k,).
-            step: the number of batches done.
-            crafted: the cascade images, of the last images, where they were crafted before.
-        """
-        k = tf.shape(images)[0]
-        if crafted is None and not self.cascade_sources:
-            return self._one_step(images, labels, step)
-        own = k - (k // 2 if crafted is None else tf.shape(crafted)[0])
-        if crafted is None:
-            source, epsilon = cascade.draw(
-                self.seed,
-                step,
-                k - own,
-                len(self.cascade_sources),
-                self.max_epsilon,
-                self.epsilon_sampling,
-            )
-            crafted = cascade.craft(
-                self.cascade_sources, images[own:], labels[own:], source, epsilon
-            )
-        return tf.concat([self._one_step(images[:own], labels[:own], step), crafted], axis=0)
-
-    def _one_step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        keys = draws.step_keys(self.seed, step)
-        epsilon = draws.sample_epsilon(
-            self.epsilon_sampling, tf.shape(images)[0], self.max_epsilon, keys.epsilon
-        )
-        if self.per_pixel_epsilon:
-            epsilon = draws.jitter_per_pixel(
-                epsilon, tf.shape(images), self.max_epsilon, keys.jitter
-            )
-
-        def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
-            return lambda: self._attack(
-                images, labels, epsilon, keys.signs, logits_fn, sparsity=self.sparsity
-            )
-
-        if not self.ensemble_sources:
-            return attack_with(self.inference_logits)()
-        attacker = draws.attacker(self.seed, step, len(self.ensemble_sources))
-        attackers = (self.inference_logits, *self.ensemble_sources)
-        return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
-
-    def _attack(self, images, labels, epsilon, seed, logits_fn, **options):
-        return attacks.at_epsilon(
-            self.attack, logits_fn, images, labels, epsilon, seed=seed, **options
-        )
-
-    def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
-        return self(images, training=False)["logits"]
-
-    def distance(self, adversarial: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
-        """Return the distance of the embeddings (k, d) of adversarial images and their partners."""
-        if self.loss_name == "pivot":
-            clean = tf.stop_gradient(clean)
-        adversarial, clean = losses.normalize_pair(adversarial, clean, self.embedding_normalization)
-        if self.loss_name == "pivot":
-            if self.pivot_guard == "fixed_scale":
-                adversarial = losses.fix_scale(adversarial)
-            return losses.pivot_distance(adversarial, clean, self.distance_norm)
-        return losses.bidirectional_distance(adversarial, clean, self.distance_norm)
-
-    def train_step(self, data):
-        batch, labels = self._unpack(data)
-        images, step = batch.images, batch.step
-        self.steps.assign(step)
-        n = tf.shape(images)[0]
-        k = self._attacked(n)
-        adversarial = images[:0]
-        if self.loss_name != "standard":
-            adversarial = self.make_adversarial(images[:k], labels[:k], step, batch.cascade)
-        first_clean = 0 if self.pairs else k
-        mixed_images = tf.concat([adversarial, images[first_clean:]], axis=0)
-        mixed_labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
-
-        with tf.GradientTape() as tape:
-            outputs = self(mixed_images, training=True)
-            per_image = losses.cross_entropy(outputs["logits"], mixed_labels)
-            classification = losses.mixed_cross_entropy(
-                per_image[k:],
-                per_image[:k],
-                self.adversarial_weight,
-                paired=k if self.pairs else 0,
-                paired_weight=self.paired_weight,
-            )
-            distance = 0.0
-            if self.pairs:
-                embedding = outputs["embedding"]
-                distance = self.distance_weight * self.distance(embedding[:k], embedding[k : 2 * k])
-            decay = self._decay()
-            loss = classification + distance + decay + sum(self.network.losses)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        loss_scale = self.optimizer.scale_loss(1.0)  # applying the gradient may change it
-        variables = self.network.trainable_variables
-        gradients = tape.gradient(scaled_loss, variables)
-        self.optimizer.apply(gradients, variables)
-        self.steps.assign(step + 1)
-        self._track_gradient(gradients, loss_scale)
-        if self.pairs:
-            self._track_distance(embedding[:k], embedding[k : 2 * k])
-        self._track(loss, distance, decay, per_image, outputs["logits"], mixed_labels, k)
-        return self._results(*([] if self.pairs else ["embedding_distance"]))
-
-    def test_step(self, data):
-        """Measure clean images, and the training attack at max_epsilon on each of them."""
-        batch, labels = self._unpack(data)
-        images = batch.images
-        adversarial = self._attack(
-            images, labels, self.max_epsilon, [self.seed, 0], self.inference_logits
-        )
-        k = tf.shape(images)[0]
-        outputs = self(tf.concat([adversarial, images], axis=0), training=False)
-        logits, embedding = outputs["logits"], outputs["embedding"]
-        labels = tf.concat([labels, labels], axis=0)
-        per_image = losses.cross_entropy(logits, labels)
-        decay = self._decay()
-        loss = tf.reduce_mean(per_image[k:]) + decay + sum(self.network.losses)
-        self._track_distance(embedding[:k], embedding[k:])
-        self._track(loss, 0.0, decay, per_image, logits, labels, k)
-        return self._results("gradient_norm")
 
     def _unpack(self, data) -> tuple[Batch, tf.Tensor]:
         """Return the batch, with the clock's step where it has none, and integer labels (batch,).
@@ -390,58 +445,72 @@ class AdversarialTrainer(keras.Model):
         """
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None or weights is not None:
-            raise ValueError("AdversarialTrainer needs data as (images, labels), without weights")
+            raise InputError("AdversarialTrainer needs data as (images, labels), without weights")
         if not isinstance(images, Batch):
+            if isinstance(images, (tuple, list, dict)):
+                raise InputError(
+                    f"AdversarialTrainer attacks a single input of images, got {len(images)} inputs"
+                )
             images = Batch(images, tf.identity(self.steps.value), None)
         images, step, crafted = images
         if crafted is not None and crafted.shape[0] == 0:
             crafted = None
         images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
         if images.dtype.is_integer:
-            raise ValueError("images must be floats in [0, 1]; divide whole pixel values by 255")
+            raise InputError("images must be floats in [0, 1]; divide whole pixel values by 255")
         if labels.shape.rank == 2:
             one_hot = labels.shape[-1] > 1
             labels = tf.argmax(labels, axis=-1) if one_hot else tf.squeeze(labels, axis=-1)
         return Batch(tf.cast(images, tf.float32), step, crafted), tf.cast(labels, tf.int32)
 
-    def _attacked(self, n):
-        if self.loss_name == "standard":
-            return 0
-        if self.adversarial_batch_size is not None:
-            return tf.minimum(self.adversarial_batch_size, n)
-        return n if self.pairs else n // 2
+    def _track(self, name: str, value, weight=None) -> None:
+        self.trackers[name].update_state(value, weight)
 
-    def _decay(self):
-        kernels = [v for v in self.network.trainable_variables if v.name.endswith("kernel")]
-        return self.weight_decay * sum(tf.nn.l2_loss(kernel) for kernel in kernels)
+    def _check(self) -> None:
+        last = self.network.layers[-1] if getattr(self.network, "layers", None) else self.network
+        if getattr(last, "activation", None) is keras.activations.softmax:
+            raise InputError(
+                f"the network's last layer {last.name!r} is a softmax; networks give logits, "
+                "remove the activation"
+            )
 
-    def _track(self, loss, distance, decay, per_image, logits, labels, k):
-        correct = tf.cast(
-            tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels, tf.float32
+
+def _count(images: tf.Tensor) -> int | tf.Tensor:
+    """Return the number of images, as an int where it is known when the step is traced."""
+    return tf.shape(images)[0] if images.shape[0] is None else images.shape[0]
+
+
+class _Directions(MetricsList):
+    """Has no result of its own, and no state but the metrics'."""
+
+    def result(self) -> dict:
+        return {}
+
+
+def _mean(name: str, direction: str | None) -> keras.metrics.Mean:
+    metric = keras.metrics.Mean(name=name)
+    if direction:
+        metric._direction = direction  # what EarlyStopping and its kind look for
+    return metric
+
+
+def _documented(trainer: type) -> None:
+    """Give the trainer's help the options, which are declared in ``TrainerOptions`` alone."""
+    own = list(inspect.signature(trainer.__init__).parameters.values())[1:-1]
+    fields = [field for field in dataclasses.fields(TrainerOptions) if field.name != "loss"]
+    options = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
         )
-        self.trackers["loss"].update_state(loss)
-        self.trackers["distance_loss"].update_state(distance)
-        self.trackers["decay_loss"].update_state(decay)
-        self.trackers["clean_loss"].update_state(per_image[k:])
-        self.trackers["clean_accuracy"].update_state(correct[k:])
-        self.trackers["adversarial_loss"].update_state(per_image[:k])
-        self.trackers["adversarial_accuracy"].update_state(correct[:k])
-        self.trackers["max_logit"].update_state(tf.reduce_max(tf.abs(logits)))
+        for field in fields
+    ]
+    rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+    trainer.__signature__ = inspect.Signature([*own, *options, rest])
+    told = [f"{field.name}: {field.metadata['help']}." for field in fields]
+    trainer.__doc__ = trainer.__doc__.replace("{options}", "\n            ".join(told))
 
-    def _track_gradient(self, gradients, loss_scale):
-        norm = tf.linalg.global_norm(gradients) / loss_scale
-        # In half precision a step whose gradient overflows is left out; so it is of the mean.
-        finite = tf.math.is_finite(norm)
-        self.trackers["gradient_norm"].update_state(
-            tf.where(finite, norm, 0.0), sample_weight=tf.cast(finite, norm.dtype)
-        )
 
-    def _track_distance(self, adversarial, clean):
-        self.trackers["embedding_distance"].update_state(tf.norm(adversarial - clean, axis=-1))
-
-    def _results(self, *absent):
-        """Return the metrics but for those that this kind of step does not measure."""
-        return {name: self.trackers[name].result() for name in METRICS if name not in absent}
+_documented(AdversarialTrainer)
 
 
 @keras.saving.register_keras_serializable("cascade_keras")

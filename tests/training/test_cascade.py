@@ -387,11 +387,11 @@ def test_an_ensemble_trains_in_a_graph(batch):
         ({"loss": "standard", "ensemble_sources": SOURCES}, "'standard' has no adversarial images"),
         (
             {"cascade_sources": SOURCES, "adversarial_batch_size": 1},
-            "adversarial_batch_size must be 2 or above with cascade sources",
+            "adversarial_batch_size: must be 2 or above with cascade sources",
         ),
         (
             {"cascade_sources": SOURCES, "max_epsilon": 0.9},
-            "max_epsilon must be 1 or above with cascade sources, got 0.9",
+            "max_epsilon: must be 1 or above with cascade sources, got 0.9",
         ),
     ],
     ids=["standard cascade", "standard ensemble", "one image", "below one"],
