@@ -14,22 +14,6 @@ from cascade_keras.errors import InputError
 BAD_INPUT = 2
 
 
-def comma_list(text: str) -> list[str]:
-    """Split a comma-separated flag value, dropping blanks."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def check(values: flags.FlagValues, name: str, valid: Callable, expected: str) -> None:
-    """Add a validator to a flag whose message says what would be right."""
-
-    def validator(value) -> bool:
-        if value is None or valid(value):
-            return True
-        raise flags.ValidationError(f"must be {expected}, got {value!r}")
-
-    flags.register_validator(name, validator, flag_values=values)
-
-
 def run_program(
     name: str,
     description: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -260,7 +261,7 @@ class TrainingSettings(Settings):
 
     def resolved(
         self, dataset: data.DatasetSpec | None = None, *, own_network: str | None = None
-    ) -> TrainingSettings:
+    ) -> typing.Self:
         """Return the settings with the dataset's defaults filled in, checked together.
 
         Args:

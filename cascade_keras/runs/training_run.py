@@ -12,10 +12,10 @@ import signal
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
-from cascade_keras.data.specs import look_up
+from cascade_keras.data.specs import DatasetSpec, look_up
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
-from cascade_keras.provenance import package_versions
+from cascade_keras.provenance import package_versions, recorded_dataset
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.startup import import_tensorflow
@@ -113,8 +113,7 @@ class Training:
         }
         for name, sources in self.own_sources.items():
             if sources:
-                paths = tuple(map(str, sources))
-                settings = settings.replace(**{name: paths})
+                settings = settings.replace(**{name: tuple(map(str, sources))})
         if dataset is not None and settings.dataset not in (None, dataset.name):
             raise InputError(
                 f"is {settings.dataset!r}, the data given are {dataset.name!r}", "dataset"
@@ -122,12 +121,17 @@ class Training:
         if network is not None and settings.crop is None:
             settings = settings.replace(crop=_side(network))
         self._own = {"own_network": None if network is None else re.sub(r"_\d+$", "", network.name)}
-        self.settings = settings.resolved(dataset and dataset.preset, **self._own)
-        self.preset = dataset.preset if dataset else look_up(self.settings.dataset)
+        self.preset = dataset.preset if dataset else self._row(settings)
+        self.settings = settings.resolved(self.preset, **self._own)
         self.dataset = dataset
         self.network = network
         self.directory = Run(pathlib.Path(self.settings.runs_dir) / self.settings.name)
         self.flags = self._flags()
+
+    def _row(self, settings: TrainingSettings) -> DatasetSpec:
+        """Return the row of what the settings name, or else of what the first source learned."""
+        given = {k: found or getattr(settings, k) for k, found in self.own_sources.items()}
+        return look_up(settings.dataset or recorded_dataset(given) or "digits")
 
     def _flags(self) -> dict:
         flags = self.settings.decisive()

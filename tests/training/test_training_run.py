@@ -4,14 +4,13 @@ import dataclasses
 import json
 import pathlib
 import signal
-import tarfile
 import threading
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.files import ROOT
+from support import release
 
 from cascade_keras import Training, TrainingSettings
 from cascade_keras.cli.flags import define
@@ -233,13 +232,20 @@ def test_an_own_network_has_to_fit():
 
 def test_sources_may_be_given_as_objects(here):
     train(name="first", steps=1)
-    objects = {
-        "cascade_sources": [load_source("runs/first")], "ensemble_sources": ["runs/first"]
-    }  # fmt: skip
-    assert train(objects=objects, steps=1, cascade_mode="online").finished
+    objects = {"cascade_sources": [load_source("runs/first")], "ensemble_sources": [classifier()]}
+    flags = {"steps": 2, "dataset": None, "cascade_mode": "online", "checkpoint_steps": 1}
+    assert train(objects=objects, **flags).finished
     config = content("runs/run/config.json")
-    assert config["cascade"]["sources"] == config["ensemble"]["sources"]
+    assert config["dataset"]["name"] == "digits"
     assert config["flags"]["cascade_source"] == ["runs/first/model.keras"]
+    assert config["ensemble"]["sources"][0]["path"] == objects["ensemble_sources"][0].name
+    forget(here / "runs/run", after=1)
+    assert train(objects=objects, **flags).finished
+    forget(here / "runs/run", after=1)
+    objects["ensemble_sources"][0].layers[-1].bias.assign([1.0] * 10)
+    with pytest.raises(InputError) as error:
+        train(objects=objects, **flags)
+    assert error.value.setting == "ensemble_source"
 
 
 # A user's own flag, metric and panel.
@@ -335,9 +341,7 @@ def test_steps_whose_gradient_overflows_count(here):
 
 @pytest.fixture
 def old(here):
-    with tarfile.open(ROOT / "tests/fixtures/version-0.1.0.tar.xz") as archive:
-        archive.extractall(here, filter="data")
-    return here
+    return release.unpack(here)
 
 
 def old_settings(run, **changes):
