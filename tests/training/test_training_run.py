@@ -55,6 +55,7 @@ def forget(run="runs/run", after=0):
 
 
 # What settings refuse: what differs from the defaults, the setting that is named, a word of why.
+CASCADE = {"cascade_source": ["a"], "dataset": "digits"}
 REFUSED = [
     ({"dataset": "svhn"}, "dataset", "cifar10"),
     ({"model": "vgg16"}, "model", "resnetD"),
@@ -97,6 +98,10 @@ REFUSED = [
     ({"cascade_mode": "bank"}, "cascade_mode", "cascade_source"),
     ({"cascade_bank": ["banks/x"]}, "cascade_bank", "cascade_source"),
     ({"cascade_source": ["a", "./a"], "dataset": "digits"}, "cascade_source", "twice"),
+    ({**CASCADE, "adversarial_batch_size": 1}, "adversarial_batch_size", "got 1"),
+    ({**CASCADE, "max_epsilon": 0.5}, "max_epsilon", "1 or above"),
+    ({**CASCADE, "cascade_mode": "online", "bank_examples": 9}, "cascade_mode", "no bank"),
+    ({**CASCADE, "cascade_bank": ["b", "c"]}, "cascade_bank", "got 2"),
     ({"ensemble_source": ["a"], "dataset": "digits", "loss": "standard"}, "ensemble_source",
      "pivot"),
     ({"cascade_source": ["nobody"]}, "cascade_source", "does not exist"),
