@@ -286,16 +286,18 @@ def _trace(
     # because TensorFlow does not see a Keras variable and its value as one.
     archive.add_variable_collection("variables", [weight.value for weight in network.weights])
     # Each signature calls the one before, so the network is traced and saved once.
-    serve = archive.add_endpoint("serve", _inference(network), floats)
+    serve = archive.add_endpoint("serve", _inference(network, input_shape), floats)
     served = archive.add_endpoint("serving_default", _with_probabilities(serve), floats)
     archive.add_endpoint("raw", _from_stored(served, input_shape, image_shape), stored)
     return archive, _output_widths(serve.get_concrete_function())
 
 
-def _inference(network: keras.Model) -> Function:
+def _inference(network: keras.Model, input_shape: tuple[int, ...]) -> Function:
     import tensorflow as tf
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        # A signature's own shape is not enforced: images of another size would be cut or stretched.
+        images = tf.ensure_shape(images, (None, *input_shape))
         outputs = network(images, training=False)
         if not isinstance(outputs, dict):
             outputs = {"logits": outputs, "embedding": outputs}
@@ -331,6 +333,7 @@ def _from_stored(
     unit_range = np.arange(_PIXEL_VALUES, dtype=np.float32) / np.float32(_PIXEL_VALUES - 1)
 
     def raw(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = tf.ensure_shape(images, (None, *image_shape))
         seen = images[:, top : top + height, left : left + width]
         return serving_default(tf.gather(tf.constant(unit_range), tf.cast(seen, tf.int32)))
 

@@ -23,6 +23,15 @@ from cascade_keras.errors import InputError
 from cascade_keras.provenance import Location, locate, weights_hash
 
 Outputs = dict[str, tf.Tensor]
+# Operations that read or write files, or call Python, which no network needs to classify images.
+_REACHING_OUT = frozenset(
+    (
+        *("ReadFile", "WriteFile", "MatchingFiles", "Save", "SaveV2", "SaveSlices", "Restore"),
+        *("RestoreV2", "RestoreSlice", "MergeV2Checkpoints"),
+        *("TextLineReaderV2", "TFRecordReaderV2", "WholeFileReaderV2"),
+        *("TextLineDataset", "TFRecordDataset", "PyFunc", "PyFuncStateless", "EagerPyFunc"),
+    )
+)
 _PROBES = 8  # images on which a source is tried out
 
 
@@ -90,7 +99,7 @@ class Source:
                 f"{expected}; name a network trained on such images"
             )
         try:
-            logits = self.logits(_probes(expected))
+            logits = self.logits(draws.probes(_PROBES, expected))
         except InputError:
             raise
         except (ValueError, tf.errors.OpError) as error:
@@ -113,7 +122,7 @@ class Source:
 
     def why_no_gradient(self, image_shape: Sequence[int]) -> str | None:
         """Return why random images have no gradient that is not zero, None where they have one."""
-        images = _probes(image_shape)
+        images = draws.probes(_PROBES, image_shape)
         try:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
@@ -129,15 +138,10 @@ class Source:
 
     def on_probes(self, image_shape: Sequence[int]) -> np.ndarray:
         """Return the logits of a few random images: what tells networks of equal weights apart."""
-        return self.logits(_probes(image_shape)).numpy()
+        return self.logits(draws.probes(_PROBES, image_shape)).numpy()
 
 
 Network = str | os.PathLike | Source | keras.Model | Callable[[tf.Tensor], tf.Tensor | Outputs]
-
-
-def _probes(image_shape: Sequence[int]) -> tf.Tensor:
-    """Return random images on which a network is tried out."""
-    return tf.random.stateless_uniform([_PROBES, *image_shape], (0, 0), alg=draws.GENERATOR)
 
 
 def load_source(
@@ -225,6 +229,7 @@ def _load_saved_model(location: Location) -> Source:
             f"{path}: signature {name!r} takes batches of {spec.shape[0]} only; save it with an "
             "unknown batch size"
         )
+    _check_harmless(signature, path)
     recorded = location.provenance.get("weights_hash")
     if recorded is None:
         digest = _files_hash(path)
@@ -237,6 +242,15 @@ def _load_saved_model(location: Location) -> Source:
         return _outputs(signature(**{key: tf.cast(images, spec.dtype)}), path)
 
     return Source(location.name, path, tuple(spec.shape[1:]), digest, location.provenance, function)
+
+
+def _check_harmless(signature, path: pathlib.Path) -> None:
+    """Refuse a signature that would reach out of its graph: to files, or into Python."""
+    graph = signature.graph.as_graph_def()
+    nodes = [*graph.node, *(node for part in graph.library.function for node in part.node_def)]
+    found = sorted({node.op for node in nodes} & _REACHING_OUT)
+    if found:
+        raise InputError(f"{path} does more than compute ({', '.join(found)}); it is not run")
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:

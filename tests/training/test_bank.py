@@ -625,19 +625,6 @@ def test_images_with_partners_are_centre_crops_and_the_others_are_not(side, tmp_
     assert 0.3 * total < flipped < 0.7 * total
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_batches_are_a_function_of_seed_and_step(augment, tmp_path):
-    given = partners(tmp_path, (40, 17))
-    drawn = {"partners": given, "augment": augment}
-    whole = batches(*training_images(12), stop=9, **drawn)
-    rest = batches(*training_images(12), start=5, stop=9, **drawn)
-    flat = [tf.nest.flatten(batch) for batch in (*whole[5:], *rest)]
-    for expected, found in zip(flat[:4], flat[4:]):
-        for a, b in zip(expected, found):
-            np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(flat[0][1], flat[1][1])
-
-
 def test_a_bank_that_fails_in_training_says_why(tmp_path):
     given = partners(tmp_path)
     assert given.error is None
