@@ -148,7 +148,8 @@ class Dashboard:
         with self._final.as_default(step):
             for result in results:
                 name = result_name(result["attack"], result["epsilon"])
-                tf.summary.scalar(f"final/{name}", result["accuracy"])
+                attack = Attack(result["attack"], (result["epsilon"],), result.get("options", {}))
+                tf.summary.scalar(f"final/{name}", result["accuracy"], description=str(attack))
             end = session_end_pb(STATUS_SUCCESS).SerializeToString()
             tf.summary.experimental.write_raw_pb(end)
         self._final.flush()

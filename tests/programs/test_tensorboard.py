@@ -31,7 +31,7 @@ SMALL = [
 IMAGES = 20
 LOOKED = {"clean": 0, "step_ll_20": 20, "step_ll_76.5": 76.5, "pgd_20": 20, "pgd_76.5": 76.5}
 FIRST = [
-    "--name=first", "--steps=40", "--embedding_at=features", "--tensorboard_steps=10",
+    "--name=first", "--steps=40", "--embedding_at=features", "--tensorboard_steps=20",
     "--checkpoint_steps=10",
     f"--tensorboard_images={IMAGES}", "--tensorboard_attacks=step_ll,pgd",
     "--tensorboard_epsilon=76.5,20", "--eval_epsilon=20,76.5", "--profile_steps=2",
