@@ -1,34 +1,16 @@
 """The ladder makes the image of each epsilon as if alone, with as few gradients as it promises."""
 
-import functools
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.networks import smooth, smooth_network
 
 from cascade_keras import attacks, models
 
-CLASSES = 10
 ITERATIVE = ["iter_fgsm", "iter_ll"]
 SEEDS = (0, 1, 2)
-
-
-@functools.cache
-def smooth_network(seed=0):
-    """A convolution without kinks: generic gradients in any float type."""
-    rng = np.random.default_rng(seed)
-    kernel, dense = rng.normal(0, 0.5, (3, 3, 1, 6)), rng.normal(0, 0.2, (96, CLASSES))
-
-    def logits_fn(images):
-        features = tf.nn.conv2d(images - 0.3, tf.cast(kernel, images.dtype), 2, "SAME")
-        return tf.reshape(tf.tanh(features), [-1, 96]) @ tf.cast(dense, images.dtype)
-
-    return logits_fn
-
-
-smooth = smooth_network()
 
 
 @pytest.fixture(scope="module")
@@ -140,22 +122,6 @@ def test_epsilons_may_be_any_sequence(epsilons, batch):
     np.testing.assert_array_equal(attacks.ladder(smooth, *batch, epsilons), expected)
 
 
-def test_the_objective_reaches_the_attack(batch):
-    """Where the cross entropy's gradient underflows, the margin's does not."""
-
-    def confident(images):
-        return 1e3 * smooth(images)
-
-    images, labels = batch[0], tf.argmax(smooth(batch[0]), -1, tf.int32)
-    stuck, moved = (
-        attacks.ladder(confident, images, labels, [2], objective=objective)[0]
-        for objective in (attacks.cross_entropy, attacks.margin)
-    )
-    expected = attacks.ladder(smooth, images, labels, [2], objective=attacks.margin)[0]
-    np.testing.assert_array_equal(moved, expected)
-    assert not np.array_equal(stuck, moved)
-
-
 # The number of gradients.
 
 
@@ -185,13 +151,6 @@ def test_gradients_of_each_image(epsilons, attack, traced, gradients, batch):
 
     assert int(taken) == gradients * len(images)
     assert attacks.ladder_gradients(epsilons) == gradients
-
-
-def test_one_epsilon_after_the_other_takes_164_gradients(batch):
-    logits_fn, taken = counting(smooth)
-    for epsilon in range(1, 17):
-        alone("iter_fgsm", logits_fn, batch[0][:2], batch[1][:2], epsilon)
-    assert int(taken) == 164 * 2
 
 
 @pytest.mark.parametrize(
@@ -320,8 +279,3 @@ def test_bad_arguments_of_the_ladder_are_refused(epsilons, attack, message, batc
 def test_no_epsilon_is_refused(attack, batch):
     with pytest.raises(ValueError, match="at least one epsilon"):
         attacks.at_epsilons(attack, smooth, *batch, [], seed=(3, 4))
-
-
-def test_an_unknown_attack_is_refused(batch):
-    with pytest.raises(ValueError, match=r"attack 'bim' is none of step_ll, .*pgd"):
-        attacks.at_epsilons("bim", smooth, *batch, [1])

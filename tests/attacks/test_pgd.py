@@ -7,31 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from art.attacks.evasion import ProjectedGradientDescent
+from support.networks import CLASSES, smooth
 from support.peers import art_classifier
 
-from cascade_keras import attacks, models
+from cascade_keras import attacks
 
-CLASSES = 10
 OBJECTIVES = [attacks.cross_entropy, attacks.margin, attacks.dlr]
 SEED = (3, 4)
 
 all_objectives = pytest.mark.parametrize("objective", OBJECTIVES)
-
-
-def _smooth_network():
-    """A convolution and a dense layer without kinks: generic gradients in any float type."""
-    rng = np.random.default_rng(0)
-    kernel = rng.normal(0, 0.5, (3, 3, 1, 8))
-    weights = rng.normal(0, 0.1, (8 * 16, CLASSES))
-
-    def logits_fn(images):
-        features = tf.tanh(tf.nn.conv2d(images - 0.3, tf.cast(kernel, images.dtype), 2, "SAME"))
-        return tf.reshape(features, [-1, 8 * 16]) @ tf.cast(weights, images.dtype)
-
-    return logits_fn
-
-
-smooth = _smooth_network()
 
 
 @pytest.fixture(scope="module")
@@ -164,26 +148,6 @@ def test_a_step_of_nothing_leaves_the_start_uniform_in_the_ball(interior):
     assert not np.array_equal(start[0], start[1])  # the same image twice
 
 
-# What it keeps.
-
-
-@pytest.mark.parametrize("random_start", [False, True])
-@pytest.mark.parametrize("per_image", [False, True])
-@pytest.mark.parametrize("epsilon", [0.0, 0.7, 16, 300])
-def test_stays_in_the_ball_and_in_the_valid_range(epsilon, per_image, random_start, batch):
-    images, labels = batch
-    if per_image:
-        epsilon = np.linspace(0, epsilon, len(images)).astype("float32")
-
-    adversarial = pgd(images, labels, epsilon, random_start=random_start).numpy()
-
-    assert adversarial.shape == images.shape
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    radius = np.reshape(epsilon, (-1, 1, 1, 1)) / 255 + 1e-7
-    assert (np.abs(adversarial - images) <= radius).all()
-
-
 @all_objectives
 def test_ascends(objective, batch):
     images, labels = batch
@@ -198,20 +162,6 @@ def test_depends_on_the_seed_only(batch):
     )
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, reseeded)
-
-
-def test_a_scalar_epsilon_is_that_of_every_image(batch):
-    alone = compiled(lambda x, y, epsilon: pgd(x, y, epsilon), *batch, 8.0)
-    each = compiled(lambda x, y, epsilon: pgd(x, y, epsilon), *batch, np.full(16, 8.0))
-    np.testing.assert_array_equal(alone, each)
-
-
-def test_epsilon_and_step_of_each_image_are_its_own(batch):
-    epsilons = np.linspace(0, 16, 16).astype("float32")
-    adversarial = pgd(*batch, epsilons, step_size=epsilons / 4)
-    for i, epsilon in enumerate(epsilons):
-        same = pgd(*batch, float(epsilon), step_size=float(epsilon) / 4)
-        np.testing.assert_allclose(adversarial[i], same[i], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"restarts": 2, "objective": attacks.dlr}])
@@ -230,35 +180,18 @@ def test_a_list_of_epsilons_equals_each_alone(options, batch):
         np.testing.assert_array_equal(images, alone(tf.constant(epsilon, tf.float32)))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_keeps_the_type_of_the_images(dtype, batch):
-    images = tf.cast(batch[0], dtype)
-    adversarial = pgd(images, batch[1], 8, restarts=2)
-    assert adversarial.dtype == images.dtype
-    assert np.any(adversarial != images)
+def test_a_start_beyond_the_valid_pixels_is_brought_back_to_them():
+    """A step of 3 from a black pixel, whatever the start, leads to 3 at least, never below 0."""
+    images, labels = tf.zeros([16, 8, 8, 1]), tf.zeros([16], tf.int32)
 
+    def brighter_is_worse(images):
+        return tf.reduce_sum(images, [1, 2, 3])[:, None] * [[-1.0, 1.0]] + [[100.0, 0.0]]
 
-def test_no_gradient_flows_through(batch):
-    images, labels = batch
-    weight, epsilon = tf.Variable(1.0), tf.constant(8.0)
-    with tf.GradientTape() as tape:
-        tape.watch([images, epsilon])
-        adversarial = pgd(images, labels, epsilon, lambda x: weight * smooth(x), restarts=2)
-        total = tf.reduce_sum(adversarial)
-    assert tape.gradient(total, [images, epsilon, weight]) == [None, None, None]
-
-
-def test_leaves_every_variable_of_the_network_alone(batch, randomize):
-    network = randomize(models.resnet(8, (8, 8, 1)))
-    before = [variable.numpy() for variable in network.variables]
-    assert any("moving_variance" in variable.path for variable in network.variables)
-
-    logits_fn = tf.function(lambda images: network(images, training=False)["logits"])
-    adversarial = pgd(*batch, 8, logits_fn, restarts=2)
-
-    assert np.any(adversarial != batch[0])
-    for variable, value in zip(network.variables, before):
-        np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+    options = {"steps": 1, "step_size": 3.0, "objective": attacks.margin}
+    found = 255 * pgd(images, labels, 8.0, brighter_is_worse, **options).numpy()
+    assert found.min() >= 3 - 1e-4 and found.max() > 7
+    np.testing.assert_allclose(found[found < 3 + 1e-4], 3, atol=1e-4)
+    assert np.mean(found < 3 + 1e-4) > 0.3  # starts that were below
 
 
 # Restarts.
@@ -375,9 +308,3 @@ def in_float64(images_and_labels):
 def test_bad_arguments_are_refused(options, message, batch):
     with pytest.raises(ValueError, match=message):
         pgd(*batch, 8, **options)
-
-
-@pytest.mark.parametrize("shape", [(16, 1), (3,), (16, 8, 8)])
-def test_an_epsilon_of_a_wrong_shape_is_refused(shape, batch):
-    with pytest.raises(ValueError, match="epsilon must be"):
-        pgd(*batch, np.ones(shape, "float32"))
