@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from support import legacy
+from support import release
 from support.files import tree
 
 from cascade_keras import attacks, cascade, data
@@ -535,7 +535,7 @@ def test_an_attack_registered_as_whole_pixels_can_be_banked(tmp_path, monkeypatc
 
 
 def test_a_bank_of_0_1_0_is_read_and_used(tmp_path, monkeypatch):
-    monkeypatch.chdir(legacy.unpack(tmp_path))
+    monkeypatch.chdir(release.unpack(tmp_path))
     before, told = tree(tmp_path / "banks" / "legacy"), []
     settings = CraftSettings(
         source="saved/finished", epsilons=range(1, 7), examples=64, output="banks/legacy"

@@ -20,7 +20,7 @@ import numpy as np
 import openvino
 import pytest
 import tensorflow as tf
-from support import legacy, model_server
+from support import model_server, release
 from support.files import ROOT, tree
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -658,7 +658,7 @@ def test_the_program_exports_a_run_once(finished, tmp_path, monkeypatch, capfd):
 
 
 def test_a_run_of_0_1_0_is_exported(tmp_path):
-    place = legacy.unpack(tmp_path)
+    place = release.unpack(tmp_path)
     version, written = export_run(place / "runs" / "finished", place / "exported")
     before, after = (locate(path).provenance for path in (place / "saved" / "finished", version))
     assert written and version == place / "exported" / "1"
