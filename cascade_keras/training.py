@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import MetricsList
 
 from cascade_keras import attacks, cascade, draws, losses
-from cascade_keras.data.batching import Batch
+from cascade_keras.data.batching import Batch, unpack
 from cascade_keras.errors import InputError
 from cascade_keras.options import TrainerOptions
 
@@ -133,7 +133,7 @@ class AdversarialTrainer(keras.Model):
 
     def train_step(self, data):
         """Take one step of section 3.3, and return the metrics."""
-        batch, labels = self._unpack(data)
+        batch, labels = unpack(data, self.steps.value)
         self._refuse_lost_sources()
         self.steps.assign(batch.step)
         mixed, labels = self._mix(batch, labels)
@@ -159,9 +159,7 @@ class AdversarialTrainer(keras.Model):
         k = self._attacked(batch.images)
         adversarial = batch.images[:k]
         if self.spec.attacks:
-            adversarial = self.make_adversarial(
-                batch.images[:k], labels[:k], batch.step, batch.cascade
-            )
+            adversarial = self.make_adversarial(adversarial, labels[:k], batch.step, batch.cascade)
         first_clean = 0 if self.spec.pairs else k
         images = tf.concat([adversarial, batch.images[first_clean:]], axis=0)
         labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
@@ -169,52 +167,42 @@ class AdversarialTrainer(keras.Model):
 
     def _attacked(self, images: tf.Tensor) -> int | tf.Tensor:
         """Return k, how many images of a batch are attacked."""
-        n = _count(images)
+        n, most = _count(images), self.options.adversarial_batch_size
         if not self.spec.attacks:
             return 0
-        if self.options.adversarial_batch_size is None:
+        if most is None:
             return n if self.spec.pairs else n // 2
-        smaller = min if isinstance(n, int) else tf.minimum
-        return smaller(self.options.adversarial_batch_size, n)
+        return min(most, n) if isinstance(n, int) else tf.minimum(most, n)
 
-    def make_adversarial(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        step: tf.Tensor,
-        crafted: tf.Tensor | None = None,
-    ) -> tf.Tensor:
+    def make_adversarial(self, images, labels, step, crafted=None) -> tf.Tensor:
         """Return one adversarial image for each image: one-step images first, then cascade images.
 
         The passes run in inference mode, so batch-norm statistics stay untouched, and the result
-        is a function of the weights and of (seed, step) alone.
-
-        Args:
-            images, labels: (k, H, W, C) and (k,).
-            step: the number of batches done.
-            crafted: the cascade images, of the last images, where they were crafted before.
+        is a function of the weights and of (seed, step) alone. ``crafted`` are the cascade images,
+        of the last images, where they were crafted before.
         """
         k = _count(images)
         if crafted is not None:
             own = k - _count(crafted)
-        elif self.cascade_sources:
-            own = k - k // 2
-            crafted = self._cascade(images[own:], labels[own:], step)
         else:
-            own, crafted = k, images[k:]
-        one_step = images[:own]
-        if isinstance(own, tf.Tensor):
-            # Of no images some layers have no gradient: max pooling would end the process.
-            one_step = tf.cond(
-                own > 0, lambda: self._one_step(images[:own], labels[:own], step), lambda: one_step
-            )
-        elif own > 0:
-            one_step = self._one_step(images[:own], labels[:own], step)
+            own = k - k // 2 if self.cascade_sources else k
+            crafted = self._cascade(images[own:], labels[own:], step)
+
+        def attack() -> tf.Tensor:
+            return self._one_step(images[:own], labels[:own], step)
+
+        # Of no images some layers have no gradient: max pooling would end the process.
+        if isinstance(own, int):
+            one_step = attack() if own else images[:0]
+        else:
+            one_step = tf.cond(own > 0, attack, lambda: images[:0])
         return tf.concat([one_step, crafted], axis=0)
 
     def _cascade(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Return the iter_fgsm images of the sources (section 4.1)."""
         count, sources, options = tf.shape(images)[0], self.cascade_sources, self.options
+        if not sources:
+            return images
         drawn = cascade.draw(
             options.seed, step, count, len(sources), options.max_epsilon, options.epsilon_sampling
         )
@@ -243,12 +231,9 @@ class AdversarialTrainer(keras.Model):
         return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Return the loss of a ``Mixed`` batch, a scalar; its parts become metrics.
+        """Return the loss of a ``Mixed`` batch x, its labels y and what ``call`` made of them.
 
-        Args:
-            x: the ``Mixed`` batch.
-            y: labels of its images, (m,).
-            y_pred: what ``call`` returned of its images.
+        A scalar; its parts become metrics.
         """
         k, options = x.k, self.options
         per_image = losses.cross_entropy(y_pred["logits"], y)
@@ -302,7 +287,7 @@ class AdversarialTrainer(keras.Model):
 
     def test_step(self, data):
         """Measure the loss and the metrics of clean images and of all of them attacked."""
-        batch, labels = self._unpack(data)
+        batch, labels = unpack(data, self.steps.value)
         adversarial = attacks.at_epsilon(
             self.options.attack,
             self.inference_logits,
@@ -437,31 +422,6 @@ class AdversarialTrainer(keras.Model):
         """Load the clock; files of version 0.1.0 have none and leave it as it is."""
         if store.keys():
             super().load_own_variables(store)
-
-    def _unpack(self, data) -> tuple[Batch, tf.Tensor]:
-        """Return the batch, with the clock's step where it has none, and integer labels (batch,).
-
-        Labels may have any usual form.
-        """
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        if labels is None or weights is not None:
-            raise InputError("AdversarialTrainer needs data as (images, labels), without weights")
-        if not isinstance(images, Batch):
-            if isinstance(images, (tuple, list, dict)):
-                raise InputError(
-                    f"AdversarialTrainer attacks a single input of images, got {len(images)} inputs"
-                )
-            images = Batch(images, tf.identity(self.steps.value), None)
-        images, step, crafted = images
-        if crafted is not None and crafted.shape[0] == 0:
-            crafted = None
-        images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
-        if images.dtype.is_integer:
-            raise InputError("images must be floats in [0, 1]; divide whole pixel values by 255")
-        if labels.shape.rank == 2:
-            one_hot = labels.shape[-1] > 1
-            labels = tf.argmax(labels, axis=-1) if one_hot else tf.squeeze(labels, axis=-1)
-        return Batch(tf.cast(images, tf.float32), step, crafted), tf.cast(labels, tf.int32)
 
     def _track(self, name: str, value, weight=None) -> None:
         self.trackers[name].update_state(value, weight)

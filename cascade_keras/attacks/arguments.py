@@ -103,3 +103,14 @@ def per_image(epsilon, images: tf.Tensor, name: str = "epsilon", *, signed: bool
         f"{name} must be a scalar, have one number an image (batch,), or one a pixel "
         f"(batch, height, width, channels); got shape {shape} for images {images.shape}"
     )
+
+
+def largest_gradients_mask(gradient: tf.Tensor, sparsity: float) -> tf.Tensor:
+    """Return 1 at the share of each image's values with the largest gradients, 0 elsewhere."""
+    if not 0 < sparsity <= 100:
+        raise ValueError(f"sparsity must be above 0 and at most 100 per cent, got {sparsity}")
+    magnitude = tf.reshape(tf.abs(gradient), [tf.shape(gradient)[0], -1])
+    size = tf.cast(tf.shape(magnitude)[1], tf.float32)
+    kept = tf.cast(tf.maximum(tf.round(size * sparsity / 100), 1), tf.int32)
+    threshold = tf.sort(magnitude, axis=-1, direction="DESCENDING")[:, kept - 1 : kept]
+    return tf.reshape(tf.cast(magnitude >= threshold, gradient.dtype), tf.shape(gradient))

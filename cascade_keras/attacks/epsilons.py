@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from cascade_keras.attacks import specs
 from cascade_keras.attacks.arguments import Signed, as_images, check_range
-from cascade_keras.attacks.iterative import iter_fgsm, iter_ll, ladder
+from cascade_keras.attacks.iterative import iter_fgsm, iter_ll
+from cascade_keras.attacks.ladders import ladder
 from cascade_keras.attacks.margins import OBJECTIVES
 from cascade_keras.attacks.objectives import LogitsFn
 

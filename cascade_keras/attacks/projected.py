@@ -64,13 +64,10 @@ def pgd(
             # Drawn for all images, so that none depends on which others are still attacked.
             start = draws.start(images, seed, number) * radius
             start = tf.clip_by_value(start, -pixels, PIXEL_LEVELS - pixels)
-        some, own, ball, alpha, start = (
+        some, own, inside, alpha, start = (
             tf.gather(part, rows) for part in (images, labels, radius, stride, start)
         )
-        return climb(
-            logits_fn, some, own, ball,
-            objective=objective, step_size=alpha, steps=steps, start=start,
-        )  # fmt: skip
+        return climb(logits_fn, some, own, inside, objective, alpha, steps, start)
 
     def restart(number, best, margins):
         rows = tf.where(margins <= 0)

@@ -10,10 +10,8 @@ change of a pixel that is allowed, epsilon:
     step_both   the first half of the images by step_ll, the second half by step_fgsm
 
 All attacks are functions ``attack(logits_fn, images, labels, epsilon, ...) -> images``, where
-``logits_fn`` is any callable from images to logits: a Keras network, a SavedModel's endpoint, a
-lambda. Images are floats in [0, 1], (batch, height, width, channels); epsilon and step sizes are
-in pixel units of 0..255. ``logits_fn`` has to be the network in inference mode: an attack must not
-move the moving statistics of batch normalisation.
+``logits_fn`` is any callable from images to logits in inference mode: an attack must not move the
+moving statistics of batch normalisation. Epsilon and step sizes are in pixel units of 0..255.
 """
 
 from __future__ import annotations
@@ -23,7 +21,12 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from cascade_keras import draws
-from cascade_keras.attacks.arguments import as_images, per_image, to_unit_range
+from cascade_keras.attacks.arguments import (
+    as_images,
+    largest_gradients_mask,
+    per_image,
+    to_unit_range,
+)
 from cascade_keras.attacks.objectives import (
     LogitsFn,
     Objective,
@@ -46,11 +49,10 @@ def step_fgsm(
     """Fast gradient sign method: X + eps sign(grad_X J(X, y_true)).
 
     Args:
-        logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
+        logits_fn: images -> logits (batch, classes), in inference mode.
         images: floats in [0, 1], (batch, H, W, C).
         labels: the true classes, integers (batch,).
-        epsilon: in 0..255 units; a scalar, (batch,), or (batch, H, W, C). ``Signed`` for a step to
-            the other side.
+        epsilon: in 0..255 units; a scalar, (batch,), (batch, H, W, C), or a ``Signed`` one.
         sparsity: per cent of the values that may be perturbed, those with the largest gradients.
         objective: what is ascended, ``cross_entropy`` or ``margin``.
 
@@ -117,24 +119,10 @@ def step_rand(
 def step_along(direction: tf.Tensor, images: tf.Tensor, epsilon, sparsity: float = 100):
     """Return X + eps sign(direction), clipped to valid pixels: the end of every one-step attack.
 
-    Args:
-        direction: as ``images``; where the sparsity is below 100, only its largest values count.
-        images, epsilon, sparsity: as for ``step_fgsm``; an epsilon of shape (count, 1, 1, 1, 1)
-            makes ``count`` versions of each image.
+    As ``step_fgsm``, and an epsilon (count, 1, 1, 1, 1) makes ``count`` versions of each image.
     """
     images, noise = as_images(images), tf.sign(direction)
     if sparsity != 100:
         noise *= largest_gradients_mask(direction, sparsity)
     perturbed = images + to_unit_range(per_image(epsilon, images, signed=True)) * noise
     return tf.stop_gradient(tf.clip_by_value(perturbed, 0.0, 1.0))
-
-
-def largest_gradients_mask(gradient: tf.Tensor, sparsity: float) -> tf.Tensor:
-    """Return 1 at the share of each image's values with the largest gradients, 0 elsewhere."""
-    if not 0 < sparsity <= 100:
-        raise ValueError(f"sparsity must be above 0 and at most 100 per cent, got {sparsity}")
-    magnitude = tf.reshape(tf.abs(gradient), [tf.shape(gradient)[0], -1])
-    size = tf.cast(tf.shape(magnitude)[1], tf.float32)
-    kept = tf.cast(tf.maximum(tf.round(size * sparsity / 100), 1), tf.int32)
-    threshold = tf.sort(magnitude, axis=-1, direction="DESCENDING")[:, kept - 1 : kept]
-    return tf.reshape(tf.cast(magnitude >= threshold, gradient.dtype), tf.shape(gradient))

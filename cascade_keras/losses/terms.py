@@ -32,15 +32,12 @@ def mixed_cross_entropy(
 
         ( sum_{i<=m-k} L_i + lambda sum_{i<=k} L_i^adv ) / ( (m - k) + lambda k )
 
-    With ``paired_weight`` s other than 1 the p clean images that have an adversarial partner
-    weigh s instead of 1, in the sum and in the normaliser.
-
     Args:
         clean: L(X_i | y_i) of the m - k clean images, (m - k,); partners first.
         adversarial: L(X_i^adv | y_i) of the k adversarial images, (k,).
         adversarial_weight: lambda.
-        paired: p, how many of the clean images, from the first, are partners.
-        paired_weight: s.
+        paired: how many of the clean images, from the first, have an adversarial partner.
+        paired_weight: what these weigh instead of 1, in the sum and in the normaliser.
     """
     weights = tf.concat(
         [
@@ -51,7 +48,7 @@ def mixed_cross_entropy(
         axis=0,
     )
     losses = tf.concat([clean, adversarial], axis=0)
-    return tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
+    return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
 
 
 def bidirectional_distance(adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2) -> tf.Tensor:
@@ -90,14 +87,11 @@ def fix_scale(embeddings: tf.Tensor) -> tf.Tensor:
 
         E / s * constant(s),    s = root mean square of E over the whole batch
 
-    Given as the adversarial embeddings to ``pivot_distance``, it leaves the distance's value as it
-    is and takes from its gradient g the part along E: g - <g, E> / <E, E> E. Without it the true
-    pivot loss lets the scale of all embeddings grow without bound: with embeddings w f_a
-    (adversarial) and w f_c (clean, constant), its gradient in w is 2 w f_a (f_a - f_c), negative
-    whenever f_a < f_c, however large w already is. See docs/fidelity.md for the measurements.
-
-    Args:
-        embeddings: (k, d).
+    Of adversarial embeddings (k, d), it leaves the value of ``pivot_distance`` as it is and takes
+    from its gradient g the part along E: g - <g, E> / <E, E> E. Without it the true pivot loss lets
+    the scale of all embeddings grow without bound: with embeddings w f_a (adversarial) and w f_c
+    (clean, constant), its gradient in w is 2 w f_a (f_a - f_c), negative whenever f_a < f_c,
+    however large w already is. See docs/fidelity.md for the measurements.
     """
     scale = tf.sqrt(tf.reduce_mean(tf.square(embeddings)) + 1e-12)
     return embeddings / scale * tf.stop_gradient(scale)

@@ -436,79 +436,26 @@ def test_iterations_are_the_papers(epsilon, expected):
     np.testing.assert_array_equal(steps, expected)
 
 
-# How far a training image is perturbed.
+# How far a training image is perturbed; tests/support/oracle.py has the other distributions.
 
 
-DRAWS = 20_000
-MAX = 16.0
-
-
-def within_3_sigma(share, probability, count=DRAWS):
-    return abs(share - probability) < 3 * np.sqrt(probability * (1 - probability) / count)
-
-
-@pytest.fixture(scope="module")
-def epsilons():
-    return {
-        kind: draws.sample_epsilon(kind, DRAWS, MAX, (1, 2)).numpy()
-        for kind in draws.EPSILON_SAMPLINGS
-    }
-
-
-@pytest.mark.parametrize("kind", draws.EPSILON_SAMPLINGS)
-def test_sampled_epsilon_range_and_seed(kind, epsilons):
-    assert epsilons[kind].shape == (DRAWS,)
-    assert epsilons[kind].dtype == np.float32
-    assert epsilons[kind].min() >= 0
-    assert epsilons[kind].max() <= MAX
-    np.testing.assert_array_equal(draws.sample_epsilon(kind, DRAWS, MAX, (1, 2)), epsilons[kind])
-    reseeded = draws.sample_epsilon(kind, DRAWS, MAX, (1, 3))
-    assert np.array_equal(reseeded, epsilons[kind]) == (kind == "max")
-
-
-def test_clipped_normal_is_the_papers(epsilons):
-    draw = epsilons["clipped_normal"]
-    assert within_3_sigma(np.mean(draw == MAX), 0.0455003)  # P(|Z| > 2)
-    assert within_3_sigma(np.mean(draw < MAX / 2), 0.6826895)  # P(|Z| < 1)
-    assert within_3_sigma(np.mean(draw < MAX / 4), 0.3829249)  # P(|Z| < 1/2)
-
-
-def test_reversed_normal_is_the_rest_of_clipped_normal(epsilons):
-    np.testing.assert_array_equal(epsilons["reversed_normal"], MAX - epsilons["clipped_normal"])
-
-
-def test_uniform_is_uniform(epsilons):
-    draw = epsilons["uniform"]
-    for share in (0.1, 0.5, 0.9):
-        assert within_3_sigma(np.mean(draw < share * MAX), share)
-    assert abs(draw.mean() - MAX / 2) < 3 * MAX / np.sqrt(12 * DRAWS)
-
-
-def test_max_is_max(epsilons):
-    assert (epsilons["max"] == MAX).all()
-
-
-def test_unknown_sampling_is_refused():
-    with pytest.raises(ValueError, match=r"'normal' is none of clipped_normal, uniform"):
-        draws.sample_epsilon("normal", 4, MAX, (0, 0))
-
-
-def test_jitter_is_a_folded_normal_around_each_epsilon():
-    epsilon = np.array([0, 8, 16], "float32")
-    shape = (3, 40, 40, 3)
-    count = np.prod(shape[1:])
-
-    jittered = draws.jitter_per_pixel(epsilon, shape, MAX, (5, 6)).numpy()
-
-    assert jittered.shape == shape
-    assert jittered.min() >= 0
-    assert jittered.max() <= MAX
-    zero, middle, top = jittered.reshape(3, -1)
-    assert within_3_sigma(np.mean(zero < 1), 0.6826895, count)  # |N(0, 1)|
-    assert abs(middle.mean() - 8) < 3 / np.sqrt(count)
-    assert abs(middle.std() - 1) < 3 / np.sqrt(2 * count)
-    assert within_3_sigma(np.mean(top == MAX), 0.5, count)
-    np.testing.assert_array_equal(draws.jitter_per_pixel(epsilon, shape, MAX, (5, 6)), jittered)
+def test_epsilons_of_training_are_the_papers_and_follow_from_the_seed():
+    count, largest = 20_000, 16.0
+    drawn, again, other = (
+        draws.sample_epsilon("clipped_normal", count, largest, seed).numpy()
+        for seed in ((1, 2), (1, 2), (1, 3))
+    )
+    np.testing.assert_array_equal(drawn, again)
+    assert not np.array_equal(drawn, other)
+    assert drawn.min() >= 0 and drawn.max() <= largest
+    for share, chance in [
+        (np.mean(drawn == largest), 0.0455003),  # P(|Z| > 2)
+        (np.mean(drawn < largest / 2), 0.6826895),  # P(|Z| < 1)
+        (np.mean(drawn < largest / 4), 0.3829249),  # P(|Z| < 1/2)
+    ]:
+        assert abs(share - chance) < 3 * np.sqrt(chance * (1 - chance) / count)
+    with pytest.raises(ValueError, match="'normal' is none of"):
+        draws.sample_epsilon("normal", 4, largest, (0, 0))
 
 
 # What attacks are given.

@@ -114,14 +114,6 @@ def test_steps_that_add_up_to_more_than_epsilon_by_rounding(step_size, epsilon, 
     np.testing.assert_array_equal(rungs[0], expected)
 
 
-@pytest.mark.parametrize(
-    "epsilons", [range(1, 4), (1.0, 2.0, 3.0), np.array([1, 2, 3]), np.array([1, 2, 3], "float32")]
-)
-def test_epsilons_may_be_any_sequence(epsilons, batch):
-    expected = attacks.ladder(smooth, *batch, [1, 2, 3])
-    np.testing.assert_array_equal(attacks.ladder(smooth, *batch, epsilons), expected)
-
-
 # The number of gradients.
 
 
