@@ -10,12 +10,10 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-# EarlyStopping and its kind look for a metric's direction in such a list only; none is public.
-from keras.src.trainers.compile_utils import MetricsList
-
 from cascade_keras import attacks, cascade, draws, losses
 from cascade_keras.data.batching import Batch, unpack
 from cascade_keras.errors import InputError
+from cascade_keras.keras_private import Directions, directed_mean, schedule_of
 from cascade_keras.options import TrainerOptions
 
 # The metrics, and whether a higher or a lower value is the better one, where one is.
@@ -126,7 +124,7 @@ class AdversarialTrainer(keras.Model):
             aggregation="only_first_replica",
             name="steps",
         )
-        self.trackers = {name: _mean(name, direction) for name, direction in METRICS.items()}
+        self.trackers = {name: directed_mean(name, way) for name, way in METRICS.items()}
         self.set_sources(cascade_sources, ensemble_sources)
         self._check()
         self.built = True
@@ -308,7 +306,7 @@ class AdversarialTrainer(keras.Model):
     def metrics(self) -> list[keras.metrics.Metric]:
         """The trackers of ``METRICS``, and a list of them for callbacks that ask for directions."""
         trackers = list(getattr(self, "trackers", {}).values())
-        return [*trackers, _Directions(trackers)]
+        return [*trackers, Directions(trackers)]
 
     def call(self, images, training=False):
         """Return {"logits", "embedding"} of the network."""
@@ -337,9 +335,8 @@ class AdversarialTrainer(keras.Model):
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        # Keras has no public way to read a schedule back.
-        schedule = getattr(inner, "_learning_rate", None)
-        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        schedule = schedule_of(inner)
+        if schedule is not None:
             inner.learning_rate = ClockSchedule(schedule, self.steps)
         # Variables made within the first step would have it traced twice.
         if self.network.built and not self.optimizer.built:
@@ -438,20 +435,6 @@ class AdversarialTrainer(keras.Model):
 def _count(images: tf.Tensor) -> int | tf.Tensor:
     """Return the number of images, as an int where it is known when the step is traced."""
     return tf.shape(images)[0] if images.shape[0] is None else images.shape[0]
-
-
-class _Directions(MetricsList):
-    """Has no result of its own, and no state but the metrics'."""
-
-    def result(self) -> dict:
-        return {}
-
-
-def _mean(name: str, direction: str | None) -> keras.metrics.Mean:
-    metric = keras.metrics.Mean(name=name)
-    if direction:
-        metric._direction = direction  # what EarlyStopping and its kind look for
-    return metric
 
 
 def _documented(trainer: type) -> None:
