@@ -18,6 +18,7 @@ after a kill draws what it would have drawn. TensorFlow's own state is never use
     step_rand             the attack's seed                (batch, H, W, C), N(0, 1)
     pgd's starts          fold_in(the attack's seed, number of the start)    uniform on (-1, 1)
     probes of networks    [0, 0]                           (count, H, W, C), uniform on (0, 1)
+    images of a figure    NumPy's default_rng(seed)        which images of a split are drawn
 
 k and c are the numbers of adversarial and of cascade images of a batch. A validation step attacks
 with [seed, 0].
@@ -28,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 # Of stateless draws; left to itself, TensorFlow would choose another one on another kind of device.
@@ -174,3 +176,8 @@ def noise_seed(seed: int, first) -> tf.Tensor:
 def probes(count: int, image_shape: Sequence[int]) -> tf.Tensor:
     """Return the images on which networks are compared, (count, H, W, C) in [0, 1)."""
     return _uniform([count, *image_shape], [0, 0])
+
+
+def subset(seed: int, count: int, size: int) -> np.ndarray:
+    """Return which of ``size`` images a figure shows, (count,) indices, ascending."""
+    return np.sort(np.random.default_rng(seed).choice(size, count, replace=False))

@@ -433,7 +433,9 @@ def _set_options(attack: Attack) -> dict:
 
 
 def _drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(seed).choice(len(labels), count, replace=False))
+    from cascade_keras import draws
+
+    return draws.subset(seed, count, len(labels))
 
 
 def _first(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
