@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -15,6 +16,7 @@ from cascade_keras import data, models
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand
 from cascade_keras.losses.specs import LOSSES
+from cascade_keras.options import TrainerOptions
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings
 from cascade_keras.training import AdversarialTrainer
 
@@ -53,25 +55,18 @@ def build_trainer(
         ensemble_sources: those of one-step images.
         make: the trainer's class.
     """
+    # A setting that is named as one of the trainer's options is that option.
+    options = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(TrainerOptions)
+        if hasattr(settings, field.name)
+    }
     trainer = make(
         network,
-        settings.loss,
-        max_epsilon=settings.max_epsilon,
-        adversarial_batch_size=settings.adversarial_batch_size,
-        adversarial_weight=settings.adversarial_weight,
-        distance_weight=settings.distance_weight,
         distance_norm=NORM_OF_DISTANCE[settings.distance],
-        embedding_normalization=settings.embedding_normalization,
-        pivot_guard=settings.pivot_guard,
-        paired_weight=settings.paired_weight,
-        attack=settings.attack,
-        epsilon_sampling=settings.epsilon_sampling,
-        per_pixel_epsilon=settings.per_pixel_epsilon,
-        sparsity=settings.sparsity,
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
         cascade_sources=cascade_sources,
         ensemble_sources=ensemble_sources,
+        **options,
     )
     optimizer = keras.optimizers.SGD(
         learning_rate_schedule(settings),
