@@ -1,5 +1,8 @@
-"""Directories as values."""
+"""Directories as values, and what happens to files."""
 
+import contextlib
+import fcntl
+import os
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -12,3 +15,19 @@ def tree(directory):
         for path in sorted(pathlib.Path(directory).rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+def flip(path):
+    """Change one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Hold a folder as another process does that writes in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)

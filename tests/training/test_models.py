@@ -1,5 +1,7 @@
 """The networks: sizes, names, normalisation, saving, and the folded batch normalisation."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -28,17 +30,32 @@ def colour_images():
 # Size.
 
 
-@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
-def test_parameters_are_the_papers(depth, parameters):
-    assert trainable(models.resnet(depth)) == parameters
+BOTTLENECK = -650 + (64 * 2 + 2) + (2 * 10 + 10)  # instead of the one layer of the logits
+HIDDEN = -650 + (64 * 10 + 10) + (10 * 2 + 2) + (2 * 10 + 10)
+LENET = (25 * 32 + 32) + (25 * 32 * 64 + 64) + (2 * 2 * 64 * 1024 + 1024) + (1024 * 10 + 10)
 
 
-@pytest.mark.parametrize("depth", [8, 20])
-def test_plain_has_the_parameters_but_not_the_function_of_resnet(depth, randomize):
+@pytest.mark.parametrize(
+    ("name", "input_shape", "parameters"),
+    [
+        ("resnet20", (32, 32, 3), 269_722),  # as He et al. say
+        ("resnet56", (32, 32, 3), 853_018),
+        ("resnet110", (32, 32, 3), 1_727_962),
+        ("resnet20", (8, 8, 1), 269_434),  # one input channel: 2 * 3 * 3 * 16 values fewer
+        ("plain20", (8, 8, 1), 269_434),
+        ("resnet20_e2", (8, 8, 1), 269_434 + BOTTLENECK),
+        ("resnet20_e10x2", (8, 8, 1), 269_434 + HIDDEN),
+        ("lenet", (8, 8, 1), LENET),
+    ],
+)
+def test_parameters_are_as_many_as_the_name_says(name, input_shape, parameters):
+    assert trainable(models.build(name, input_shape=input_shape)) == parameters
+
+
+def test_plain_has_not_the_function_of_resnet(randomize):
     resnet, plain = (
-        randomize(models.resnet(depth, (8, 8, 1), shortcut=shortcut)) for shortcut in (True, False)
+        randomize(models.resnet(8, (8, 8, 1), shortcut=shortcut)) for shortcut in (True, False)
     )
-    assert trainable(plain) == trainable(resnet)
     images = np.random.default_rng(0).uniform(0, 1, (2, 8, 8, 1)).astype("float32")
     assert not np.allclose(plain(images)["logits"], resnet(images)["logits"], atol=1e-2)
 
@@ -50,9 +67,7 @@ def test_shortcut_averages_and_pads_with_zero_channels():
     for layer in convolutions:
         layer.gamma.assign(np.zeros(layer.filters))
     images = np.random.default_rng(0).uniform(0, 1, (2, 8, 8, 1)).astype("float32")
-
     actual = network(images)["embedding"]
-
     features = tf.nn.relu(stem(images)).numpy().reshape(2, 2, 4, 2, 4, 16).mean(axis=(2, 4))
     expected = np.pad(features, ((0, 0), (0, 0), (0, 0), (8 + 16, 8 + 16)))
     np.testing.assert_allclose(actual, expected.reshape(2, -1), rtol=1e-5, atol=1e-6)
@@ -63,11 +78,12 @@ def test_shortcut_averages_and_pads_with_zero_channels():
 
 # Every stage that a row names, and its width.
 STAGES = {"stem": 8 * 8 * 16, "stage1": 8 * 8 * 16, "stage2": 4 * 4 * 32, "stage3": 2 * 2 * 64}
+RESNET = {**STAGES, "features": 64, "logits": 7}
 OUTPUTS = {
-    "resnet8": {**STAGES, "features": 64, "logits": 10},
-    "resnet8_e2": {**STAGES, "features": 64, "logits": 10, "bottleneck": 2},
-    "plain8": {**STAGES, "features": 64, "logits": 10},
-    "lenet": {"stage1": 4 * 4 * 32, "stage2": 2 * 2 * 64, "features": 1024, "logits": 10},
+    "resnet8": RESNET,
+    "resnet8_e2": {**RESNET, "bottleneck": 2},
+    "plain8": RESNET,
+    "lenet": {"stage1": 4 * 4 * 32, "stage2": 2 * 2 * 64, "features": 1024, "logits": 7},
 }
 
 
@@ -83,26 +99,13 @@ def test_stages_are_those_of_the_row(name, spec):
     + [("resnet8_e10x2", "bottleneck", 2)],
 )
 def test_outputs_have_names_and_shapes(name, embedding_at, width):
-    network = models.build(name, input_shape=(8, 8, 1), embedding_at=embedding_at)
-
+    options = {"input_shape": (8, 8, 1), "embedding_at": embedding_at, "num_classes": 7}
+    network = models.build(name, **options)
     outputs = network(np.zeros((3, 8, 8, 1), "float32"))
-
-    assert {key: tuple(value.shape) for key, value in outputs.items()} == {
-        "logits": (3, 10),
-        "embedding": (3, width),
-    }
     assert network.output_names == ["embedding", "logits"]
-    assert {key: tuple(value.shape) for key, value in network.output.items()} == {
-        "logits": (None, 10),
-        "embedding": (None, width),
-    }
-
-
-@pytest.mark.parametrize("name", ["resnet8", "lenet"])
-@pytest.mark.parametrize("num_classes", [2, 100])
-def test_number_of_classes(name, num_classes):
-    network = models.build(name, input_shape=(8, 8, 1), num_classes=num_classes)
-    assert network.output["logits"].shape == (None, num_classes)
+    for batch, found in ((3, outputs), (None, network.output)):
+        shapes = {key: tuple(value.shape) for key, value in found.items()}
+        assert shapes == {"logits": (batch, 7), "embedding": (batch, width)}
 
 
 @pytest.mark.parametrize(
@@ -122,63 +125,39 @@ def test_logits_are_a_dense_layer_of_the_last_embedding(name, embedding_at, rand
 # Names and options.
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("resnet20", 269_434),  # one input channel: 2 * 3 * 3 * 16 kernel values fewer
-        ("plain20", 269_434),
-        ("resnet20_e2", 269_434 - 650 + (64 * 2 + 2) + (2 * 10 + 10)),
-        ("resnet20_e10x2", 269_434 - 650 + (64 * 10 + 10) + (10 * 2 + 2) + (2 * 10 + 10)),
-        (
-            "lenet",
-            (25 * 32 + 32) + (25 * 32 * 64 + 64) + (2 * 2 * 64 * 1024 + 1024) + (1024 * 10 + 10),
-        ),
-    ],
-)
-def test_names_build_what_they_say(name, parameters):
-    assert trainable(models.build(name, input_shape=(8, 8, 1))) == parameters
+def wrong_resnet(depth=8, input_shape=(8, 8, 1), **options):
+    return lambda: models.resnet(depth, input_shape, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("resnet21", "not 6n"),
-        ("resnet2", "not 6n"),
-        ("plain21", "not 6n"),
-        ("vgg", "unknown model 'vgg'"),
-        ("plain20_e2", "unknown model"),
-        ("resnet20_e3", "unknown model"),
-        ("resnet-20", "unknown model"),
-        ("resnet20\n", "unknown model"),
-        ("lenet5", "unknown model"),
-        ("", "unknown model"),
-    ],
-)
-def test_wrong_names_are_refused(name, message):
-    with pytest.raises(InputError, match=message):
-        models.build(name)
+def wrong_lenet(**options):
+    return lambda: models.lenet((8, 8, 1), **options)
+
+
+NAMES = [
+    *((name, "not 6n") for name in ("resnet21", "resnet2", "plain21")),
+    *((name, "unknown") for name in ("vgg", "plain20_e2", "resnet20_e3", "resnet-20", "lenet5")),
+    *((name, "unknown") for name in ("resnet20\n", "")),
+]
+OPTIONS = [
+    (wrong_resnet(21), "6n"),
+    (wrong_resnet(-4), "6n"),
+    (wrong_resnet(8, (10, 8, 1)), "divisible by 4"),
+    (wrong_resnet(8, (8, 9, 1)), "divisible by 4"),
+    (wrong_resnet(embedding_at="stage4"), "'stage4' is none"),
+    (wrong_resnet(embedding_at="bottleneck"), "'bottleneck' is none"),
+    (wrong_lenet(embedding_at="stage3"), "'stage3' is none"),
+    (wrong_lenet(normalization="z"), "'z' is none of pixel"),
+    (wrong_lenet(normalization="pixel"), "mean image"),
+    (wrong_lenet(normalization="channel"), "mean image"),
+    (wrong_lenet(normalization="pixel", mean=np.zeros((8, 8, 3))), r"\(8, 8, 3\)"),
+]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [
-        (lambda: models.resnet(21), "depth must be 6n"),
-        (lambda: models.resnet(-4), "depth must be 6n"),
-        (lambda: models.resnet(8, (10, 8, 1)), "divisible by 4"),
-        (lambda: models.resnet(8, (8, 9, 1)), "divisible by 4"),
-        (lambda: models.resnet(8, (8, 8, 1), embedding_at="stage4"), "'stage4' is none"),
-        (lambda: models.resnet(8, (8, 8, 1), embedding_at="bottleneck"), "'bottleneck' is none"),
-        (lambda: models.lenet((8, 8, 1), embedding_at="stage3"), "'stage3' is none"),
-        (lambda: models.lenet((8, 8, 1), normalization="z"), "normalization 'z' is none of pixel"),
-        (lambda: models.lenet((8, 8, 1), normalization="pixel"), "needs a mean image"),
-        (lambda: models.lenet((8, 8, 1), normalization="channel"), "needs a mean image"),
-        (
-            lambda: models.lenet((8, 8, 1), normalization="pixel", mean=np.zeros((8, 8, 3))),
-            r"\(8, 8, 3\)",
-        ),
-    ],
+    [(functools.partial(models.build, name), message) for name, message in NAMES] + OPTIONS,
 )
-def test_wrong_options_are_refused(make, message):
+def test_wrong_names_and_options_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
 
@@ -229,39 +208,25 @@ def numpy_normalize(normalization, images, mean):
     return images
 
 
+@pytest.mark.parametrize("make", [models.resnet, models.lenet])
 @pytest.mark.parametrize("normalization", models.NORMALIZATIONS)
-def test_normalization(normalization, colour_images, mean_image):
+def test_normalization_is_the_first_layer(
+    make, normalization, colour_images, mean_image, randomize
+):
     uniform = np.full((1, 8, 8, 3), 0.3, "float32")  # without a floor, a division by zero
     nearly = uniform + np.float32(1e-3) * (np.arange(8) % 2)[:, None, None]
     images = np.concatenate([colour_images, uniform, nearly])
     inputs = keras.Input((8, 8, 3))
-    network = keras.Model(inputs, models.normalize(inputs, normalization, mean_image))
-
+    layer = keras.Model(inputs, models.normalize(inputs, normalization, mean_image))
     expected = numpy_normalize(normalization, images, mean_image)
+    np.testing.assert_allclose(layer(images), expected, rtol=1e-5, atol=1e-5)
 
-    np.testing.assert_allclose(network(images), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("make", [models.resnet, models.lenet])
-@pytest.mark.parametrize("normalization", ["pixel", "channel", "image"])
-def test_normalization_is_inside_the_network(
-    make, normalization, colour_images, mean_image, randomize
-):
     options = {"input_shape": (8, 8, 3)}
     bare = randomize(make(**options))
-    network = make(normalization=normalization, mean=mean_image, **options)
+    network = randomize(make(normalization=normalization, mean=mean_image, **options))
     assert trainable(network) == trainable(bare)
-    for variable, value in zip(network.trainable_variables, bare.trainable_variables, strict=True):
-        variable.assign(value)
-    statistics = ("moving_mean", "moving_variance")
-    pairs = ([v for v in n.variables if v.name in statistics] for n in (network, bare))
-    for variable, value in zip(*pairs, strict=True):
-        variable.assign(value)
-
-    expected = bare(numpy_normalize(normalization, colour_images.numpy(), mean_image))
-
     np.testing.assert_allclose(
-        network(colour_images)["logits"], expected["logits"], rtol=1e-4, atol=1e-4
+        network(images)["logits"], bare(expected)["logits"], rtol=1e-4, atol=1e-4
     )
 
 
@@ -276,19 +241,10 @@ def test_normalization_is_inside_the_network(
 def test_saving_keeps_every_bit(
     name, normalization, colour_images, mean_image, randomize, tmp_path
 ):
-    network = randomize(
-        models.build(
-            name,
-            input_shape=(8, 8, 3),
-            embedding_at="features",
-            normalization=normalization,
-            mean=mean_image,
-        )
-    )
+    options = {"input_shape": (8, 8, 3), "normalization": normalization, "mean": mean_image}
+    network = randomize(models.build(name, embedding_at="features", **options))
     network.save(tmp_path / "network.keras")
-
     loaded = keras.models.load_model(tmp_path / "network.keras")
-
     assert loaded.name == network.name
     expected, actual = network(colour_images), loaded(colour_images)
     for output in ("logits", "embedding"):
@@ -300,12 +256,21 @@ def test_saving_keeps_every_bit(
 # Convolution and batch normalisation in one layer.
 
 
-@pytest.fixture(params=[1, 2], ids=lambda strides: f"strides{strides}")
-def both(request, randomize):
-    """A ConvBatchNorm, and Keras' two layers with the same variables."""
-    rng = np.random.default_rng(0)
-    folded = ConvBatchNorm(8, request.param)
-    convolution = keras.layers.Conv2D(8, 3, request.param, padding="same", use_bias=False)
+def output_and_gradients(layer, images, training):
+    """The outputs, and the gradients by the images and the weights of an unequal sum of them."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = layer(images, training=training)
+        weights = np.random.default_rng(1).normal(0, 1, outputs.shape)
+        total = tf.reduce_sum(weights.astype("float32") * outputs)
+    return outputs, tape.gradient(total, [images, *layer.trainable_variables])
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_folded_layer_is_convolution_and_batch_normalization(training, strides, randomize):
+    folded = ConvBatchNorm(8, strides)
+    convolution = keras.layers.Conv2D(8, 3, strides, padding="same", use_bias=False)
     normalization = keras.layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
     separate = keras.Sequential([keras.Input((6, 6, 5)), convolution, normalization])
     folded.build((None, 6, 6, 5))
@@ -313,48 +278,20 @@ def both(request, randomize):
     convolution.kernel.assign(folded.kernel)
     for name in ("gamma", "beta", "moving_mean", "moving_variance"):
         getattr(normalization, name).assign(getattr(folded, name))
+    rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(0.5, 2, (16, 6, 6, 5)).astype("float32"))
-    return folded, separate, images
-
-
-def output_and_gradient(layer, images, training):
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        outputs = layer(images, training=training)
-    upstream = np.random.default_rng(1).normal(0, 1, outputs.shape).astype("float32")
-    return outputs, tape.gradient(outputs, images, output_gradients=tf.constant(upstream))
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_folded_layer_is_convolution_and_batch_normalization(training, both):
-    folded, separate, images = both
-    outputs, gradient = output_and_gradient(folded, images, training)
-    expected, expected_gradient = output_and_gradient(separate, images, training)
-
+    before, default = [variable.numpy() for variable in folded.variables], folded(images)
+    outputs, gradients = output_and_gradients(folded, images, training)
+    moved = [not np.array_equal(v, value) for v, value in zip(folded.variables, before)]
+    expected, expected_gradients = output_and_gradients(separate, images, training)
     assert outputs.shape == folded.compute_output_shape(images.shape) == expected.shape
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
-    scale = np.abs(expected_gradient).max()
-    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * scale)
-
-
-def test_training_and_inference_differ(both):
-    """Or the two cases above would not tell the batch's statistics from the moving ones."""
-    folded, _, images = both
-    training, inference = (folded(images, training=mode) for mode in (True, False))
-    assert np.abs(training - inference).max() > 0.1
-
-
-def test_training_gradients_of_the_weights_are_those_of_keras(both):
-    folded, separate, images = both
-    found = []
-    for layer in (folded, separate):
-        with tf.GradientTape() as tape:
-            total = tf.reduce_sum(layer(images, training=True) ** 3)
-        found.append(tape.gradient(total, layer.trainable_variables))
     assert [v.name for v in folded.trainable_variables] == ["kernel", "gamma", "beta"]
-    for actual, expected in zip(*found, strict=True):
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * scale)
+    for actual, gradient in zip(gradients, expected_gradients, strict=True):
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(actual, gradient, rtol=1e-4, atol=1e-5 * scale)
+    # Inference, which is the default, takes the moving statistics and moves none.
+    assert any(moved) == training == (np.abs(outputs - default).max() > 0.1)
 
 
 @pytest.mark.parametrize("momentum", [0.999, 0.3])
@@ -374,15 +311,6 @@ def test_moving_statistics_start_fast_and_end_at_the_momentum(momentum):
         assert layer.passes == t + 1
         np.testing.assert_allclose(layer.moving_mean, expected_mean, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(layer.moving_variance, expected_variance, rtol=1e-4)
-
-
-def test_inference_moves_no_statistics(both):
-    folded, _, images = both
-    before = [variable.numpy() for variable in folded.variables]
-    folded(images, training=False)
-    folded(images)
-    for variable, value in zip(folded.variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
 
 
 # Mixed precision.
@@ -410,9 +338,7 @@ def test_mixed_precision_keeps_outputs_and_variables_in_float32(
     convolutions = (ConvBatchNorm, keras.layers.Conv2D)
     hidden = [layer for layer in network.layers if isinstance(layer, convolutions)]
     assert {layer.compute_dtype for layer in hidden} == {"bfloat16"}
-
     outputs = network(colour_images, training=training)
-
     assert {value.dtype for value in outputs.values()} == {tf.float32}
     assert {variable.dtype for variable in network.variables} == {"float32"}
     rounded = tf.cast(tf.cast(outputs["logits"], tf.bfloat16), tf.float32)
