@@ -198,7 +198,7 @@ def test_zero_gradients_are_counted_for_both_losses(case):
 def test_a_source_makes_room_before_the_next_is_loaded(monkeypatch, tmp_path):
     paths = [tmp_path / name for name in "stu"]
     for seed, path in enumerate(paths):
-        saved_model(path, linear(seed), (None, *SHAPE))
+        saved_model(path, linear(seed), [(None, *SHAPE)])
     row = dataclasses.replace(
         DATASETS["digits"], image_shape=SHAPE, crops=(SHAPE[0],), num_classes=3
     )
