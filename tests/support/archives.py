@@ -14,17 +14,12 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ub
 
 
 def random_split(dataset, split):
+    """Images and {name: labels} of a split."""
     rng = np.random.default_rng([DATASETS.index(dataset), len(split)])
-    count = COUNTS[split]
-    if dataset == "mnist":
-        images = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
-    else:
-        images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    classes = {"label": 100 if dataset == "cifar100" else 10}
-    if dataset == "cifar100":
-        classes["coarse_label"] = 20
-    labels = {name: rng.integers(0, number, count, np.uint8) for name, number in classes.items()}
-    return images, labels
+    shape = (28, 28, 1) if dataset == "mnist" else (32, 32, 3)
+    classes = {"cifar100": {"label": 100, "coarse_label": 20}}.get(dataset, {"label": 10})
+    images = rng.integers(0, 256, (COUNTS[split], *shape), np.uint8)
+    return images, {name: rng.integers(0, n, len(images), np.uint8) for name, n in classes.items()}
 
 
 def idx(values):
@@ -45,10 +40,8 @@ def write_archives(dataset, directory):
     if dataset == "mnist":
         for split, prefix in (("train", "train"), ("test", "t10k")):
             images, labels = random_split(dataset, split)
-            for name, values in (
-                ("images-idx3", images[..., 0]),
-                ("labels-idx1", labels["label"]),
-            ):
+            parts = {"images-idx3": images[..., 0], "labels-idx1": labels["label"]}
+            for name, values in parts.items():
                 (directory / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(values)))
         return
     members = {"../escaped.txt": b"a path that points outside"}
@@ -64,10 +57,9 @@ def write_archives(dataset, directory):
         else:
             for number, batch in enumerate(np.split(records, 5), 1):
                 members[f"./cifar-10-batches-bin/data_batch_{number}.bin"] = batch.tobytes()
-    names = {
-        "cifar10": {"./cifar-10-batches-bin/batches.meta.txt": 10},
-        "cifar100": {"cifar-100-binary/coarse_label_names.txt": 20, FINE_NAMES: 100},
-    }[dataset]
+    names = {"./cifar-10-batches-bin/batches.meta.txt": 10}
+    if dataset == "cifar100":
+        names = {"cifar-100-binary/coarse_label_names.txt": 20, FINE_NAMES: 100}
     for member, number in names.items():
         members[member] = "".join(f"class {i}\n" for i in range(number)).encode() + b"\n"
     write_tar(directory / (CIFAR10 if dataset == "cifar10" else CIFAR100), members)

@@ -28,6 +28,11 @@ class Refused(Exception):
         self.code = code
 
 
+def require(condition, message):
+    if not condition:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
 class ModelServer(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Serves one network, named by its folder."""
 
@@ -36,32 +41,29 @@ class ModelServer(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.version = saved_versions(base)[-1]
         self.loaded = tf.saved_model.load(str(base / str(self.version)))
 
-    def signature(self, name, signature_name):
-        if name != self.name:
-            raise Refused(grpc.StatusCode.NOT_FOUND, f"Servable not found: {name}")
+    def signature(self, spec):
+        """The function that a request names, and the specs of its inputs."""
+        if spec.name != self.name:
+            raise Refused(grpc.StatusCode.NOT_FOUND, f"Servable not found: {spec.name}")
         try:
-            return self.loaded.signatures[signature_name or "serving_default"]
+            found = self.loaded.signatures[spec.signature_name or "serving_default"]
         except KeyError:
-            message = f"Serving signature name: {signature_name} not found in signature def"
+            message = f"Serving signature name: {spec.signature_name} not found in signature def"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message) from None
+        return found, found.structured_input_signature[1]
 
     def predict(self, request):
-        spec = request.model_spec
-        signature = self.signature(spec.name, spec.signature_name)
-        expected = signature.structured_input_signature[1]
-        if set(request.inputs) != set(expected):
-            message = f"input keys {sorted(request.inputs)} but signature has {sorted(expected)}"
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
+        signature, expected = self.signature(request.model_spec)
+        require(
+            set(request.inputs) == set(expected),
+            f"input keys {sorted(request.inputs)} but signature has {sorted(expected)}",
+        )
         inputs = {key: tf.constant(tf.make_ndarray(v)) for key, v in request.inputs.items()}
         for key, value in inputs.items():
-            if value.dtype != expected[key].dtype:
-                message = f"{key}: {value.dtype.name} is not {expected[key].dtype.name}"
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
-            if not expected[key].shape.is_compatible_with(value.shape):
-                message = f"{key}: shape {value.shape} is not {expected[key].shape}"
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
+            given = tf.TensorSpec.from_tensor(value)
+            require(expected[key].is_compatible_with(given), f"{given} is not {expected[key]}")
         response = predict_pb2.PredictResponse()
-        response.model_spec.CopyFrom(spec)
+        response.model_spec.CopyFrom(request.model_spec)
         response.model_spec.version.value = self.version
         for key, value in signature(**inputs).items():
             # What the server's batching relies on when it cuts a batch apart again.
@@ -76,47 +78,30 @@ class ModelServer(prediction_service_pb2_grpc.PredictionServiceServicer):
             context.abort(error.code, str(error))
 
     def rest(self, path, body):
-        """Answer a POST: JSON object in, JSON object out."""
-        match = re.fullmatch(r"/v1/models/([^/]+)(?:/versions/\d+)?:predict", path)
-        if not match:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"Malformed request: POST {path}")
-        if ("instances" in body) == ("inputs" in body):
-            message = "JSON Value must have either 'instances' or 'inputs'"
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
+        """Answer a POST: JSON object in, JSON object out; by columns, or by rows."""
+        match = re.fullmatch(r"/v1/models/([^/]+):predict", path)
+        require(match, f"Malformed request: POST {path}")
+        rows = "instances" in body
+        require(rows != ("inputs" in body), "must have either 'instances' or 'inputs'")
         request = predict_pb2.PredictRequest()
         request.model_spec.name = match[1]
         request.model_spec.signature_name = body.get("signature_name", "")
-        signature = self.signature(match[1], request.model_spec.signature_name)
-        specs = signature.structured_input_signature[1]
-        columns = body["inputs"] if "inputs" in body else _columns(body["instances"])
-        if not isinstance(columns, dict):  # a single input need not be named
-            columns = dict.fromkeys(specs, columns)
-        for key, value in columns.items():
-            if key in specs:
-                array = _array(key, value, specs[key].dtype.as_numpy_dtype)
-                request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
-        response = self.predict(request)
-        outputs = {key: tf.make_ndarray(v).tolist() for key, v in response.outputs.items()}
-        if "inputs" in body:
-            return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
-        if len(outputs) == 1:
-            return {"predictions": next(iter(outputs.values()))}
-        return {"predictions": [dict(zip(outputs, row)) for row in zip(*outputs.values())]}
+        specs = self.signature(request.model_spec)[1]
+        given = body["inputs"] if not rows else _columns(body["instances"])
+        for key in specs.keys() & given.keys():
+            values, dtype = np.array(given[key]), np.dtype(specs[key].dtype.as_numpy_dtype)
+            known = "iu" if dtype.kind in "iu" else "iuf"
+            require(values.dtype.kind in known, f"{key} is not of expected type: {dtype}")
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(values.astype(dtype)))
+        outputs = self.predict(request).outputs
+        outputs = {key: tf.make_ndarray(v).tolist() for key, v in outputs.items()}
+        if rows:
+            return {"predictions": [dict(zip(outputs, row)) for row in zip(*outputs.values())]}
+        return {"outputs": outputs}
 
 
 def _columns(instances):
-    """Rows to columns: a list of objects, or of the values of the only input."""
-    if not isinstance(instances[0], dict):
-        return instances
     return {key: [row[key] for row in instances] for key in instances[0]}
-
-
-def _array(key, value, dtype):
-    array = np.array(value)
-    if array.dtype.kind not in ("iu" if np.dtype(dtype).kind in "iu" else "iuf"):
-        message = f"JSON Value of {key} is not of expected type: {np.dtype(dtype).name}"
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
-    return array.astype(dtype)
 
 
 def _handler(server):

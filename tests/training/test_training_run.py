@@ -55,57 +55,58 @@ def forget(run="runs/run", after=0):
 
 
 # What settings refuse: what differs from the defaults, the setting that is named, a word of why.
+CHOICES = {
+    "dataset": "cifar10", "model": "resnetD", "loss": "pivot", "distance": "l2",
+    "epsilon_sampling": "clipped_normal", "precision": "mixed_bfloat16", "embedding_at": "stage3",
+    "tensorboard": "scalars",
+}  # fmt: skip
+NEGATIVE = {
+    "max_epsilon": "0..255", "adversarial_weight": "0 or above", "distance_weight": "0 or above",
+    "paired_weight": "0 or above", "tensorboard_steps": "0 or above", "seed": "2147483647",
+    "profile_steps": "0 or above",
+}  # fmt: skip
+ZERO = {
+    "adversarial_batch_size": "above 0", "sparsity": "100", "learning_rate": "above 0",
+    "tensorboard_images": "above 0",
+}  # fmt: skip
+KURAKIN = {"loss": "kurakin", "adversarial_batch_size": 128}
 CASCADE = {"cascade_source": ["a"], "dataset": "digits"}
 REFUSED = [
-    ({"dataset": "svhn"}, "dataset", "cifar10"),
-    ({"model": "vgg16"}, "model", "resnetD"),
+    *(({name: "other"}, name, word) for name, word in CHOICES.items()),
+    *(({name: -1}, name, word) for name, word in NEGATIVE.items()),
+    *(({name: 0}, name, word) for name, word in ZERO.items()),
     ({"model": "resnet21"}, "model", "6n"),
-    ({"loss": "trades"}, "loss", "pivot"),
     ({"attack": "pgd"}, "attack", "step_ll"),
-    ({"distance": "l3"}, "distance", "l2"),
-    ({"epsilon_sampling": "beta"}, "epsilon_sampling", "clipped_normal"),
-    ({"precision": "float8"}, "precision", "mixed_bfloat16"),
-    ({"embedding_at": "stage9"}, "embedding_at", "stage3"),
     ({"adversarial_batch_size": 65}, "adversarial_batch_size", "half of batch_size (64)"),
     ({"loss": "bidirectional", "batch_size": 100}, "adversarial_batch_size", "(50)"),
-    ({"loss": "kurakin", "adversarial_batch_size": 129}, "adversarial_batch_size", "(128)"),
-    ({"loss": "kurakin", "adversarial_batch_size": 128, "adversarial_weight": 0},
-     "adversarial_weight", "no image"),
-    ({"adversarial_batch_size": 0}, "adversarial_batch_size", "above 0"),
-    ({"max_epsilon": -1}, "max_epsilon", "0..255"),
+    ({**KURAKIN, "adversarial_batch_size": 129}, "adversarial_batch_size", "(128)"),
+    ({**KURAKIN, "adversarial_weight": 0}, "adversarial_weight", "no image"),
     ({"max_epsilon": 256}, "max_epsilon", "0..255"),
-    ({"sparsity": 0}, "sparsity", "100"),
     ({"sparsity": 101}, "sparsity", "100"),
-    ({"adversarial_weight": -0.3}, "adversarial_weight", "0 or above"),
-    ({"distance_weight": -1}, "distance_weight", "0 or above"),
-    ({"paired_weight": -1}, "paired_weight", "0 or above"),
-    ({"learning_rate": 0}, "learning_rate", "above 0"),
     ({"momentum": 1}, "momentum", "[0, 1)"),
     ({"lr_boundaries": [20, 10]}, "lr_boundaries", "increasing"),
     ({"lr_boundaries": [20], "warmup_steps": 20}, "warmup_steps", "(20)"),
     ({"crop": 24}, "crop", "8 pixels"),
     ({"dataset": "cifar10", "crop": 28}, "crop", "24 or 32"),
-    ({"seed": -1}, "seed", "2147483647"),
     ({"name": ".."}, "name", "folder"),
     ({"eval_attacks": ["cw_linf"]}, "eval_attacks", "iter_margin"),
     ({"eval_epsilon": []}, "eval_epsilon", "0..255"),
-    ({"tensorboard": "everything"}, "tensorboard", "scalars"),
-    ({"tensorboard_images": 0}, "tensorboard_images", "above 0"),
     ({"tensorboard_attacks": []}, "tensorboard_attacks", "one"),
     ({"tensorboard_epsilon": [300]}, "tensorboard_epsilon", "0..255"),
-    ({"tensorboard_steps": -1}, "tensorboard_steps", "0 or above"),
-    ({"profile_steps": -1}, "profile_steps", "0 or above"),
     ({"cascade_mode": "bank"}, "cascade_mode", "cascade_source"),
     ({"cascade_bank": ["banks/x"]}, "cascade_bank", "cascade_source"),
-    ({"cascade_source": ["a", "./a"], "dataset": "digits"}, "cascade_source", "twice"),
+    ({**CASCADE, "cascade_source": ["a", "./a"]}, "cascade_source", "twice"),
     ({**CASCADE, "adversarial_batch_size": 1}, "adversarial_batch_size", "got 1"),
     ({**CASCADE, "max_epsilon": 0.5}, "max_epsilon", "1 or above"),
     ({**CASCADE, "cascade_mode": "online", "bank_examples": 9}, "cascade_mode", "no bank"),
     ({**CASCADE, "cascade_bank": ["b", "c"]}, "cascade_bank", "got 2"),
-    ({"ensemble_source": ["a"], "dataset": "digits", "loss": "standard"}, "ensemble_source",
-     "pivot"),
+    (
+        {"ensemble_source": ["a"], "dataset": "digits", "loss": "standard"},
+        "ensemble_source",
+        "pivot",
+    ),
     ({"cascade_source": ["nobody"]}, "cascade_source", "does not exist"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "name", "word"), REFUSED, ids=lambda value: str(value)[:40])
@@ -126,54 +127,44 @@ def test_what_is_not_given_follows_from_the_dataset():
     assert cifar.resolved() == cifar
 
 
-def test_an_epsilon_that_was_meant_as_a_share_of_the_range_is_noted():
-    said = []
-    train(said.append, steps=1, eval_epsilon=[0.3])
-    assert any("0..255" in text and "76.5" in text for text in said)
-    assert not TrainingSettings(eval_epsilon=[2], dataset="digits").resolved().notes()
-
-
-def test_a_run_goes_on_and_says_what_became_of_it(here):
-    said = []
-    done = train(said.append, checkpoint_steps=2)
-    assert done.finished and done.step == 4 and not done.was_finished
-    assert [result["attack"] for result in done.results] == ["clean", "step_ll"]
-    first = weights()
-    again = train()
-    assert again.was_finished and again.results == done.results
-    forget(here / "runs/run", after=2)
-    said.clear()
-    assert train(said.append, checkpoint_steps=2).finished
-    assert any("step 2 of 4" in text for text in said)
-    for expected, got in zip(first, weights(), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-6)
-
-
 def test_results_say_which_attack_made_them():
-    done = train(steps=1, eval_attacks=["pgd", "step_ll"], eval_epsilon=[4, 2])
+    said = []
+    done = train(said.append, steps=1, eval_attacks=["pgd", "step_ll"], eval_epsilon=[4, 0.3])
     assert [(r["attack"], r["epsilon"]) for r in done.results] == [
-        ("clean", 0), ("pgd", 4), ("pgd", 2), ("step_ll", 4), ("step_ll", 2)
+        ("clean", 0), ("pgd", 4), ("pgd", 0.3), ("step_ll", 4), ("step_ll", 0.3)
     ]  # fmt: skip
     recorded = content("runs/run/metrics.json")["results"]
     assert recorded == list(done.results)
     assert recorded[1]["options"]["restarts"] == 5 and recorded[1]["examples"] == 20
     assert "options" not in recorded[0] and recorded[0]["examples"] == 360
+    # An epsilon that was meant as a share of the range is noted.
+    assert any("0..255" in text and "76.5" in text for text in said)
+    assert not TrainingSettings(eval_epsilon=[2], dataset="digits").resolved().notes()
+
+
+def changed(change):
+    """A training that does something to its trainer."""
+
+    class Changed(Training):
+        def build_trainer(self, *arguments):
+            trainer = super().build_trainer(*arguments)
+            change(trainer)
+            return trainer
+
+    return Changed
 
 
 def test_a_signal_stops_it_and_only_the_main_thread_can_be_asked(here):
-    class Interrupt(Training):
-        def build_trainer(self, *arguments):
-            trainer = super().build_trainer(*arguments)
-            step = trainer.train_step
+    def interrupt(trainer):
+        step = trainer.train_step
 
-            def interrupting(batch):
-                tf.py_function(lambda: signal.raise_signal(signal.SIGINT), [], [])
-                return step(batch)
+        def interrupting(batch):
+            tf.py_function(lambda: signal.raise_signal(signal.SIGINT), [], [])
+            return step(batch)
 
-            trainer.train_step = interrupting
-            return trainer
+        trainer.train_step = interrupting
 
-    stopped = Interrupt(TrainingSettings(**SMALL)).run()
+    stopped = changed(interrupt)(TrainingSettings(**SMALL)).run()
     assert stopped.stopped_by == signal.SIGINT and stopped.step < 4 and not stopped.results
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -236,13 +227,13 @@ def test_an_own_network_has_to_fit():
 
 
 def test_sources_may_be_given_as_objects(here):
-    train(name="first", steps=1)
-    objects = {"cascade_sources": [load_source("runs/first")], "ensemble_sources": [classifier()]}
+    source = load_source(release.unpack(here) / "saved" / "finished")
+    objects = {"cascade_sources": [source], "ensemble_sources": [classifier()]}
     flags = {"steps": 2, "dataset": None, "cascade_mode": "online", "checkpoint_steps": 1}
     assert train(objects=objects, **flags).finished
     config = content("runs/run/config.json")
     assert config["dataset"]["name"] == "digits"
-    assert config["flags"]["cascade_source"] == ["runs/first/model.keras"]
+    assert config["flags"]["cascade_source"] == [str(source.path)]
     assert config["ensemble"]["sources"][0]["path"] == objects["ensemble_sources"][0].name
     forget(here / "runs/run", after=1)
     assert train(objects=objects, **flags).finished
@@ -261,19 +252,30 @@ class MoreSettings(TrainingSettings):
     label_noise: float = setting(0.0, "Share of labels that are wrong.")
 
 
-def test_a_flag_is_one_field_and_locks_no_older_run_out(here):
-    assert "--label_noise" in define(MoreSettings).get_help()
-    train(checkpoint_steps=2)
+def test_a_run_goes_on_and_a_flag_is_one_field_that_locks_no_older_run_out(here):
+    said = []
+    done = train(said.append, checkpoint_steps=2)
+    assert done.finished and done.step == 4 and not done.was_finished
+    assert [result["attack"] for result in done.results] == ["clean", "step_ll"]
+    first, again = weights(), train()
+    assert again.was_finished and again.results == done.results
+
     forget(here / "runs/run", after=2)
+    said.clear()
+    assert "--label_noise" in define(MoreSettings).get_help()
     with pytest.raises(InputError) as error:
         Training(MoreSettings(**SMALL, label_noise=0.1)).run()
     assert error.value.setting == "label_noise"
-    assert Training(MoreSettings(**SMALL)).run().finished
+    assert Training(MoreSettings(**SMALL), say=said.append).run().finished
+    assert any("step 2 of 4" in text for text in said)
+    for expected, got in zip(first, weights(), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+    (here / "runs/run/metrics.json").unlink()
+    config = content("runs/run/config.json")
+    config["flags"]["label_noise"] = 0.0
+    (here / "runs/run/config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="label_noise"):
-        (here / "runs/run/metrics.json").unlink()
-        config = content("runs/run/config.json")
-        config["flags"]["label_noise"] = 0.0
-        (here / "runs/run/config.json").write_text(json.dumps(config))
         train()
 
 
@@ -320,22 +322,17 @@ def test_a_panel_is_one_function(monkeypatch):
 def test_steps_whose_gradient_overflows_count(here):
     """In half precision the first steps are left out by the optimizer, not by the clock."""
 
-    class Overflowing(Training):
-        def build_trainer(self, *arguments):
-            trainer = super().build_trainer(*arguments)
-            trainer.optimizer.dynamic_scale.assign(2.0**22)
-            return trainer
-
+    overflowing = changed(lambda trainer: trainer.optimizer.dynamic_scale.assign(2.0**22))
     kept = {**SMALL, "precision": "mixed_float16", "steps": 12, "checkpoint_steps": 3,
             "deterministic": True, "lr_boundaries": [6]}  # fmt: skip
-    Overflowing(TrainingSettings(**kept)).run()
+    overflowing(TrainingSettings(**kept)).run()
     names = sorted(path.name for path in (here / "runs/run/checkpoints").glob("*.keras"))
     assert names == ["step-00000006.keras", "step-00000009.keras", "step-00000012.keras"]
     trainer = keras.models.load_model(here / "runs/run/checkpoints" / names[0])
     assert int(trainer.steps) == 6 and int(trainer.optimizer.inner_optimizer.iterations) < 6
     expected = weights()
     forget(here / "runs/run", after=6)
-    Overflowing(TrainingSettings(**kept)).run()
+    overflowing(TrainingSettings(**kept)).run()
     for one, other in zip(expected, weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert keras.config.dtype_policy().name == "float32"
@@ -344,28 +341,18 @@ def test_steps_whose_gradient_overflows_count(here):
 # What version 0.1.0 left.
 
 
-@pytest.fixture
-def old(here):
-    return release.unpack(here)
-
-
-def old_settings(run, **changes):
+def old_settings(run):
     flags = content(f"runs/{run}/config.json")["flags"]
-    where = {"name": run, "tensorboard": "none", "cascade_bank": ["banks/legacy"], "export": False}
-    if not flags["cascade_source"]:
-        del where["cascade_bank"]
-    return {**flags, **where, **changes}
+    bank = {"cascade_bank": ["banks/legacy"]} if flags["cascade_source"] else {}
+    return MoreSettings(**{**flags, "name": run, "tensorboard": "none", "export": False, **bank})
 
 
-def test_a_finished_run_of_an_older_version_is_known_as_such(old):
-    result = Training(MoreSettings(**old_settings("finished"))).run()
+def test_runs_of_an_older_version_are_known_and_end_with_their_weights(here):
+    release.unpack(here)
+    result = Training(old_settings("finished")).run()
     assert result.was_finished and result.results[0]["attack"] == "clean"
-
-
-def test_a_half_done_run_of_an_older_version_ends_with_its_weights(old):
     said = []
-    settings = MoreSettings(**old_settings("half"))
-    assert Training(settings, say=said.append).run().finished
+    assert Training(old_settings("half"), say=said.append).run().finished
     assert any("step 3 of 6" in text for text in said)
     network = keras.models.load_model("runs/half/model.keras", compile=False)
     expected = content("expected.json")["weights"]
