@@ -16,7 +16,7 @@ _HOMES = {
     "Evaluation": "evaluation.evaluation",
     "EvaluationSettings": "evaluation.settings",
     "Figure": "figures.figure",
-    "FigureSettings": "figures.figure",
+    "FigureSettings": "figures.settings",
     "InputError": "errors",
     "WhiteBox": "evaluation.white_box",
     "StopOnDivergence": "runs.callbacks",

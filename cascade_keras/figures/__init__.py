@@ -5,7 +5,7 @@ from cascade_keras.lazy import exports
 _HOMES = {
     "FIGURES": "kinds",
     "Figure": "figure",
-    "FigureSettings": "figure",
+    "FigureSettings": "settings",
     "FigureSpec": "kinds",
     "Plot": "plot",
     "attack_style": "style",
@@ -18,6 +18,7 @@ _HOMES = {
     "save": "style",
     "kinds": "",
     "results": "",
+    "settings": "",
     "style": "",
 }
 __getattr__, __dir__ = exports(__name__, _HOMES)

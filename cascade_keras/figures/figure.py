@@ -1,13 +1,10 @@
-"""Figures as objects: what is chosen, and what computes, draws, keeps and describes it."""
+"""A figure as one object: what computes, draws, keeps and describes it."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
-import math
 import pathlib
-import re
 import textwrap
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,24 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascade_keras.attacks import specs as attack_specs
-from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
 from cascade_keras.figures.kinds import (
     DRAWN,
     FIGURES,
     FIRST,
-    LARGEST_EPSILON,
     PER_CLASS,
-    FigureSpec,
-    defaults_in_words,
-    particular,
-    takers,
+)
+from cascade_keras.figures.settings import (
+    FigureSettings,
+    attacks_of,
+    check_options,
+    epsilons_of,
+    set_options,
 )
 from cascade_keras.files import check_writable, named_twice, write_atomically, write_text
 from cascade_keras.provenance import recorded_dataset
-from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting
 
 if TYPE_CHECKING:  # they import TensorFlow or matplotlib
     import matplotlib.figure
@@ -43,104 +39,6 @@ if TYPE_CHECKING:  # they import TensorFlow or matplotlib
 
 _FORMAT = 1  # of the arrays; those of another one are computed again
 SUFFIXES = (".npz", ".txt", ".png", ".pdf")
-
-
-def parse_epsilons(text: str) -> tuple[float, ...]:
-    """Return the epsilons that 1..16 or -2,0.5,4..8 means, ascending.
-
-    Raises:
-        ValueError: it means none.
-    """
-    found: list[float] = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", part)
-        if ends:
-            first, last = map(int, ends.groups())
-            # A long range would fill the memory before it is refused.
-            if not -LARGEST_EPSILON <= first <= last <= LARGEST_EPSILON:
-                raise ValueError(part)
-            found += map(float, range(first, last + 1))
-        else:
-            found.append(float(part))
-    if not _are_epsilons(found):
-        raise ValueError(text)
-    return _ascending(found)
-
-
-def _are_epsilons(values: Sequence[float]) -> bool:
-    return bool(values) and all(math.isfinite(e) and abs(e) <= LARGEST_EPSILON for e in values)
-
-
-def _ascending(epsilons: Sequence[float]) -> tuple[float, ...]:
-    return tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons}))  # -0.0 is 0
-
-
-def _each_once(values: Sequence) -> bool:
-    return bool(values) and len(set(values)) == len(values)
-
-
-_EPSILONS = Rule(_are_epsilons, "a range such as 0..16 or numbers in -255..255 such as 2,4,8")
-_INDICES = Rule(lambda v: _each_once(v) and min(v) >= 0, "whole numbers from 0, each once")
-_ONCE = Rule(_each_once, "names, each once")
-
-
-def _default(attack: str, option: str) -> str:
-    return f"Default: {ATTACKS[attack].options[option]}."
-
-
-@dataclasses.dataclass(frozen=True)
-class FigureSettings(Settings):
-    """What is drawn, of which networks and images; None is what the figure or the attack has."""
-
-    figure: str | None = setting(None, "What to draw.", choices=lambda: FIGURES)
-    model: tuple[str, ...] = setting(
-        (),
-        "The networks, in the order they are drawn: saved networks, runs or .keras files.",
-        path=True,
-    )
-    dataset: str | None = setting(
-        None, "Whose images; default: what the first model learned.", choices=lambda: DATASETS
-    )
-    data_dir: str | None = setting(None, "TensorFlow Datasets' directory.", path=True)
-    split: str = setting("test", "Of the dataset.", choices=("test", "train"))
-    output: str = setting("figures", "Directory of NAME.png, .pdf, .txt and .npz.", path=True)
-    num_images: int | None = setting(
-        None, f"Default: {defaults_in_words(lambda spec: spec.images)}.", POSITIVE
-    )
-    image_index: tuple[int, ...] | None = setting(
-        None,
-        f"{', '.join(takers('image_index'))}: which images of the split, instead of some.",
-        _INDICES,
-    )
-    seed: int = setting(0, "Of the choice of images, step_rand and pgd.", SEED)
-    epsilons: tuple[float, ...] | None = setting(
-        None,
-        "Such as 0..16, -16..16 or 0,0.5,1..4; default: some up to the dataset's largest, or 255 "
-        "for accuracy_curve. loss_surface: along both axes; cw_distribution: what is marked.",
-        _EPSILONS,
-        parse=parse_epsilons,
-    )
-    attack: tuple[str, ...] | None = setting(
-        None,
-        f"Default: {defaults_in_words(lambda spec: spec.attacks)}.",
-        _ONCE,
-        choices=attack_specs.image_attacks,
-    )
-    pgd_steps: int | None = setting(
-        None, f"Of each start of pgd. {_default('pgd', 'steps')}", POSITIVE
-    )
-    pgd_restarts: int | None = setting(
-        None, f"Random starts; the worst counts. {_default('pgd', 'restarts')}", POSITIVE
-    )
-    cw_search: str | None = setting(
-        None,
-        "descent: down from the best so far; grid: the published one, hours. "
-        f"{_default('cw_linf', 'search')}",
-        choices=("descent", "grid"),
-    )
-    cw_iterations: int | None = setting(
-        None, f"At most, for each constant and tau. {_default('cw_linf', 'iterations')}", POSITIVE
-    )
 
 
 class Figure:
@@ -183,11 +81,11 @@ class Figure:
         self.settings, self.spec = settings, FIGURES[settings.figure]
         self._given, self._dataset = networks, dataset
         self.computed: bool | None = None
-        _check_options(settings, self.spec)
+        check_options(settings, self.spec)
         self._check_networks()
         self.dataset = self._choose_dataset()
-        self.epsilons = _epsilons(settings, self.spec, self.dataset)
-        self.attacks = _attacks(settings, self.spec, self.epsilons)
+        self.epsilons = epsilons_of(settings, self.spec, self.dataset)
+        self.attacks = attacks_of(settings, self.spec, self.epsilons)
         self._check_output()
 
     # Settings.
@@ -379,57 +277,10 @@ class Figure:
             "images": plot.indices.tolist(),
             "seed": self.settings.seed,
             "epsilons": self.epsilons if plot.epsilons_are_computed else None,
-            "attacks": [[attack.name, _set_options(attack)] for attack in self.attacks],
+            "attacks": [[attack.name, set_options(attack)] for attack in self.attacks],
             "parameters": plot.parameters(),
         }
         return json.dumps(content, sort_keys=True)
-
-
-def _check_options(settings: FigureSettings, spec: FigureSpec) -> None:
-    """Refuse what was chosen and the figure does not use."""
-    for name in particular():
-        if getattr(settings, name, None) is not None and name not in spec.takes:
-            raise InputError(f"{spec.name} does not use it; {', '.join(takers(name))} does", name)
-    if settings.image_index is not None and settings.num_images is not None:
-        raise InputError("names the images itself; leave out num_images", "image_index")
-
-
-def _epsilons(
-    settings: FigureSettings, spec: FigureSpec, dataset: DatasetSpec
-) -> tuple[float, ...]:
-    epsilons = _ascending(settings.epsilons or spec.epsilons(dataset))
-    if epsilons[0] < spec.lowest or (spec.above_zero and epsilons[0] <= 0):
-        least = "above 0" if spec.above_zero else f"{spec.lowest:g} or above"
-        raise InputError(f"{spec.name} needs them {least}, got {epsilons[0]:g}", "epsilons")
-    return epsilons
-
-
-def _attacks(
-    settings: FigureSettings, spec: FigureSpec, epsilons: tuple[float, ...]
-) -> tuple[Attack, ...]:
-    """Return the attacks that are shown; a setting ATTACK_OPTION is an attack's option."""
-    names = settings.attack or spec.attacks
-    if spec.single and len(names) > 1:
-        raise InputError(f"{spec.name} shows one attack; name one", "attack")
-    possible = attack_specs.names(*spec.attack_kinds)
-    attacks = []
-    for name in names:
-        if name not in possible:
-            raise InputError(
-                f"{spec.name} does not show {name}; name some of {', '.join(possible)}", "attack"
-            )
-        given = {
-            option: getattr(settings, f"{name}_{option}", None)
-            for option in attack_specs.look_up(name).options
-        }
-        chosen = {option: value for option, value in given.items() if value is not None}
-        attacks.append(Attack(name, epsilons, chosen))
-    return tuple(attacks)
-
-
-def _set_options(attack: Attack) -> dict:
-    """Return the options but those that are left to the attack's own rule."""
-    return {name: value for name, value in attack.options.items() if value is not None}
 
 
 def _drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from cascade_keras import evaluation
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.specs import DatasetSpec
-from cascade_keras.figures.figure import FigureSettings
+from cascade_keras.figures.settings import FigureSettings
 from cascade_keras.sources import Source
 
 Arrays = dict[str, np.ndarray]

@@ -22,7 +22,7 @@ from cascade_keras.cli import analyze
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.figures import FIGURES, FigureSpec, Plot
-from cascade_keras.figures.figure import parse_epsilons
+from cascade_keras.figures.settings import parse_epsilons
 from cascade_keras.sources import load_source
 
 COUNT, SEED = 12, 5
