@@ -1,34 +1,10 @@
-"""Starting a program: its dependencies are there or one line says so; TensorFlow comes quietly."""
+"""Importing TensorFlow quietly."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import signal
 import sys
 import tempfile
-
-
-def run(program: str) -> int:
-    """Run a program of ``cli/`` from a checkout and return its exit code.
-
-    Without the environment, one line says how to make it.
-    """
-    try:
-        main = importlib.import_module(f"cascade_keras.cli.{program}").main
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("cascade_keras"):
-            raise
-        print(
-            f"{program}: the module {error.name!r} is not installed; run `make demo`, which makes "
-            "an environment in .venv, or `pip install .`",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return main()
 
 
 def import_tensorflow() -> None:

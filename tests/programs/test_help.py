@@ -10,7 +10,7 @@ from support.files import ROOT
 
 PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "prepare_data")
 HELP = (
-    "import sys; from cascade_keras import startup; status = startup.run(sys.argv[1]);"
+    "import sys; from cascade_keras.cli import launch; status = launch.run(sys.argv[1]);"
     "sys.exit(status or 3 * any(name in sys.modules for name in ('tensorflow', 'keras')))"
 )
 
@@ -24,3 +24,13 @@ def test_help_needs_no_tensorflow(program, tmp_path):
     module = importlib.import_module(f"cascade_keras.cli.{program}")
     assert done.stdout.startswith(module.__doc__.splitlines()[0]) and "--flagfile" in done.stdout
     assert os.access(ROOT / "bin" / program, os.X_OK)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_without_the_environment_one_line_says_how_to_make_it(program, tmp_path):
+    # -S leaves out the environment's packages, -E what else leads to them.
+    command = [sys.executable, "-S", "-E", ROOT / "bin" / program, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{program}: ") and "make demo" in line and "pip install ." in line
