@@ -51,32 +51,30 @@ def wanted(**changes):
     return identity(**{**WANTED, **changes})
 
 
-def craft(path, logits_fn=network, count=COUNT, shard_size=SHARD, progress=None, **changes):
+def craft(path, logits_fn=network, shard_size=SHARD, progress=None, **changes):
     """Craft a bank; return it, and what its progress was."""
     bank, told = Bank(path), []
+    names = {"source_name": "r8p", "dataset_name": "digits", "shard_size": shard_size}
     bank.craft(
-        wanted(examples=count, **changes),
+        wanted(**changes),
         logits_fn,
-        *split(count),
-        source_name="r8p",
-        dataset_name="digits",
-        shard_size=shard_size,
+        *split(),
+        **names,
         progress=lambda done: (told.append(done), progress and progress(done)),
     )
     return bank, told
 
 
-def crafted_alone(attack, epsilon, count=COUNT, shard_size=SHARD, seed=0):
+def crafted_alone(attack, epsilon, seed=0):
     """The images that the attack makes of each shard, as they are stored."""
-    images, labels = split(count)
+    images, labels = split()
     stored = []
-    for first in range(0, count, shard_size):
-        shard = slice(first, first + shard_size)
+    for first in range(0, COUNT, SHARD):
+        shard = slice(first, first + SHARD)
         options = {"seed": [seed, first]} if attack == "step_rand" else {}
         floats = tf.constant(images[shard].astype(np.float32) / np.float32(255))
-        adversarial = attacks.at_epsilon(
-            attack, network, floats, labels[shard], float(epsilon), **options
-        )
+        given = floats, labels[shard], float(epsilon)
+        adversarial = attacks.at_epsilon(attack, network, *given, **options)
         stored.append(np.round(255 * adversarial.numpy()).astype(np.uint8))
     return np.concatenate(stored)
 
@@ -155,18 +153,14 @@ def test_bank_json_says_what_the_images_are(finished):
 # Going on.
 
 
-class Interruption(Exception):
-    pass
-
-
 def interrupt(path, done):
     """Craft a bank until so many images are done."""
 
     def stop(now):
         if now == done:
-            raise Interruption
+            raise KeyboardInterrupt
 
-    with pytest.raises(Interruption):
+    with pytest.raises(KeyboardInterrupt):
         craft(path, progress=stop)
 
 
@@ -187,17 +181,14 @@ def test_an_interrupted_bank_goes_on_after_the_last_complete_shard(done, torn, f
     path = tmp_path / "bank"
     interrupt(path, done)
     before = Bank(path).load()
-    assert before.complete == (done == COUNT)
-    assert before.complete_images == done
+    assert (before.complete, before.complete_images) == (done == COUNT, done)
     if torn:  # as when the process dies while it writes a shard
         with open(path / "images.npy", "r+b") as file:
             for level in range(len(EPSILONS)):
                 file.seek(before.images.offset + (level * COUNT + done) * 64)
                 file.write(b"\x55" * 64 * (min(done + SHARD, COUNT) - done))
     logits_fn, seen = counting()
-
     bank, told = craft(path, logits_fn, shard_size=3)
-
     assert tree(path) == finished
     assert told == [done, *(end for end in ENDS if end > done)]
     assert int(seen) == COUNT - done  # step_fgsm takes one gradient for all epsilons
@@ -343,26 +334,22 @@ def test_a_bank_in_use_is_refused(path, finished):
     assert tree(path) == finished
 
 
-def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    needed = len(EPSILONS) * COUNT * 64
+def test_without_room_nothing_is_left(tmp_path, monkeypatch):
+    """Whether it is known before anything is written, or the disk is full after all."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    usage, needed = shutil.disk_usage(tmp_path), len(EPSILONS) * COUNT * 64
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(InputError, match="GB are free there; free some, name another"):
         craft(tmp_path / "bank")
-    assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
-    assert craft(tmp_path / "bank")[0].complete
-
-
-def test_a_disk_that_is_full_after_all_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left on device") as error:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as error:
+        patch.setattr(os, "posix_fallocate", full)
         craft(tmp_path / "bank")
-    assert error.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
+    assert error.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
+    assert craft(tmp_path / "bank")[0].complete
 
 
 # Reading.
@@ -510,8 +497,7 @@ def partners(tmp_path, examples=(40, 40)):
         write_bank(tmp_path / f"bank{source}", coded(source, epsilons, count), epsilons=epsilons)
         for source, count in enumerate(examples)
     ]
-    drawn = {"seed": SEED, "max_epsilon": MAX_EPSILON, "sampling": "uniform"}
-    return BankPartners(banks, ROWS, **drawn)
+    return BankPartners(banks, ROWS, seed=SEED, max_epsilon=MAX_EPSILON, sampling="uniform")
 
 
 def training_images(side):
@@ -525,52 +511,40 @@ def batches(images, labels, partners, stop=20, **options):
     return list(data.batches(images, labels, BATCH, **chosen).as_numpy_iterator())
 
 
-@pytest.mark.parametrize("examples", [(40,), (40, 40), (40, 17)], ids=str)
-def test_partners_are_those_of_the_very_images(examples, tmp_path):
+@pytest.mark.parametrize(("examples", "side"), [((40,), 8), ((40, 40), 12), ((40, 17), 12)])
+def test_partners_are_those_of_the_very_images(examples, side, tmp_path):
+    """Which are cropped at their centre, while those without partners are cropped anywhere."""
     given = partners(tmp_path, examples)
     assert given.examples == min(examples)
-    seen, others = set(), set()
-    for step, ((clean, _, adversarial), labels) in enumerate(
-        batches(*training_images(12), given, augment=True)
-    ):
-        assert clean.shape == (BATCH, 8, 8, 1) and adversarial.shape == (len(ROWS), 8, 8, 1)
-        own = labels[ROWS.start : ROWS.stop]
-        source, epsilon, index = decoded(adversarial)
-        np.testing.assert_array_equal(index, own)
-        drawn = cascade.draw(
-            SEED, tf.constant(step), len(ROWS), len(examples), MAX_EPSILON, "uniform"
-        )
-        np.testing.assert_array_equal(source, drawn[0])
-        np.testing.assert_array_equal(epsilon, drawn[1])
-        seen |= {(s, e) for s, e in zip(source, epsilon)}
-        others |= set(labels) - set(own)
-    assert seen == set(itertools.product(range(len(examples)), [1, 2, 3, 4]))
-    assert max(others) == 39  # images without a partner are still learned from
-
-
-@pytest.mark.parametrize("side", [12, 8], ids=["cropped", "padded"])
-def test_images_with_partners_are_centre_crops_and_the_others_are_not(side, tmp_path):
     images, labels = training_images(side)
     centres = data.centre_crop(images, 8)
-    margins = ((0, 0), (4, 4), (4, 4), (0, 0)) if side == 8 else ((0, 0),) * 4
-    padded = np.pad(images, margins)
-    windows = np.lib.stride_tricks.sliding_window_view(padded[..., 0], (8, 8), axis=(1, 2))
-    moved = flipped = total = 0
-    for (clean, *_), own in batches(images, labels, partners(tmp_path), augment=True):
-        clean = np.round(255 * clean).astype(np.uint8)
-        np.testing.assert_array_equal(
-            clean[ROWS.start : ROWS.stop], centres[own[ROWS.start : ROWS.stop]]
-        )
+    margin = 4 if side == 8 else 0
+    padded = np.pad(images[..., 0], ((0, 0), (margin, margin), (margin, margin)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), axis=(1, 2))
+    seen, others, moved, mirrored = set(), set(), [], []
+    for step, ((clean, _, adversarial), places) in enumerate(
+        batches(images, labels, given, augment=True)
+    ):
+        assert clean.shape == (BATCH, 8, 8, 1) and adversarial.shape == (len(ROWS), 8, 8, 1)
+        clean, own = np.round(255 * clean).astype(np.uint8), places[ROWS.start : ROWS.stop]
+        source, epsilon, index = decoded(adversarial)
+        drawn = cascade.draw(SEED, step, len(ROWS), len(examples), MAX_EPSILON, "uniform")
+        np.testing.assert_array_equal([source, epsilon, index], [*drawn, own])
+        np.testing.assert_array_equal(clean[ROWS.start : ROWS.stop], centres[own])
+        seen |= set(zip(source, epsilon))
         for place in set(range(BATCH)) - set(ROWS):
-            image, crops = clean[place, ..., 0], windows[own[place]]
-            straight = (crops == image).all(axis=(-1, -2)).any()
-            mirrored = (crops == image[:, ::-1]).all(axis=(-1, -2)).any()
-            assert straight or mirrored
-            moved += not np.array_equal(image, centres[own[place], ..., 0])
-            flipped += bool(mirrored)
-            total += 1
-    assert moved > 0.8 * total
-    assert 0.3 * total < flipped < 0.7 * total
+            number, image = places[place], clean[place, ..., 0]
+            others.add(number)
+            straight, flipped = (
+                (windows[number] == shown).all(axis=(-1, -2)).any()
+                for shown in (image, image[:, ::-1])
+            )
+            assert straight or flipped
+            moved.append(not np.array_equal(image, centres[number, ..., 0]))
+            mirrored.append(flipped)
+    assert seen == set(itertools.product(range(len(examples)), [1, 2, 3, 4]))
+    assert max(others) == 39  # images without a partner are still learned from
+    assert np.mean(moved) > 0.8 and 0.3 < np.mean(mirrored) < 0.7
 
 
 def test_a_bank_that_fails_in_training_says_why(tmp_path):

@@ -111,7 +111,8 @@ def finished(networks, tmp_path_factory):
 
 @pytest.fixture
 def network(networks):
-    return networks["digits"]
+    """The one that is exported soonest."""
+    return networks["sequential"]
 
 
 def draw(shape, count=5, seed=1):
@@ -418,26 +419,26 @@ def test_the_batching_parameters_are_consistent():
 
 
 def test_another_network_is_the_next_version_and_the_same_is_none(
-    networks, base, tmp_path, randomize
+    network, base, tmp_path, randomize
 ):
-    output, first = tmp_path / "name", networks["digits"]
+    output = tmp_path / "name"
     provenance = provenance_of_run(CONFIG, 30, [])
-    shutil.copytree(base / "digits", output)
+    shutil.copytree(base / "sequential", output)
     before = tree(tmp_path)
     # Later results of the same network do not make it another; a trainer's network is meant.
     changed = {**provenance, "steps": 31}
-    for same in (first, AdversarialTrainer(first)):
+    for same in (network, AdversarialTrainer(network)):
         assert export_saved_model(same, output, changed) == output / "1"
     assert tree(tmp_path) == before
 
-    other = randomize(models.resnet(8, (8, 8, 1), embedding_at="features"), seed=9)
+    other = randomize(build_sequential(), seed=9)
     assert export_saved_model(other, output, provenance) == output / "2"
     # Not the newest any more: a server that was given version 2 must get the first network back.
-    assert export_saved_model(first, output, provenance) == output / "3"
+    assert export_saved_model(network, output, provenance) == output / "3"
     # Equal weights, of another recipe, or for other stored images.
     changed = {**provenance, "recipe": {**CONFIG["flags"], "loss": "kurakin"}}
-    assert export_saved_model(first, output, changed) == output / "4"
-    version = export_saved_model(first, output, changed, image_shape=(9, 9, 1))
+    assert export_saved_model(network, output, changed) == output / "4"
+    version = export_saved_model(network, output, changed, image_shape=(9, 9, 1))
     assert version == output / "5" == locate(output).path
     assert saved_versions(output) == [1, 2, 3, 4, 5] and len(list(output.iterdir())) == 5
     digests = [hash_of(output / str(n)) for n in range(1, 6)]
@@ -457,11 +458,11 @@ SPOILS = {
 
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_a_damaged_version_is_neither_kept_nor_overwritten(spoil, network, base, tmp_path):
-    version = shutil.copytree(base / "digits" / "1", tmp_path / "digits" / "6")
+    version = shutil.copytree(base / "sequential" / "1", tmp_path / "sequential" / "6")
     provenance = locate(version).provenance
     SPOILS[spoil](version)
     before = tree(version)
-    assert export_saved_model(network, tmp_path / "digits", provenance).name == "7"
+    assert export_saved_model(network, tmp_path / "sequential", provenance).name == "7"
     assert tree(version) == before
 
 
@@ -495,7 +496,7 @@ def fails(*arguments):
     [(os, "fsync"), (json, "dumps"), (tf.io, "TFRecordWriter"), (pathlib.Path, "rename")],
 )
 def test_a_failure_leaves_nothing(module, name, network, base, tmp_path, monkeypatch):
-    shutil.copytree(base / "digits", tmp_path / "there")
+    shutil.copytree(base / "sequential", tmp_path / "there")
     shutil.rmtree(tmp_path / "there" / "1" / "assets.extra")
     before = everything(tmp_path)
     monkeypatch.setattr(module, name, fails)
@@ -520,14 +521,14 @@ def arrivals(monkeypatch):
     return counter
 
 
-def test_exports_at_once_do_not_clash(networks, tmp_path, randomize, arrivals):
+def test_exports_at_once_do_not_clash(network, tmp_path, randomize, arrivals):
     """Three, two of them of one network; the folder that they wait for goes away."""
     output = tmp_path / "name"
     (output / ".partial-1").mkdir(parents=True)
-    other = randomize(models.resnet(8, (8, 8, 1)), seed=9)
+    other = randomize(build_sequential(), seed=9)
     threads = [
         threading.Thread(target=export_saved_model, args=(exported, output))
-        for exported in (networks["digits"], other, networks["digits"])
+        for exported in (network, other, network)
     ]
     with locked(output):
         for thread in threads:

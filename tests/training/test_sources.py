@@ -222,14 +222,12 @@ def test_a_foreign_network_is_known_by_its_files(tmp_path):
 # Sources stay outside the network that is trained from them.
 
 
-@pytest.mark.parametrize("form", ["version", "keras", "model"])
-def test_sources_are_no_part_of_the_trainer(form, forms, network, digits, tmp_path):
-    source = network if form == "model" else load_source(forms[form])
-    trained = keras.Sequential(
-        [keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
-    )
+def test_sources_are_no_part_of_the_trainer(forms, network, digits, tmp_path):
+    sources = [load_source(forms["version"]), load_source(forms["keras"]), network]
+    layers = keras.layers.Flatten(), keras.layers.Dense(CLASSES)
+    trained = keras.Sequential([keras.Input(SHAPE), *layers])
     trainer = AdversarialTrainer(
-        trained, "pivot", cascade_sources=[source], ensemble_sources=[source]
+        trained, "pivot", cascade_sources=sources, ensemble_sources=sources
     )
     trainer.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
     trainer.train_on_batch(digits[0][:8], digits[1][:8])
