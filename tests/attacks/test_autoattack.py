@@ -2,12 +2,11 @@
 
 import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cascade_keras import attacks, models
+from cascade_keras import attacks
 from cascade_keras.attacks import autoattack
 from cascade_keras.errors import InputError
 
@@ -17,16 +16,8 @@ SHORT = {"iterations": 10, "queries": 20}
 
 
 @pytest.fixture(scope="module")
-def logits_fn(digits):
-    """A small residual network, trained until its errors are few."""
-    keras.utils.set_random_seed(0)
-    images, labels = digits
-    network = models.resnet(8, (8, 8, 1))
-    classifier = keras.Model(network.input, network.output["logits"])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    classifier.compile("adam", loss)
-    classifier.fit(images[300:], labels[300:], epochs=3, verbose=0)
-    return tf.function(lambda images: classifier(images, training=False))
+def logits_fn(learned):
+    return tf.function(learned)
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +73,13 @@ def test_is_no_weaker_than_pgd_of_as_many_steps(crafted, batch, logits_fn):
         assert survivors[0] <= survivors[1] + 1
 
 
-def test_depends_on_the_seed_only(crafted, batch, logits_fn):
-    np.testing.assert_array_equal(craft(logits_fn, batch, EPSILONS[:1]), crafted[:1])
-    assert not np.array_equal(craft(logits_fn, batch, EPSILONS[:1], seed=8), crafted[:1])
-
-
-def test_epsilon_zero_and_smaller_batches(crafted, batch, logits_fn):
-    found = craft(logits_fn, batch, [0, EPSILONS[0]], batch_size=7)
+def test_depends_on_the_seed_only_but_for_the_rounding_of_smaller_batches(
+    crafted, batch, logits_fn
+):
+    first = EPSILONS[:1]
+    np.testing.assert_array_equal(craft(logits_fn, batch, first), crafted[:1])
+    assert not np.array_equal(craft(logits_fn, batch, first, seed=8), crafted[:1])
+    found = craft(logits_fn, batch, [0, *first], batch_size=7)
     np.testing.assert_array_equal(found[0], batch[0])
     survivors = [correct(logits_fn, images, batch[1]).sum() for images in (found[1], crafted[0])]
     assert abs(survivors[0] - survivors[1]) <= 2

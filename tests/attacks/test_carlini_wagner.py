@@ -1,11 +1,9 @@
 """The minimal-epsilon search against closed forms, its own grid and an independent one."""
 
-import dataclasses
-
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from art.attacks.evasion import CarliniLInfMethod
 from support.peers import art_classifier
 
 from cascade_keras.attacks import carlini_wagner as cw
@@ -48,28 +46,11 @@ def in_the_middle(logits_fn, count=24):
 
 
 @pytest.fixture(scope="module")
-def trained(digits):
-    """A small network that has learned the digits, images of the test split, and labels."""
+def trained(learned, digits):
+    """A network that has learned the digits, images that it has not seen, and labels."""
     images, labels = digits
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
-            keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10),
-        ]
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(images[400:], labels[400:], batch_size=64, epochs=4, verbose=0)
-
-    def logits_fn(images):
-        return model(images, training=False)
-
-    chosen = cw.selection(labels[:400], 20)
-    return logits_fn, images[chosen], labels[chosen]
+    chosen = cw.selection(labels[:300], 20)
+    return learned, images[chosen], labels[chosen]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +119,6 @@ def test_what_is_misclassified_already_is_left_alone(search):
 
     check(found, logits_fn, images, labels)
     np.testing.assert_array_equal(found.epsilon == 0, [True, False] * 3)
-    np.testing.assert_array_equal(found.images[::2], images[::2])
 
 
 def unmoved(images):
@@ -190,6 +170,8 @@ def test_a_trained_network_is_fooled_by_verified_images(trained, descended):
     check(descended, *trained)
     assert np.isfinite(descended.epsilon).all()
     assert descended.epsilon.max() < 0.6 * 255
+    with pytest.raises(AttributeError):
+        descended.gradients = 0
 
 
 def test_descent_is_no_larger_than_the_grid(trained, descended):
@@ -203,13 +185,9 @@ def test_descent_is_no_larger_than_the_grid(trained, descended):
 
 
 def test_descent_is_no_larger_than_that_of_art(trained, descended):
-    pytest.importorskip("art")
-    from art.attacks.evasion import CarliniLInfMethod
-
     logits_fn, images, labels = trained
     count = 2
-    compiled = tf.function(logits_fn)
-    classifier = art_classifier(compiled, images.shape[1:], 10)
+    classifier = art_classifier(tf.function(logits_fn), images.shape[1:])
     # Its own defaults find nothing here: ten iterations, from pixels of 0 that tanh cannot move.
     attack = CarliniLInfMethod(
         classifier, learning_rate=0.5, max_iter=15, initial_const=5.0, verbose=False
@@ -235,10 +213,12 @@ def test_the_same_at_every_call(trained):
     first, second = (searching(images[:3], labels[:3]) for _ in range(2))
     np.testing.assert_array_equal(first.images, second.images)
     assert first.gradients == second.gradients
+    none = searching(images[:0], labels[:0])
+    assert none.epsilon.shape == (0,) and none.gradients == 0
 
 
 @pytest.mark.parametrize("search", ["descent", "grid"])
-@pytest.mark.parametrize("lanes", [1, 3, 256])
+@pytest.mark.parametrize("lanes", [1, 3])
 def test_the_lanes_bound_the_batch_and_progress_counts_the_images(search, lanes):
     logits_fn, _ = linear(3)
     images, labels = in_the_middle(logits_fn, 5)
@@ -257,52 +237,37 @@ def test_the_lanes_bound_the_batch_and_progress_counts_the_images(search, lanes)
     assert done[-1] == 5
 
 
-def test_no_images():
-    found = attack(flat)(np.zeros((0, *SHAPE), "float32"), np.zeros(0, "int32"))
-    assert found.epsilon.shape == (0,)
-    assert found.gradients == 0
-
-
 # Arguments.
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("setting", "change"),
     [
-        ({"search": "random"}, "search 'random' is none of descent, grid"),
-        ({"grid": cw.Grid((), (1.0,))}, "constants must be"),
-        ({"grid": cw.Grid((2.0, 1.0), (1.0,))}, "constants must be"),
-        ({"grid": cw.Grid((1.0,), (0.0, 1.0))}, "taus must be"),
-        ({"iterations": 0}, "iterations must be"),
-        ({"iterations": 1.5}, "iterations must be"),
-        ({"lanes": 0}, "lanes must be"),
-        ({"learning_rate": 0}, "learning_rate must be"),
-        ({"learning_rate": float("nan")}, "learning_rate must be"),
-        ({"shape": (4, 4)}, "image_shape must be"),
+        ("search", {"search": "random"}),
+        ("constants", {"grid": cw.Grid((), (1.0,))}),
+        ("constants", {"grid": cw.Grid((2.0, 1.0), (1.0,))}),
+        ("taus", {"grid": cw.Grid((1.0,), (0.0, 1.0))}),
+        *(("iterations", {"iterations": value}) for value in (0, 1.5)),
+        ("lanes", {"lanes": 0}),
+        *(("learning_rate", {"learning_rate": value}) for value in (0, float("nan"))),
+        ("image_shape", {"shape": (4, 4)}),
     ],
 )
-def test_bad_arguments_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments_are_refused(setting, change):
+    with pytest.raises(ValueError, match=setting):
         attack(flat, **change)
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (np.zeros((2, 5, 4, 1)), np.zeros(2), "expected, got"),
-        (np.zeros((2, *SHAPE)), np.zeros(3), "expected, got"),
+def test_bad_images_are_refused():
+    searching = attack(flat)
+    for images, labels, message in [
+        (np.zeros((2, 5, 4, 1)), np.zeros(2), "expected"),
+        (np.zeros((2, *SHAPE)), np.zeros(3), "expected"),
         (np.full((2, *SHAPE), 1.1), np.zeros(2), "must be in"),
         (np.full((2, *SHAPE), np.nan), np.zeros(2), "must be in"),
-    ],
-)
-def test_bad_images_are_refused(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        attack(flat)(images, labels)
-
-
-def test_results_are_immutable(descended):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        descended.gradients = 0
+    ]:
+        with pytest.raises(ValueError, match=message):
+            searching(images, labels)
 
 
 # Which images, and what is reported.
@@ -319,23 +284,11 @@ def test_results_are_immutable(descended):
         ([5, 5, 5], 0, []),
     ],
 )
-def test_selection(labels, count, expected):
+def test_selection_takes_the_first_of_each_class_and_alike_many(labels, count, expected):
     np.testing.assert_array_equal(cw.selection(np.array(labels), count), expected)
-
-
-def test_selection_takes_ten_of_each_of_ten_classes():
-    labels = np.random.default_rng(0).integers(0, 10, 1000)
-    chosen = cw.selection(labels, 100)
-    np.testing.assert_array_equal(np.bincount(labels[chosen]), [10] * 10)
-    for label in range(10):
-        first = np.flatnonzero(labels == label)[:10]
-        np.testing.assert_array_equal(chosen[labels[chosen] == label], first)
-
-
-@pytest.mark.parametrize("count", [4, -1])
-def test_selection_of_more_than_there_are(count):
-    with pytest.raises(ValueError, match="cannot select"):
-        cw.selection(np.zeros(3, int), count)
+    for impossible in (len(labels) + 1, -1):
+        with pytest.raises(ValueError, match="cannot select"):
+            cw.selection(np.array(labels), impossible)
 
 
 def test_distribution_counts_what_was_not_found():

@@ -1,5 +1,7 @@
 """The ladder makes the image of each epsilon as if alone, with as few gradients as it promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -65,7 +67,7 @@ ANY = st.floats(0, 16, width=32)
 
 
 @settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -93,25 +95,22 @@ def test_each_image_is_the_one_crafted_alone(data, epsilons, networks, digits):
         np.testing.assert_array_equal(rung, expected, err_msg=f"epsilon {epsilon}")
 
 
-@pytest.mark.parametrize("steps", [None, 3])
-@pytest.mark.parametrize("step_size", [1, 2, 0.7])
-@pytest.mark.parametrize("smallest", [0.0, 0.3, 0.7, 1.0])
-def test_an_epsilon_below_the_step_takes_nothing_from_the_others(smallest, step_size, steps, batch):
-    options = {"step_size": step_size, "steps": steps}
-    rungs = attacks.ladder(smooth, *batch, [9.5, smallest], **options)
-    for rung, epsilon in zip(rungs, (9.5, smallest)):
-        np.testing.assert_array_equal(rung, alone("iter_fgsm", smooth, *batch, epsilon, **options))
-
-
 @pytest.mark.parametrize(
-    ("step_size", "epsilon", "steps"), [(1.1, 3.3, 3), (1.1, 11.0, 10), (1.3, 10.4, 8)]
+    ("epsilons", "step_size", "steps"),
+    [
+        # An epsilon below the step takes nothing from the others.
+        *itertools.product([(9.5, 0.0), (9.5, 0.7), (9.5, 1.0)], [1, 2, 0.7], [None, 3]),
+        # In float32 three steps of 1.1 lead out of the ball of 3.3, where they are clipped.
+        ((3.3, 20), 1.1, 3),
+        ((11.0, 20), 1.1, 10),
+        ((10.4, 20), 1.3, 8),
+    ],
 )
-def test_steps_that_add_up_to_more_than_epsilon_by_rounding(step_size, epsilon, steps, batch):
-    """In float32 three steps of 1.1 lead out of the ball of 3.3, where they are clipped."""
+def test_steps_beyond_or_at_the_border_of_a_ball(epsilons, step_size, steps, batch):
     options = {"step_size": step_size, "steps": steps}
-    rungs = attacks.ladder(smooth, *batch, [epsilon, 20], **options)
-    expected = alone("iter_fgsm", smooth, *batch, epsilon, **options)
-    np.testing.assert_array_equal(rungs[0], expected)
+    rungs = attacks.ladder(smooth, *batch, epsilons, **options)
+    for rung, epsilon in zip(rungs, epsilons):
+        np.testing.assert_array_equal(rung, alone("iter_fgsm", smooth, *batch, epsilon, **options))
 
 
 # The number of gradients.
@@ -148,14 +147,10 @@ def test_gradients_of_each_image(epsilons, attack, traced, gradients, batch):
 @pytest.mark.parametrize(
     ("attack", "options", "gradients"),
     [
-        ("step_ll", {}, 1),
-        ("step_fgsm", {}, 1),
+        *((name, {}, 1) for name in ("step_ll", "step_fgsm", "step_both")),
         ("step_fgsm", {"objective": attacks.margin}, 1),
-        ("step_both", {}, 1),
         ("step_rand", {"seed": (3, 4)}, 0),
-        ("iter_ll", {}, 4 + 0 + 1 + 1),
-        ("iter_fgsm", {}, 4 + 0 + 1 + 1),
-        ("iter_fgsm", {"objective": attacks.margin}, 4 + 0 + 1 + 1),
+        *((name, {}, 4 + 0 + 1 + 1) for name in ("iter_ll", "iter_fgsm", "iter_margin")),
     ],
 )
 def test_any_attack_at_several_epsilons(attack, options, gradients, batch):
@@ -177,14 +172,12 @@ OWN = np.array([4, 0, 16, 1, 0.3, 2.5])
 OWN_ITERATIONS = 5 + 0 + 20 + 1 + 1 + 3
 
 
-@pytest.mark.parametrize("shape", ["image", "pixel"])
 @pytest.mark.parametrize("attack", ITERATIVE)
-def test_what_is_done_is_not_computed_again(attack, shape, exact):
+def test_what_is_done_is_not_computed_again(attack, exact):
     images, labels = exact
-    epsilon = OWN if shape == "image" else np.broadcast_to(OWN[:, None, None, None], images.shape)
     logits_fn, taken = counting(smooth)
 
-    adversarial = alone(attack, logits_fn, images, labels, epsilon)
+    adversarial = alone(attack, logits_fn, images, labels, OWN)
 
     assert int(taken) == OWN_ITERATIONS
     for i, own in enumerate(OWN):
@@ -253,21 +246,10 @@ def test_whole_pixels_survive_storage(network, attack, networks, digits):
     np.testing.assert_array_equal(reach, epsilons)
 
 
-@pytest.mark.parametrize(
-    ("epsilons", "attack", "message"),
-    [
-        ([], "iter_fgsm", "at least one epsilon"),
-        (np.array([]), "iter_ll", "at least one epsilon"),
-        ([1], "step_fgsm", "attack 'step_fgsm' is none of iter_ll, iter_fgsm"),
-        ([1], "pgd", "attack 'pgd' is none of iter_ll, iter_fgsm"),
-    ],
-)
-def test_bad_arguments_of_the_ladder_are_refused(epsilons, attack, message, batch):
-    with pytest.raises(ValueError, match=message):
-        attacks.ladder(smooth, *batch, epsilons, attack=attack)
-
-
-@pytest.mark.parametrize("attack", attacks.specs.image_attacks())
-def test_no_epsilon_is_refused(attack, batch):
-    with pytest.raises(ValueError, match="at least one epsilon"):
-        attacks.at_epsilons(attack, smooth, *batch, [], seed=(3, 4))
+def test_bad_arguments_of_the_ladder_are_refused(batch):
+    for epsilons in ([], np.array([])):
+        with pytest.raises(ValueError, match="at least one epsilon"):
+            attacks.ladder(smooth, *batch, epsilons)
+    for attack in ("step_fgsm", "pgd"):
+        with pytest.raises(ValueError, match=f"'{attack}' is none of iter_ll, iter_fgsm"):
+            attacks.ladder(smooth, *batch, [1], attack=attack)

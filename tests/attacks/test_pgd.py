@@ -2,13 +2,11 @@
 
 import itertools
 
-import foolbox
 import numpy as np
 import pytest
 import tensorflow as tf
-from art.attacks.evasion import ProjectedGradientDescent
 from support.networks import CLASSES, smooth
-from support.peers import art_classifier
+from support.peers import of_art, of_foolbox
 
 from cascade_keras import attacks
 
@@ -60,29 +58,7 @@ def margins(images, labels, logits_fn=smooth):
 # Independent implementations.
 
 
-def foolbox_attack(logits_fn, images, labels, epsilon, step_size, steps):
-    network = foolbox.TensorFlowModel(logits_fn, bounds=(0, 1), device="/CPU:0")
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=step_size / 255, steps=steps, random_start=False)
-    # ``run`` is the attack; calling it also judges success, which eagerpy cannot under NumPy 2.
-    criterion = foolbox.criteria.Misclassification(labels)
-    return attack.run(network, images, criterion, epsilon=epsilon / 255)
-
-
-def art_attack(logits_fn, images, labels, epsilon, step_size, steps):
-    classifier = art_classifier(logits_fn, images.shape[1:], CLASSES)
-    attack = ProjectedGradientDescent(
-        classifier,
-        eps=epsilon / 255,
-        eps_step=step_size / 255,
-        max_iter=steps,
-        num_random_init=0,
-        batch_size=len(images),
-        verbose=False,
-    )
-    return attack.generate(images.numpy(), labels.numpy())
-
-
-@pytest.mark.parametrize("independent", [foolbox_attack, art_attack])
+@pytest.mark.parametrize("independent", [of_foolbox, of_art])
 @pytest.mark.parametrize(
     ("epsilon", "step_size", "steps"), [(4, 1, 8), (8, 0.7, 20), (76.5, 7.65, 10), (2, 5, 3)]
 )
@@ -90,9 +66,9 @@ def test_same_images_as_an_independent_implementation(
     epsilon, step_size, steps, independent, batch
 ):
     images, labels = batch
-    if independent is foolbox_attack:  # the one that can
+    if independent is of_foolbox:  # the one that can
         images = tf.cast(images, tf.float64)
-    expected = independent(smooth, images, labels, epsilon, step_size, steps)
+    expected = independent(smooth, images, labels, epsilon, steps, step_size)
 
     actual = pgd(images, labels, epsilon, steps=steps, step_size=step_size, random_start=False)
 
@@ -101,7 +77,7 @@ def test_same_images_as_an_independent_implementation(
 
 
 @all_objectives
-@pytest.mark.parametrize(("epsilon", "steps"), [(3, 3), (4, 5), (16, 20)])
+@pytest.mark.parametrize(("epsilon", "steps"), [(3, 3), (16, 20)])
 def test_whole_steps_from_the_image_are_iter_fgsm(epsilon, steps, objective, batch):
     options = {"steps": steps, "step_size": 1.0, "objective": objective}
     own = compiled(lambda x, y: pgd(x, y, epsilon, random_start=False, **options), *batch)
@@ -113,8 +89,7 @@ def test_whole_steps_from_the_image_are_iter_fgsm(epsilon, steps, objective, bat
 
 
 @all_objectives
-@pytest.mark.parametrize("restarts", [1, 3])
-@pytest.mark.parametrize("steps", [1, 10, 40])
+@pytest.mark.parametrize(("steps", "restarts"), [(1, 1), (1, 3), (10, 3)])
 def test_reaches_the_corner_of_a_linear_network(steps, restarts, objective, interior):
     """Of three classes two are never near: the gradient's sign is that of w_1 - w_0 throughout."""
     direction = np.random.default_rng(1).normal(size=(64, 1)).astype("float32")
@@ -146,14 +121,6 @@ def test_a_step_of_nothing_leaves_the_start_uniform_in_the_ball(interior):
         apart = abs(np.mean(np.abs(start) < 8 * share) - share)
         assert apart < 4 * np.sqrt(share * (1 - share) / count)
     assert not np.array_equal(start[0], start[1])  # the same image twice
-
-
-@all_objectives
-def test_ascends(objective, batch):
-    images, labels = batch
-    before = objective(labels)(smooth(images))
-    after = objective(labels)(smooth(pgd(images, labels, 8.0, steps=20, objective=objective)))
-    assert (after > before).numpy().all()
 
 
 def test_depends_on_the_seed_only(batch):
@@ -202,13 +169,7 @@ EPSILON = 16.0
 HALF_WAY = {"steps": 1, "step_size": 6.0}
 
 
-@pytest.fixture
-def starts(batch, monkeypatch):
-    """Craft from four starts, and see what each of them came to.
-
-    Returns the images and, for each start, the indices of the images that it was tried on, with
-    what they became.
-    """
+def test_later_starts_leave_what_is_fooled_alone_and_the_largest_margin_remains(batch):
     images, labels = batch
     asked = []
 
@@ -217,38 +178,20 @@ def starts(batch, monkeypatch):
         return smooth(some)
 
     found = pgd(images, labels, EPSILON, watched, restarts=4, **HALF_WAY).numpy()
-    tried = []
+
+    done, reached = np.zeros(16, bool), np.full((4, 16), -np.inf)
     # Of each start first a gradient is asked for, there, then what the step has come to.
-    for started, crafted in zip(asked[::2], asked[1::2], strict=True):
+    for number, (started, crafted) in enumerate(zip(asked[::2], asked[1::2], strict=True)):
         apart = np.abs(started[:, None] - images.numpy()).max(axis=(2, 3, 4))
-        tried.append((list(apart.argmin(axis=1)), crafted))
-    return found, tried
-
-
-def test_later_starts_leave_what_is_fooled_alone(starts, batch):
-    _, labels = batch
-    found, tried = starts
-    assert tried[0][0] == list(range(16))
-    done = np.zeros(16, bool)
-    for rows, crafted in tried:
-        assert not done[rows].any()
-        fooled = np.array(rows)[margins(crafted, tf.gather(labels, rows)) > 0]
-        done[fooled] = True
-        for row in fooled:
-            np.testing.assert_array_equal(found[row], crafted[rows.index(row)])
-    assert 0 < done.sum() < 16  # both kinds were tried
-
-
-def test_the_result_has_the_largest_margin_of_the_starts(starts, batch):
-    _, labels = batch
-    found, tried = starts
-    assert len(tried) == 4
-    reached = np.full((4, 16), -np.inf)
-    for number, (rows, crafted) in enumerate(tried):
+        rows = apart.argmin(axis=1)  # the images that it was tried on
+        assert not done[rows].any() and (number or list(rows) == list(range(16)))
         reached[number, rows] = margins(crafted, tf.gather(labels, rows))
+        fooled = reached[number, rows] > 0
+        np.testing.assert_array_equal(found[rows[fooled]], crafted[fooled])
+        done[rows[fooled]] = True
+    assert number == 3 and 0 < done.sum() < 16  # both kinds were tried
     np.testing.assert_allclose(margins(found, labels), reached.max(0), rtol=1e-4, atol=1e-5)
-    never = reached.max(0) <= 0
-    assert len(set(reached[:, never].argmax(0))) > 1  # not the first start every time
+    assert len(set(reached[:, ~done].argmax(0))) > 1  # not the first start every time
 
 
 def test_more_starts_are_never_weaker(batch):
@@ -271,40 +214,25 @@ def test_dlr_is_the_margin_in_units_of_the_third_largest_logit():
     np.testing.assert_allclose(dlr, [-1 / 2, 5 / 2, 0], atol=1e-7)
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (1e3, 0), (1, 50), (7, -3)])
-def test_dlr_depends_on_neither_scale_nor_shift_of_the_logits(scale, shift, batch):
-    images, labels = in_float64(batch)
+def test_dlr_depends_on_neither_scale_nor_shift_of_the_logits(batch):
+    images, labels = tf.cast(batch[0], tf.float64), batch[1]
     labels = (labels + tf.range(16) % 2) % CLASSES  # half of them misclassified
     value = attacks.dlr(labels)(smooth(images))
-    np.testing.assert_allclose(attacks.dlr(labels)(scale * smooth(images) + shift), value)
     np.testing.assert_array_equal(value > 0, margins(images, labels) > 0)
+    for scale, shift in [(1e-3, 0), (1e3, 0), (1, 50), (7, -3)]:
+        np.testing.assert_allclose(attacks.dlr(labels)(scale * smooth(images) + shift), value)
 
 
 def test_dlr_does_not_saturate(batch):
     """Where the cross entropy's gradient underflows to zero the ratio's is that of any scale."""
-    images = batch[0]
-    labels = tf.argmax(smooth(images), -1, tf.int32)
-
-    def confident(x):
-        return 1e4 * smooth(x)
-
-    stuck = pgd(images, labels, 8, confident, random_start=False)
-    moved = pgd(images, labels, 8, confident, random_start=False, objective=attacks.dlr)
-    assert np.mean(stuck == images) > np.mean(moved == images) + 0.5
+    stuck, moved = (
+        pgd(*batch, 8, lambda x: 1e4 * smooth(x), random_start=False, objective=objective)
+        for objective in (attacks.cross_entropy, attacks.dlr)
+    )
+    assert np.mean(stuck == batch[0]) > np.mean(moved == batch[0]) + 0.5
 
 
-def in_float64(images_and_labels):
-    images, labels = images_and_labels
-    return tf.cast(images, tf.float64), labels
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, "steps and restarts must be 1 or above"),
-        ({"restarts": 0}, "steps and restarts must be 1 or above"),
-    ],
-)
-def test_bad_arguments_are_refused(options, message, batch):
-    with pytest.raises(ValueError, match=message):
-        pgd(*batch, 8, **options)
+@pytest.mark.parametrize("option", ["steps", "restarts"])
+def test_none_of_a_thing_is_refused(option, batch):
+    with pytest.raises(ValueError, match=option):
+        pgd(*batch, 8, **{option: 0})
