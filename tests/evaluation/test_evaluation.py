@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -15,7 +16,6 @@ from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.data import Dataset
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation.report import RESULT_FIELDS
 from cascade_keras.sources import Source
 
 SHAPE, CLASSES, COUNT = (5, 5, 1), 3, 40
@@ -38,63 +38,56 @@ NETWORK = Source("mine", pathlib.Path("mine"), SHAPE, "1f", {"recipe": {"max_eps
 
 
 def settings(path, **changes):
-    asked = {
-        "attack": ["step_fgsm", "pgd"], "epsilon": [8, 2], "num_images": COUNT, "pgd_steps": 4,
-        "diagnosis_images": 0, "output": path / "report",
-    }  # fmt: skip
+    asked = {"attack": ["step_fgsm"], "epsilon": [8, 2], "num_images": COUNT, "pgd_steps": 4,
+             "diagnosis_images": 0, "output": path / "report"}  # fmt: skip
     return EvaluationSettings(**asked | changes)
 
 
+def evaluation(path, sources=None, **changes):
+    asked = settings(path, **changes)
+    return Evaluation(asked, targets=[NETWORK], sources=sources, dataset=OWN)
+
+
+def in_memory(*asked):
+    """What the same engine finds without a directory."""
+    return WhiteBox(logits, SHAPE, asked)(PIXELS[:COUNT] / np.float32(255), LABELS[:COUNT])
+
+
 def test_networks_and_data_in_memory_give_a_resumable_report(tmp_path):
-    evaluation = Evaluation(settings(tmp_path), targets=[NETWORK], dataset=OWN)
+    first = evaluation(tmp_path, diagnosis_images=5)
     assert not list(tmp_path.iterdir())
     seen = []
-    content = evaluation.run(seen.append)
-    assert seen[0] == 0 and seen[-1] == evaluation.work
-    written = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert written == content and content["dataset"] == "own"
-    # The same engine counts the same in memory.
-    pgd = {"steps": 4, "step_size": None, "restarts": 5, "objective": "margin"}
-    asked = [Attack.clean(), Attack("step_fgsm", (2, 8)), Attack("pgd", (2, 8), pgd)]
-    white_box = WhiteBox(logits, SHAPE, asked)(PIXELS[:COUNT] / np.float32(255), LABELS[:COUNT])
-    keys = [field.name for field in dataclasses.fields(white_box[0])]
-    assert [{key: r[key] for key in keys} for r in content["results"]] == [
-        dataclasses.asdict(result) for result in white_box
-    ]
-    assert white_box[0].correct == COUNT > white_box[2].correct
-    # Once more, nothing is left to compute and no file changes.
-    seen.clear()
-    again = Evaluation(settings(tmp_path), targets=[NETWORK], dataset=OWN)
-    assert again.run(seen.append) == written and seen == [evaluation.work]
-    with pytest.raises(InputError) as error:
-        Evaluation(settings(tmp_path, seed=1), targets=[NETWORK], dataset=OWN).run()
-    assert error.value.setting == "seed"
-
-
-def test_every_number_says_its_options(tmp_path):
-    content = Evaluation(
-        settings(tmp_path, diagnosis_images=5), targets=[NETWORK], dataset=OWN
-    ).run()
-    pgd = {"steps": 4, "step_size": None, "restarts": 5, "objective": "margin"}
-    records = [*content["results"], *content["diagnosis"]["results"],
-               *(record["strongest"] for record in content["worst_case"])]  # fmt: skip
-    assert all(r["options"] == (pgd if r["attack"] == "pgd" else {}) for r in records)
-    assert {r.get("epsilon", 8.0) for r in records if r["attack"] == "pgd"} == {2.0, 8.0, 255.0}
+    content = first.run(seen.append)
+    assert seen[0] == 0 and seen == sorted(seen) and seen[-1] == first.work
     report = tmp_path / "report"
-    assert (report / "report.csv").read_text().startswith(",".join(RESULT_FIELDS) + "\n")
-    for name in ("report.md", "report.csv"):
-        assert "steps 4, restarts 5, objective margin" in (report / name).read_text()
+    assert json.loads((report / "report.json").read_text()) == content
+    assert content["dataset"] == "own"
+    found = in_memory(Attack.clean(), Attack("step_fgsm", (2, 8)))
+    fields = dataclasses.asdict(found[0])
+    assert [{key: r[key] for key in fields} for r in content["results"]] == [
+        dataclasses.asdict(result) for result in found
+    ]
+    assert found[0].correct == COUNT > found[2].correct
 
+    def options(content):
+        records = content["diagnosis"]["results"]
+        return {(r["attack"], r["epsilon"]): r["options"] for r in records if r["options"]}
 
-def test_a_diagnosis_with_other_options_has_other_arrays(tmp_path):
-    asked = settings(tmp_path, attack=["step_fgsm"], diagnosis_images=5)
-    before = Evaluation(asked, targets=[NETWORK], dataset=OWN).run()
-    seen = []
-    changed = Evaluation(asked.replace(pgd_steps=2), targets=[NETWORK], dataset=OWN)
+    pgd = {"steps": 4, "step_size": None, "restarts": 5, "objective": "margin"}
+    assert options(content) == {("pgd", epsilon): pgd for epsilon in (2.0, 8.0, 255.0)}
+    assert "steps 4, restarts 5, objective margin" in (report / "report.md").read_text()
+    # Once more, nothing is left to compute; and a diagnosis with other options has other arrays.
+    seen.clear()
+    assert evaluation(tmp_path, diagnosis_images=5).run(seen.append) == content
+    assert seen == [first.work]
+    seen.clear()
+    changed = evaluation(tmp_path, diagnosis_images=5, pgd_steps=2)
     after = changed.run(seen.append)
-    assert seen[0] < changed.work and before["results"] == after["results"]
-    steps = {r["options"]["steps"] for r in after["diagnosis"]["results"] if r["options"]}
-    assert steps == {2}
+    assert seen[0] < changed.work and after["results"] == content["results"]
+    assert options(after) == {cell: pgd | {"steps": 2} for cell in options(content)}
+    with pytest.raises(InputError) as error:
+        evaluation(tmp_path, diagnosis_images=5, seed=1).run()
+    assert error.value.setting == "seed"
 
 
 def test_sources_may_be_keras_models_in_memory(tmp_path):
@@ -102,40 +95,30 @@ def test_sources_may_be_keras_models_in_memory(tmp_path):
     dense = keras.layers.Dense(CLASSES, use_bias=False)
     model = keras.Model(images, dense(keras.layers.Flatten()(images)), name="model")
     dense.set_weights([WEIGHTS])
-    content = Evaluation(
-        settings(tmp_path, attack=["step_fgsm"], epsilon=[8]),
-        targets=[NETWORK], sources=[model], dataset=OWN,
-    ).run()  # fmt: skip
-    asked = [Attack("step_fgsm", (8,))]
-    (alone,) = WhiteBox(logits, SHAPE, asked)(PIXELS[:COUNT] / np.float32(255), LABELS[:COUNT])
-    assert [(r["source"], r["correct"]) for r in content["results"]] == [
-        (None, COUNT), ("model", alone.correct)]  # fmt: skip
+    content = evaluation(tmp_path, [model], epsilon=[8]).run()
+    (alone,) = in_memory(Attack("step_fgsm", (8,)))
+    shown = [(None, COUNT), ("model", alone.correct)]
+    assert [(r["source"], r["correct"]) for r in content["results"]] == shown
     with pytest.raises(InputError) as error:
-        Evaluation(settings(tmp_path, dataset="mnist"), targets=[NETWORK], dataset=OWN)
+        evaluation(tmp_path, dataset="mnist")
     assert error.value.setting == "dataset"
 
 
-@pytest.mark.parametrize("epsilon", [(0.3, 8.0), (0.0, 8.0)])
-def test_epsilons_below_one_pixel_value_are_noted(epsilon, tmp_path):
-    asked = settings(tmp_path, epsilon=epsilon, attack=["iter_fgsm"], num_images=5)
-    evaluation = Evaluation(asked, targets=[NETWORK], dataset=OWN)
-    said = evaluation.notes
-    assert evaluation.run()["notes"] == said and len(said) == (epsilon[0] == 0.3)
-    for note in said:
-        assert "0..255 units, so 0.3 of the whole range is 76.5" in note and "up to 16" in note
-        assert note in (tmp_path / "report" / "report.md").read_text()
+def test_epsilons_below_one_pixel_value_are_noted(tmp_path):
+    assert evaluation(tmp_path, epsilon=[0, 8]).notes == []
+    small = evaluation(tmp_path, epsilon=[0.3, 8], num_images=5)
+    assert small.run()["notes"] == small.notes
+    (note,) = small.notes
+    assert "0..255 units, so 0.3 of the whole range is 76.5" in note and "up to 16" in note
+    assert note in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_settings_follow_from_rows():
     asked = EvaluationSettings(target=["a"])
     for name in ("pgd", "autoattack", "cw_linf"):
         assert Attack(name, (8,), asked.options(name)).options == ATTACKS[name].options
-    assert set(attacks.OBJECTIVES) >= {
-        choice
-        for field in dataclasses.fields(asked)
-        if field.name == "pgd_loss"
-        for choice in field.metadata["choices"]
-    }
+    fields = {field.name: field.metadata for field in dataclasses.fields(asked)}
+    assert set(attacks.OBJECTIVES) >= set(fields["pgd_loss"]["choices"])
     epsilons = EvaluationSettings(target=["a"], epsilon=[8, 2, 8]).resolved([NETWORK], None, ROW)
     assert epsilons.epsilon == epsilons.cw_threshold == (2.0, 8.0)
     assert asked.resolved([NETWORK], None, ROW).epsilon == (ROW.max_epsilon,)
@@ -176,39 +159,37 @@ def content_of(name):
     return json.loads(pathlib.Path("reports", name, "report.json").read_text())
 
 
-def as_asked_then(name):
-    return EvaluationSettings(
-        target=["saved/finished"], attack=["step_ll", "iter_fgsm"], epsilon=[2, 8], num_images=20,
-        diagnosis_images=10, output=f"reports/{name}",
-    )  # fmt: skip
+def pgd_arrays(name):
+    return list(pathlib.Path("reports", name, "predictions").glob("*--pgd--*.npy"))
 
 
 def test_reports_of_the_first_release_are_read_and_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(unpack(tmp_path))
+    asked = EvaluationSettings(target=["saved/finished"], attack=["step_ll", "iter_fgsm"],
+                               epsilon=[2, 8], num_images=20, diagnosis_images=10)  # fmt: skip
     before = content_of("finished")
+    # The diagnosis' pgd was another one then: what is there of it is neither read nor changed.
+    for path in (*pgd_arrays("finished"), *pgd_arrays("half")):
+        np.lib.format.open_memmap(path, mode="r+")[...] = 5
     arrays = {path: path.read_bytes() for path in pathlib.Path("reports").glob("*/*/*.npy")}
-    options = {"options": {}}
-    results = [record | options for record in before["results"]]
+    kept = {path for path in arrays if "finished" in path.parts or "--pgd--" in path.name}
     for name in ("finished", "half"):
-        # The diagnosis' pgd was another one then: what is there of it is neither read nor changed.
-        for path in pathlib.Path("reports", name, "predictions").glob("*--pgd--*.npy"):
-            np.lib.format.open_memmap(path, mode="r+")[...] = 5
-            arrays[path] = path.read_bytes()
-        after = Evaluation(as_asked_then(name)).run()
-        assert after == content_of(name) and after["results"] == results
-        for key in ("worst_case", "networks", "attacks", "examples", "dataset_fingerprint"):
-            then, now = json.loads(json.dumps(before[key])), json.loads(json.dumps(after[key]))
-            for record in now if key == "worst_case" else ():
-                assert record["strongest"].pop("options") == {}
-            assert now == then
-        found = [r for r in after["diagnosis"]["results"] if r["attack"] == "pgd"]
-        assert all(r["options"] == ATTACKS["pgd"].options for r in found) and len(found) == 3
-        assert max(r["correct"] for r in found) <= 1  # not what the spoilt arrays say
-        plain = [r for r in after["diagnosis"]["results"] if r["attack"] != "pgd"]
-        then = [r for r in before["diagnosis"]["results"] if r["attack"] != "pgd"]
-        assert plain == [record | options for record in then]
-    finished = [path for path in arrays if "finished" in path.parts or "pgd" in path.name]
-    assert all(path.read_bytes() == arrays[path] for path in finished)
+        after = Evaluation(asked.replace(output=f"reports/{name}")).run()
+        assert after == content_of(name)
+        assert after["results"] == [record | {"options": {}} for record in before["results"]]
+        for key in ("networks", "attacks", "examples", "dataset_fingerprint"):
+            assert after[key] == before[key]
+        for then, now in zip(before["worst_case"], after["worst_case"], strict=True):
+            assert now == then | {"strongest": then["strongest"] | {"options": {}}}
+        found, then = (content["diagnosis"]["results"] for content in (after, before))
+        plain = [record | {"options": {}} for record in then if record["attack"] != "pgd"]
+        assert [record for record in found if record["attack"] != "pgd"] == plain
+        found = [record for record in found if record["attack"] == "pgd"]
+        assert [record["options"] for record in found] == [ATTACKS["pgd"].options] * 3
+        assert max(record["correct"] for record in found) <= 1  # not what the spoilt arrays say
+        for path in set(pgd_arrays("finished")) - kept:  # which takes longest
+            shutil.copy(path, "reports/half/predictions")
+    assert all(path.read_bytes() == arrays[path] for path in kept)
     with pytest.raises(InputError) as error:
-        Evaluation(as_asked_then("half").replace(split="train")).run()
+        Evaluation(asked.replace(output="reports/half", split="train")).run()
     assert error.value.setting == "split"

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -52,17 +51,8 @@ def test_equal_weights_and_equal_logits_are_the_same_network(tmp_path):
     assert load(A, scaled).names == ("a", "b")
     assert load(A, network("b", linear(0))).names == ("a", "b")
 
-    # The same on disk, where weights are read.
-    images = keras.Input(SHAPE)
-    plain = keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images)))
-    plain.save(tmp_path / "plain.keras")
-    plain.save(tmp_path / "copy.keras")
-    keras.Model(images, keras.layers.Rescaling(1e4)(plain(images))).save(tmp_path / "big.keras")
-    assert load(tmp_path / "plain.keras", tmp_path / "big.keras").names == ("plain", "big")
-    with pytest.raises(InputError, match=r"plain.keras and .*copy.keras are the same network"):
-        load(tmp_path / "plain.keras", tmp_path / "copy.keras")
     with pytest.raises(InputError, match="named twice"):
-        load(tmp_path / "plain.keras", tmp_path / ".." / tmp_path.name / "plain.keras")
+        load(tmp_path / "a", tmp_path / ".." / tmp_path.name / "a")
 
 
 def test_names_are_unique_and_stay_with_known_networks():
@@ -102,8 +92,6 @@ REFUSED = {
     "two shapes": ([A, network("b", linear(), (6, 6, 1))], r"\(6, 6, 1\), a of shape \(8, 8, 1"),
     "colours": ([network("b", linear(), (8, 8, 3))], r"shape \(8, 8, 3\), the dataset's"),
     "classes": ([network("b", linear(0, 7))], "b tells 7 classes apart, the dataset has 10"),
-    "probabilities": ([network("b", lambda x: tf.nn.softmax(linear()(x)))], "not logits"),
-    "no number": ([network("b", lambda x: linear()(x) * np.nan)], "b gives .*not finite"),
     **{case: ([network("b", function)], "b has no gradient") for case, function in FIXED.items()},
 }
 

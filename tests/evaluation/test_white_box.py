@@ -31,51 +31,37 @@ def closed_form(epsilon):
 
 
 def test_counts_are_those_of_closed_forms_at_all_epsilons():
-    asked = [Attack.clean(), Attack("step_fgsm", (4, 30)), Attack("iter_fgsm", (10,))]
+    options = {"steps": 3, "restarts": 2}
+    asked = [Attack.clean(), Attack("step_fgsm", (4, 30)), Attack("pgd", (10,), options)]
     found = WhiteBox(linear, SHAPE, asked, batch_size=BATCH)(IMAGES, LABELS)
-    # On a linear network many steps end where one does.
+    # On a linear network three steps of 2.5 / 3 epsilon end in the same corner of the ball.
     images = [IMAGES, closed_form(4), closed_form(30), closed_form(10)]
     counts = [int(right(version).sum()) for version in images]
-    names = [("clean", 0.0), ("step_fgsm", 4.0), ("step_fgsm", 30.0), ("iter_fgsm", 10.0)]
+    given = [{}, {}, {}, {**options, "step_size": None, "objective": "margin"}]
+    names = [("clean", 0.0), ("step_fgsm", 4.0), ("step_fgsm", 30.0), ("pgd", 10.0)]
     assert found == [
-        Result(attack, epsilon, count, N, 100 * count / N, {})
-        for (attack, epsilon), count in zip(names, counts)
+        Result(*name, count, N, 100 * count / N, options)
+        for name, count, options in zip(names, counts, given)
     ]
     assert len(set(counts)) == 4
     one = evaluate(linear, IMAGES, LABELS, "step_fgsm", 30)
     assert one == found[2] and evaluate(linear, IMAGES, LABELS, "clean", 30) == found[0]
-
-
-def test_noise_follows_from_seed_and_batch_and_results_say_their_options():
-    asked = [Attack("step_rand", (60,)), Attack("pgd", (20,), {"steps": 3, "restarts": 2})]
-    shown, versions = [], {}
-
-    def show(attack, first, made):
-        shown.append((attack.name, first, made.shape))
-        versions.setdefault(attack.name, []).append(made[0])
-
-    white_box = WhiteBox(linear, SHAPE, asked, seed=SEED, batch_size=BATCH)
-    found = white_box(IMAGES, LABELS, show=show)
-    assert shown == [
-        (name, first, (1, min(BATCH, N - first), *SHAPE))
-        for name in ("step_rand", "pgd") for first in range(0, N, BATCH)
-    ]  # fmt: skip
-    options = {"steps": 3, "restarts": 2, "objective": attacks.margin}
-    for name, epsilon, given in (("step_rand", 60, {}), ("pgd", 20, options)):
-        made = np.concatenate(versions[name])
-        by_hand = np.concatenate([
-            getattr(attacks, name)(linear, tf.constant(IMAGES[part]), LABELS[part], epsilon,
-                                   seed=(SEED, part.start), **given)
-            for part in (slice(first, first + BATCH) for first in range(0, N, BATCH))
-        ])  # fmt: skip
-        np.testing.assert_allclose(made, by_hand, atol=1e-6)
-    assert [result.correct for result in found] == [
-        int(right(np.concatenate(versions[name])).sum()) for name in ("step_rand", "pgd")
-    ]
-    assert found[1].options == {
-        "steps": 3, "step_size": None, "restarts": 2, "objective": "margin",
-    }  # fmt: skip
     assert Attack("pgd", (1,)).options == ATTACKS["pgd"].options  # the one default
+
+
+def test_images_are_shown_and_noise_follows_from_seed_and_batch():
+    shown = []
+    white_box = WhiteBox(linear, SHAPE, [Attack("step_rand", (60,))], seed=SEED, batch_size=BATCH)
+    (found,) = white_box(IMAGES, LABELS, show=lambda *batch: shown.append(batch))
+    assert [(attack.name, first) for attack, first, _ in shown] == [
+        ("step_rand", first) for first in range(0, N, BATCH)
+    ]
+    for _, first, made in shown:
+        part = IMAGES[first : first + BATCH]
+        by_hand = attacks.step_rand(linear, tf.constant(part), None, 60, seed=(SEED, first))
+        np.testing.assert_allclose(made, by_hand[None], atol=1e-6)
+    made = np.concatenate([versions[0] for *_, versions in shown])
+    assert found.correct == right(made).sum()
 
 
 def test_it_compiles_once_and_attacks_the_network_as_it_is_then():
