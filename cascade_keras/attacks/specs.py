@@ -145,6 +145,8 @@ class Attack:
         if unknown:
             raise ValueError(f"attack {self.name!r} has no option {unknown[0]!r}")
         object.__setattr__(self, "epsilons", tuple(map(float, self.epsilons)))
+        if not all(map(math.isfinite, self.epsilons)):
+            raise ValueError(f"epsilons must be finite, in 0..255 units, got {self.epsilons}")
         object.__setattr__(self, "options", {**known, **self.options})
 
     @classmethod

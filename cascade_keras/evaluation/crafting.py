@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks, draws
 from cascade_keras.attacks import specs
+from cascade_keras.attacks.arguments import check_range
 
 NOT_FINITE = -2  # predicted where logits are not finite numbers
 
@@ -50,8 +51,9 @@ def crafter(
         **options: of the attack; those not given are the row's.
 
     Raises:
-        ValueError: an unknown attack, or one that gives no images.
+        ValueError: an unknown attack, one that gives no images, or epsilons out of range.
     """
+    check_range(epsilons, "epsilons", signed=signed)
     if attack == "clean":
         return lambda images, labels, first: np.asarray(images, np.float32)[None]
     kinds = (specs.ONE_STEP, specs.ITERATIVE, specs.SEARCH, specs.SUITE)

@@ -93,3 +93,9 @@ def test_logits_that_are_no_numbers_count_as_wrong():
 def test_what_is_no_attack_at_given_epsilons_is_refused(name, options):
     with pytest.raises(ValueError, match=f"'{name}'"):
         WhiteBox(linear, SHAPE, [Attack(name, (8,), options)])(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("epsilon", [-1, float("nan"), float("inf")])
+def test_an_epsilon_out_of_range_is_refused(epsilon):
+    with pytest.raises(ValueError, match=r"^epsilons must be finite"):
+        WhiteBox(linear, SHAPE, [Attack("iter_fgsm", (epsilon,))])(IMAGES, LABELS)
