@@ -48,8 +48,7 @@ def correct(logits_fn, images, labels):
 def test_stays_in_the_ball_and_in_the_valid_range(crafted, batch):
     assert crafted.shape == (2, *batch[0].shape)
     assert crafted.dtype == np.float32
-    assert crafted.min() >= 0
-    assert crafted.max() <= 1
+    assert crafted.min() >= 0 and crafted.max() <= 1
     reach = 255 * np.abs(crafted - batch[0]).max(axis=(1, 2, 3, 4))
     assert (reach <= np.array(EPSILONS) + 1e-4).all()
     assert (reach > 0.9 * np.array(EPSILONS)).all()

@@ -223,13 +223,20 @@ def test_dlr_depends_on_neither_scale_nor_shift_of_the_logits(batch):
         np.testing.assert_allclose(attacks.dlr(labels)(scale * smooth(images) + shift), value)
 
 
-def test_dlr_does_not_saturate(batch):
-    """Where the cross entropy's gradient underflows to zero the ratio's is that of any scale."""
-    stuck, moved = (
-        pgd(*batch, 8, lambda x: 1e4 * smooth(x), random_start=False, objective=objective)
-        for objective in (attacks.cross_entropy, attacks.dlr)
+@pytest.mark.parametrize("objective", [attacks.margin, attacks.dlr])
+def test_margins_do_not_saturate(objective, batch):
+    """Where the cross entropy's gradient underflows to zero theirs is that of any scale."""
+
+    def confident(images):
+        return 1e4 * smooth(images)
+
+    stuck = pgd(*batch, 8, confident, random_start=False)
+    moved, expected = (
+        pgd(*batch, 8, logits_fn, random_start=False, objective=objective)
+        for logits_fn in (confident, smooth)
     )
     assert np.mean(stuck == batch[0]) > np.mean(moved == batch[0]) + 0.5
+    assert np.mean(np.isclose(moved, expected, atol=1e-6)) > 0.99
 
 
 @pytest.mark.parametrize("option", ["steps", "restarts"])

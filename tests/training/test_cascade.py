@@ -61,40 +61,16 @@ def probabilities(sampling, max_epsilon):
     return np.diff(below)
 
 
-def draw(sources=1, max_epsilon=16.0, sampling="clipped_normal"):
-    drawn = cascade.draw(0, tf.constant(0), DRAWS, sources, max_epsilon, sampling)
-    assert {values.dtype for values in drawn} == {tf.int32}
-    return [values.numpy() for values in drawn]
-
-
 @pytest.mark.parametrize("max_epsilon", [16.0, 76.5, 1.0, 1.9])
 @pytest.mark.parametrize("sampling", ["clipped_normal", "uniform", "max"])
 def test_epsilons_are_drawn_as_the_paper_says(sampling, max_epsilon):
-    _, epsilon = draw(max_epsilon=max_epsilon, sampling=sampling)
+    _, epsilon = drawn = cascade.draw(0, tf.constant(0), DRAWS, 2, max_epsilon, sampling)
+    assert {values.dtype for values in drawn} == {tf.int32}
     expected = probabilities(sampling, max_epsilon)
     assert len(expected) == math.floor(max_epsilon)
-    assert epsilon.min() >= 1 and epsilon.max() <= len(expected)
+    assert epsilon.numpy().min() >= 1 and epsilon.numpy().max() <= len(expected)
     shares = np.bincount(epsilon, minlength=len(expected) + 1)[1:] / DRAWS
     assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / DRAWS)).all()
-
-
-def test_sources_are_drawn_evenly_whatever_the_epsilon():
-    source, epsilon = draw(sources=3)
-    for some in (epsilon > 0, epsilon <= 5):
-        shares = np.bincount(source[some], minlength=3) / some.sum()
-        np.testing.assert_allclose(shares, 1 / 3, atol=4 * 0.47 / np.sqrt(some.sum()))
-
-
-def test_attackers_are_drawn_evenly_and_without_state():
-    steps = tf.range(6000)
-    draw_all = tf.function(lambda: tf.map_fn(lambda n: draws.attacker(7, n, 2), steps))
-    drawn = draw_all().numpy()
-    counts = np.bincount(drawn, minlength=3)
-    np.testing.assert_allclose(counts / 6000, 1 / 3, atol=4 * 0.47 / np.sqrt(6000))
-    for step in (0, 17, 5999):
-        assert draws.attacker(7, tf.constant(step), 2) == drawn[step]
-    # As likely after each other: the draws of neighbouring steps have nothing in common.
-    assert abs(np.mean(drawn[1:] == drawn[:-1]) - 1 / 3) < 4 * 0.47 / np.sqrt(6000)
 
 
 # The number of gradients.

@@ -53,6 +53,11 @@ def test_source_and_epsilon_of_a_cascade_image_have_a_key_each(step):
     assert abs(np.corrcoef(source, epsilon)[0, 1]) < 4 / np.sqrt(5000)
 
 
+def test_an_unknown_distribution_is_refused():
+    with pytest.raises(ValueError, match="'normal' is none of"):
+        draws.sample_epsilon("normal", 4, 16.0, (0, 0))
+
+
 def test_no_two_purposes_share_a_key():
     keys = [
         *draws.step_keys(SEED, 2),
