@@ -62,35 +62,23 @@ def corrcoef(first, second):
 # Correlations.
 
 
-def test_a_network_has_its_own_noises_and_their_mirror_image_is_opposite():
-    two_classes = bent(3, classes=2)
-    mirrored = [two_classes, lambda images: -two_classes(images)]  # its loss falls where it rises
-    labels = np.zeros(11, "int32")
-    found = computed("noise_correlation", mirrored, EPSILONS, ["step_fgsm"], labels=labels)
-    np.testing.assert_allclose(found["correlation"], -1, atol=1e-5)
-    found = computed("noise_correlation", [ONE, ONE, OTHER_ONE], EPSILONS, ["iter_fgsm"])
-    assert found["pairs"].tolist() == [[0, 1], [0, 2], [1, 2]]
-    assert found["correlation"].shape == (3, 3, 11)
-    np.testing.assert_allclose(found["mean"][0], 1, rtol=1e-6)
-    np.testing.assert_allclose(found["deviation"][0], 0, atol=1e-6)
-
-
-@pytest.mark.parametrize("attack", ["step_ll", "iter_fgsm", "pgd"])
-def test_noise_correlation_is_that_of_the_images(attack):
-    batch, done = 11 if attack == "pgd" else 4, []
-    options = {"steps": 3, "restarts": 1} if attack == "pgd" else {}
-    asked = Attack(attack, EPSILONS, options)
-    found = computed(
-        "noise_correlation", [ONE, OTHER_ONE], EPSILONS, [asked], done.append, batch_size=batch
-    )
+@pytest.mark.parametrize(("attack", "batch"), [("step_ll", 4), ("iter_fgsm", 4), ("pgd", 11)])
+def test_noise_correlation_is_that_of_the_images(attack, batch):
+    done, networks, options = [], [ONE, bent(1), OTHER_ONE], {}
     if attack == "pgd":
-        options |= {"objective": attacks.margin}
-    for index, epsilon in enumerate(EPSILONS):
-        noises = [attacked(net, attack, epsilon, **options) - IMAGES for net in (ONE, OTHER_ONE)]
-        np.testing.assert_allclose(found["correlation"][0, index], corrcoef(*noises), atol=1e-5)
+        options = {"steps": 3, "restarts": 1}
+    asked = [Attack(attack, EPSILONS, options)]
+    found = computed("noise_correlation", networks, EPSILONS, asked, done.append, batch_size=batch)
+    if attack == "pgd":
+        options["objective"] = attacks.margin
+    assert found["pairs"].tolist() == [[0, 1], [0, 2], [1, 2]]
+    for column, epsilon in enumerate(EPSILONS):
+        noises = [attacked(net, attack, epsilon, **options) - IMAGES for net in networks]
+        expected = [corrcoef(noises[one], noises[other]) for one, other in found["pairs"]]
+        np.testing.assert_allclose(found["correlation"][:, column], expected, atol=1e-5)
     np.testing.assert_allclose(found["mean"], found["correlation"].mean(-1))
     np.testing.assert_allclose(found["deviation"], found["correlation"].std(-1))
-    assert done == ([22] if attack == "pgd" else [8, 16, 22])  # of both networks
+    assert done == ([33] if batch == 11 else [12, 24, 33])  # of all networks
     assert not found["undefined"].any()
 
 
@@ -106,16 +94,8 @@ def test_noises_that_are_zero_or_equal_everywhere_count_as_uncorrelated():
     np.testing.assert_array_equal(found["undefined"], 11)
 
 
-def test_gradients_of_a_linear_network_stay_as_they_are():
-    # Of two classes: the gradient is (p - 1) (w_true - w_other), always the same direction.
-    network = linear(RNG.normal(size=(40, 2)))
-    found = computed("gradient_correlation", [network], (-16, 0, 16), labels=LABELS % 2)
-    np.testing.assert_allclose(found["correlation"][0], 1, rtol=1e-5)
-    assert found["correlation"].shape == (1, 4, 3, 11)
-
-
 def test_gradient_correlation_is_that_of_the_gradients():
-    epsilons = (0.0, *EPSILONS)
+    epsilons = (-16.0, 0.0, 4.0, 16.0)
     found = computed("gradient_correlation", [ONE], epsilons, seed=3)
 
     def gradients(images):
@@ -127,11 +107,9 @@ def test_gradient_correlation_is_that_of_the_gradients():
         at[name] = [gradients(attacked(ONE, name, epsilon, seed=3)) for epsilon in epsilons]
     pairs = [("clean", "step_ll"), ("clean", "step_fgsm"), ("clean", "step_rand"),
              ("step_ll", "step_fgsm")]  # fmt: skip
-    for line, (one, other) in enumerate(pairs):
-        for index in range(4):
-            expected = corrcoef(at[one][index], at[other][index])
-            np.testing.assert_allclose(found["correlation"][0, line, index], expected, atol=1e-5)
-    np.testing.assert_allclose(found["mean"][0, :, 0], 1, rtol=1e-5)
+    expected = [[corrcoef(*both) for both in zip(at[one], at[other])] for one, other in pairs]
+    np.testing.assert_allclose(found["correlation"][0], expected, atol=1e-5)
+    np.testing.assert_allclose(found["mean"][0, :, 1], 1, rtol=1e-5)
 
 
 def test_gradients_of_a_saturated_network_are_counted():
@@ -143,27 +121,22 @@ def test_gradients_of_a_saturated_network_are_counted():
 
 
 def test_logits_are_told_apart_by_the_label():
-    epsilons = (-16.0, 0.0, 4.0)
+    epsilons, rows = (-16.0, 0.0, 4.0, 16.0), np.arange(11)
     found = computed("logits", [ONE], epsilons, ["step_ll", "step_fgsm", "step_rand"], seed=7)
-    clean, rows = ONE(IMAGES).numpy(), np.arange(11)
-    false = np.stack([np.delete(row, label) for row, label in zip(clean, LABELS)])
-    for attack in range(3):
-        np.testing.assert_allclose(found["true"][0, attack, 1], clean[rows, LABELS], rtol=1e-5)
-        np.testing.assert_allclose(found["false"][0, attack, 1], false.mean(1), atol=1e-5)
-        np.testing.assert_allclose(found["largest"][0, attack, 1], false.max(1), atol=1e-5)
-    rand = ONE(attacked(ONE, "step_rand", 4.0, seed=7)).numpy()
-    np.testing.assert_allclose(found["true"][0, 2, 2], rand[rows, LABELS], atol=1e-5)
+    for row, name in enumerate(("step_ll", "step_fgsm", "step_rand")):
+        for column, epsilon in enumerate(epsilons):
+            made = ONE(attacked(ONE, name, epsilon, seed=7)).numpy()
+            false = np.stack([np.delete(values, label) for values, label in zip(made, LABELS)])
+            expected = {"true": made[rows, LABELS], "false": false.mean(1), "largest": false.max(1)}
+            for kind, values in expected.items():
+                np.testing.assert_allclose(found[kind][0, row, column], values, atol=1e-5)
     for name in ("true", "false", "largest"):
         np.testing.assert_allclose(found[f"{name}_mean"], found[name].mean(-1))
         np.testing.assert_allclose(found[f"{name}_deviation"], found[name].std(-1))
-
-
-def test_a_negative_epsilon_is_the_step_to_the_other_side():
-    found = computed("logits", [ONE], (-16.0, 16.0), ["step_fgsm"])
+    # A negative epsilon is the step to the other side; towards the true class the loss falls.
     back = ONE(2 * IMAGES - attacked(ONE, "step_fgsm", 16)).numpy()
-    np.testing.assert_allclose(found["true"][0, 0, 0], back[np.arange(11), LABELS], atol=1e-5)
-    # Towards the true class the loss falls.
-    towards, away = (found["true_mean"] - found["false_mean"])[0, 0]
+    np.testing.assert_allclose(found["true"][0, 1, 0], back[rows, LABELS], atol=1e-5)
+    towards, _, _, away = (found["true_mean"] - found["false_mean"])[0, 1]
     assert towards > away
 
 
@@ -206,10 +179,10 @@ def test_projection_keeps_what_lies_in_a_plane():
     plane = np.linalg.qr(RNG.normal(size=(5, 2)))[0].T
     clean, others = RNG.normal(size=(9, 2)) * (3, 1), RNG.normal(size=(3, 4, 2))
     points, moved, explained = project(clean @ plane + 7, others @ plane + 7)
-    np.testing.assert_allclose(
-        np.linalg.norm(points[:, None] - moved[1, 2], axis=-1),
-        np.linalg.norm(clean[:, None] - others[1, 2], axis=-1),
-    )
+    ways = [
+        there[:, None] - moved_to[1, 2] for there, moved_to in ((points, moved), (clean, others))
+    ]
+    np.testing.assert_allclose(*np.linalg.norm(ways, axis=-1))
     eigenvalues = np.linalg.eigvalsh(np.cov(clean.T))[::-1]
     np.testing.assert_allclose(explained, eigenvalues / eigenvalues.sum())
     np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-12)
@@ -273,12 +246,9 @@ def test_loss_surface_has_the_steps_on_its_axes():
         return attacks.cross_entropy(LABELS)(ONE(images.astype("float32"))).numpy()
 
     for index, offset in enumerate(offsets):
-        np.testing.assert_allclose(
-            loss[:, 1, index], losses(attacked(ONE, "step_fgsm", offset)), rtol=1e-4
-        )
-        np.testing.assert_allclose(
-            loss[:, index, 1], losses(attacked(ONE, "step_rand", offset, seed=9)), rtol=1e-4
-        )
+        for name, there in (("step_fgsm", loss[:, 1, index]), ("step_rand", loss[:, index, 1])):
+            expected = losses(attacked(ONE, name, offset, seed=9))
+            np.testing.assert_allclose(there, expected, rtol=1e-4)
     noise = tf.random.stateless_normal(IMAGES.shape, [9, 0], alg=draws.GENERATOR)
     ascent = attacks.input_gradient(ONE, tf.constant(IMAGES), attacks.cross_entropy(LABELS))
     both = np.clip(IMAGES + (100 * np.sign(ascent) - 8 * np.sign(noise)) / 255, 0, 1)

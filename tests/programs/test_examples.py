@@ -11,26 +11,31 @@ import sys
 from pathlib import Path
 
 import tensorflow  # noqa: F401  its import starts processes, which a test below replaces
+from support.files import ROOT
 
 from cascade_keras.cli import analyze, evaluate, train
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 PROGRAMS = {"train": train, "evaluate": evaluate, "analyze": analyze}
 
 
+def example(name, *arguments):
+    """Run it as a program."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def test_hardening_a_network_that_is_not_ours():
-    example = runpy.run_path(str(EXAMPLES / "harden_your_model.py"))
-    accuracies = example["main"](epochs=12)
-    assert accuracies["standard"]["clean"] > 95
-    assert accuracies["pivot"]["clean"] > 90
+    accuracies = runpy.run_path(str(EXAMPLES / "harden_your_model.py"))["main"](epochs=12)
+    assert accuracies["standard"]["clean"] > 95 and accuracies["pivot"]["clean"] > 90
     for attack in ("step_fgsm", "iter_fgsm"):
         assert accuracies["pivot"][attack] > accuracies["standard"][attack] + 10
 
 
 def test_from_python_leaves_what_the_programs_leave(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    example = runpy.run_path(str(EXAMPLES / "from_python.py"))
-    report = example["main"](steps=2, model="lenet", images=10, banked=64)
+    main = runpy.run_path(str(EXAMPLES / "from_python.py"))["main"]
+    report = main(steps=2, model="lenet", images=10, banked=64)
     cells = {(r["target"], r["source"], r["attack"], r["epsilon"]) for r in report["results"]}
     assert {("pivot", "cascade", "step_ll", 8), ("cascade", "pivot", "iter_fgsm", 16)} <= cells
     kept = "banks/pivot/bank.json", "reports/cascade/report.json", "figures/noise_correlation.png"
@@ -47,14 +52,16 @@ def test_comparing_runs(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps({"results": kept}))
     runs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert compare(*runs, "--markdown").stdout.splitlines() == [
+    assert example("compare_runs.py", *runs, "--markdown").stdout.splitlines() == [
         "| run | clean | pgd 76.5 (steps 40) |",
         "| --- | ---: | ---: |",
         "| a | 99.2 / 400 | 65.6 / 360 |",
         "| b | 99.2 / 400 |  |",
     ]
-    table = compare(*runs).stdout
+    table = example("compare_runs.py", *runs).stdout
     assert max(map(len, table.splitlines())) <= 80 and "65.6 / 360" in table
+    done = example("compare_runs.py", "nowhere")
+    assert done.returncode == 1 and done.stderr.startswith("compare_runs: nowhere is not a fin")
 
 
 def test_the_tour_goes_from_training_to_figures(tmp_path, monkeypatch, capsys):
@@ -87,20 +94,6 @@ def test_the_tour_goes_from_training_to_figures(tmp_path, monkeypatch, capsys):
 
 
 def test_the_tour_stops_where_a_program_fails(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "tour.py"), f"--output={tmp_path}", "--steps=0"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = example("tour.py", f"--output={tmp_path}", "--steps=0")
     assert done.returncode == 1 and not (tmp_path / "index.html").exists()
     assert done.stderr.splitlines()[-1].startswith("tour: bin/train --dataset=digits")
-
-
-def compare(*arguments):
-    command = [sys.executable, str(EXAMPLES / "compare_runs.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_comparing_runs_that_are_not_there():
-    done = compare("nowhere")
-    assert done.returncode == 1
-    assert done.stderr == (
-        "compare_runs: nowhere is not a finished run (no readable metrics.json)\n"
-    )

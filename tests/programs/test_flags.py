@@ -48,31 +48,36 @@ def flags_to_settings(*argv, settings=Chosen):
     return read(values, settings)
 
 
-@pytest.mark.parametrize(
-    ("flag", "name", "value"),
-    [
-        ("--steps=3", "steps", 3),
-        ("--rate=0", "rate", 0.0),
-        ("--rate=5e-1", "rate", 0.5),
-        ("--name=x", "name", "x"),
-        ("--name=", "name", None),
-        ("--crop=", "crop", None),
-        ("--noexport", "export", False),
-        ("--export=false", "export", False),
-        ("--export", "export", True),
-        ("--colour=blue", "colour", "blue"),
-        ("--colours=blue, red", "colours", ("blue", "red")),
-        ("--colours=", "colours", ()),
-        ("--epsilons=2,4.5", "epsilons", (2.0, 4.5)),
-        ("--sizes=2..4", "sizes", (2, 3, 4)),
-        ("--folder=a/b/", "folder", "a/b/"),
-        ('--folders="a,b",c', "folders", ("a,b", "c")),
-    ],
-)
-def test_a_flag_is_its_field(flag, name, value):
+FLAGS = {
+    "--steps=3": {"steps": 3},
+    "--rate=0": {"rate": 0.0},
+    "--rate=5e-1": {"rate": 0.5},
+    "--name=x": {"name": "x"},
+    "--name=": {"name": None},
+    "--crop=": {"crop": None},
+    "--noexport": {"export": False},
+    "--export=false": {"export": False},
+    "--export": {"export": True},
+    "--colour=blue": {"colour": "blue"},
+    "--colours=blue, red": {"colours": ("blue", "red")},
+    "--colours=": {"colours": ()},
+    "--epsilons=2,4.5": {"epsilons": (2.0, 4.5)},
+    "--sizes=2..4": {"sizes": (2, 3, 4)},
+    "--folder=a/b/": {"folder": "a/b/"},
+    '--folders="a,b",c': {"folders": ("a,b", "c")},
+    "--folder=~/runs": {"folder": "/home/me/runs"},
+    "--folders=~/a,b~": {"folders": ("/home/me/a", "b~")},
+    "--name=~/x": {"name": "~/x"},
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_is_its_field(flag, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
     got = flags_to_settings(flag)
-    assert getattr(got, name) == value and type(getattr(got, name)) is type(value)
-    assert got == Chosen(**{name: value})
+    for name, value in FLAGS[flag].items():
+        assert getattr(got, name) == value and type(getattr(got, name)) is type(value)
+    assert got == Chosen(**FLAGS[flag])
 
 
 def test_what_is_not_given_is_left_to_the_class():
@@ -97,14 +102,6 @@ def test_python_gives_what_comes_to_hand():
     assert got == same and type(got.crop) is int and type(got.epsilons[0]) is float
 
 
-def test_a_home_directory_is_expanded_in_paths_only(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    got = flags_to_settings("--folder=~/runs", "--folders=~/a,b~", "--name=~/x")
-    assert got.folder == str(tmp_path / "runs")
-    assert got.folders == (str(tmp_path / "a"), "b~")
-    assert got.name == "~/x"
-
-
 def test_the_decisive_settings_are_json():
     got = Chosen(epsilons=[2]).decisive()
     assert got["epsilons"] == [2.0] and got["sizes"] == [1, 2] and got["name"] is None
@@ -122,41 +119,47 @@ def test_choices_are_asked_when_needed():
         COLOURS.remove("green")
 
 
+def printed(capsys, *argv):
+    """What a program writes to standard error where it refuses its flags."""
+    values = define(Chosen)
+    assert run_program("train", "", values, lambda v: read(v, Chosen), ["train", *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
 @pytest.mark.parametrize(
-    ("flag", "value", "expected", "shown"),
+    ("name", "text", "value", "expected", "shown"),
     [
-        ("--steps=0", {"steps": 0}, "above 0", "0"),
-        ("--steps=ten", {"steps": "ten"}, "a whole number", "'ten'"),
-        ("--steps=2.5", {"steps": 2.5}, "a whole number", "2.5"),
-        ("--steps=", {"steps": None}, "a whole number", ""),
-        ("--steps=99999999999999999999", {"steps": 99999999999999999999}, "2^63", "9999999999"),
-        ("--crop=-1", {"crop": -1}, "above 0", "-1"),
-        ("--rate=1", {"rate": 1}, "in [0, 1)", "1.0"),
-        ("--rate=nan", {"rate": float("nan")}, "finite", "nan"),
-        ("--rate=-inf", {"rate": -np.inf}, "finite", "-inf"),
-        ("--epsilons=2,inf", {"epsilons": [2, np.inf]}, "finite", "inf"),
-        ("--epsilons=2,256", {"epsilons": [2, 256]}, "in 0..255", "256"),
-        ("--epsilons=2,x", {"epsilons": [2, "x"]}, "number", "x"),
-        ("--colour=grey", {"colour": "grey"}, "red, blue", "'grey'"),
-        ("--colours=red,grey", {"colours": ["red", "grey"]}, "red, blue", "'grey'"),
-        ("--sizes=0..8", {"sizes": range(9)}, "such as 1..4", "[0, 1, 2"),
-        ("--sizes=many", {"sizes": "many"}, "", "'many'"),
-        ("--folder=", {"folder": ""}, "a path", "''"),
-        ("--folder=~nobody-here/x", {"folder": "~nobody-here/x"}, "home", "~no"),
+        ("steps", "0", 0, "above 0", "0"),
+        ("steps", "ten", "ten", "a whole number", "'ten'"),
+        ("steps", "2.5", 2.5, "a whole number", "2.5"),
+        ("steps", "", None, "a whole number", ""),
+        ("steps", "99999999999999999999", 99999999999999999999, "2^63", "9999999999"),
+        ("crop", "-1", -1, "above 0", "-1"),
+        ("rate", "1", 1, "in [0, 1)", "1.0"),
+        ("rate", "nan", float("nan"), "finite", "nan"),
+        ("rate", "-inf", -np.inf, "finite", "-inf"),
+        ("epsilons", "2,inf", [2, np.inf], "finite", "inf"),
+        ("epsilons", "2,256", [2, 256], "in 0..255", "256"),
+        ("epsilons", "2,x", [2, "x"], "number", "x"),
+        ("colour", "grey", "grey", "red, blue", "'grey'"),
+        ("colours", "red,grey", ["red", "grey"], "red, blue", "'grey'"),
+        ("sizes", "0..8", range(9), "such as 1..4", "[0, 1, 2"),
+        ("sizes", "many", "many", "", "'many'"),
+        ("folder", "", "", "a path", "''"),
+        ("folder", "~nobody-here/x", "~nobody-here/x", "home", "~no"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_refused_alike_from_python_and_from_a_flag(
-    flag, value, expected, shown, capsys
+    name, text, value, expected, shown, capsys
 ):
-    for refused in (lambda: Chosen(**value), lambda: flags_to_settings(flag)):
+    flag = f"--{name}={text}"
+    for refused in (lambda: Chosen(**{name: value}), lambda: flags_to_settings(flag)):
         with pytest.raises(InputError) as error:
             refused()
-        assert error.value.setting == next(iter(value))
+        assert error.value.setting == name
         assert expected in error.value.message and shown in error.value.message
-    values = define(Chosen)
-    assert run_program("train", "", values, lambda v: read(v, Chosen), ["train", flag]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"train: --{error.value.setting}: {error.value.message}"
+    assert printed(capsys, flag) == f"train: --{name}: {error.value.message}"
 
 
 @pytest.mark.parametrize(
@@ -168,23 +171,20 @@ def test_values_of_another_type_are_refused(value):
         Chosen(**value)
 
 
-def test_a_bad_switch_and_an_unknown_flag_give_one_line(capsys):
-    for flag in ("--export=maybe", "--export=", "--colour", "--unknown=1", "stray"):
-        values = define(Chosen)
-        assert run_program("train", "", values, lambda v: read(v, Chosen), ["train", flag]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("train: ") and flag.strip("-").split("=")[0] in line
+@pytest.mark.parametrize("flag", ["export=maybe", "export=", "colour", "unknown=1", "stray"])
+def test_a_bad_switch_and_an_unknown_flag_give_one_line(flag, capsys):
+    line = printed(capsys, flag if flag == "stray" else f"--{flag}")
+    assert line.startswith("train: ") and flag.split("=")[0] in line
 
 
 def test_replacing_a_value_checks_it():
-    chosen = Chosen()
-    assert chosen.replace(steps=5) == Chosen(steps=5)
+    assert Chosen().replace(steps=5) == Chosen(steps=5)
     with pytest.raises(InputError, match="steps"):
-        chosen.replace(steps=-5)
+        Chosen().replace(steps=-5)
 
 
 def test_help_shows_choices_defaults_and_types():
     text = " ".join(define(Chosen, flags.FlagValues()).get_help().split())
-    for words in ("One of: red, blue", "Some of: red, blue", "Default: 10", "Default: true"):
+    shown = "One of: red, blue", "Some of: red, blue", "A whole number."
+    for words in (*shown, "Default: 10", "Default: true", "Default: 1,2"):
         assert words in text
-    assert "Default: 1,2" in text and "A whole number." in text

@@ -2,11 +2,7 @@
 
 import io
 import json
-import pathlib
 import re
-import subprocess
-import sys
-import time
 import types
 
 import keras
@@ -15,6 +11,8 @@ import pytest
 import requests
 import tensorflow as tf
 from PIL import Image
+from support.processes import kill, start, start_trainings, wait_until
+from tensorboard import program
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from cascade_keras import data, layers
@@ -24,7 +22,6 @@ from cascade_keras.evaluation import crafter
 from cascade_keras.runs import callbacks, dashboard, panels
 
 assert layers  # knows the layer in the files of the networks
-ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
     "--dataset=digits", "--model=resnet8", "--log_steps=10", "--noexport", "--eval_attacks=step_ll",
 ]  # fmt: skip
@@ -46,18 +43,6 @@ def train_here(runs, *flags):
     return main(["train", *SMALL, f"--runs_dir={runs}", *flags])
 
 
-def train_elsewhere(directory, *trainings):
-    """Train one after another in a new process, which must be deterministic from its start."""
-    code = "import json, sys; from cascade_keras.cli.train import main\n" + "".join(
-        f"assert main(json.loads({json.dumps(json.dumps(flags))})) == 0\n"
-        for flags in (
-            ["train", *SMALL, "--deterministic", f"--runs_dir={directory}", *more]
-            for more in trainings
-        )
-    )
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Three finished runs, of which nothing but what was written is used below.
@@ -66,56 +51,36 @@ def runs(tmp_path_factory):
     is the same one without any.
     """
     runs = tmp_path_factory.mktemp("tensorboard") / "runs"
-    process = train_elsewhere(runs, [*FIRST, "--tensorboard_attacks=pgd", "--profile_steps=0"])
-    try:
-        while not list(runs.glob("first/checkpoints/step-*10.keras")):
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.communicate()
+    common = [*SMALL, "--deterministic", f"--runs_dir={runs}"]
+    process = start("train", *common, *FIRST, "--tensorboard_attacks=pgd", "--profile_steps=0")
+    wait_until(process, lambda: list(runs.glob("first/checkpoints/step-*10.keras")))
+    kill(process)
     plain = ["--name=plain", "--tensorboard=none", "--profile_steps=0"]
-    process = train_elsewhere(runs, FIRST, SECOND, [*FIRST, *plain])
-    output, _ = process.communicate()
-    assert process.returncode == 0 and b"going on from step" in output
+    process = start_trainings(*([*common, *more] for more in (FIRST, SECOND, [*FIRST, *plain])))
+    output, errors = process.communicate()
+    assert process.returncode == 0 and "going on from step" in output, errors
     return runs
 
 
 class Server:
-    """A TensorBoard of its own process."""
+    """A real TensorBoard, in a thread, that answers when it has read everything."""
 
-    def __init__(self, directory, log):
-        command = [sys.executable, "-m", "tensorboard.main", f"--logdir={directory}", "--port=0"]
-        self.process = subprocess.Popen(
-            [*command, "--host=127.0.0.1"], stdout=log.open("w"), stderr=subprocess.STDOUT
-        )
-        try:
-            self.address = self._wait_for_address(log)
-            self._wait_until(lambda: self.get("runs"))
-        except BaseException:
-            self.stop()
-            raise
-
-    def _wait_for_address(self, log):
-        self._wait_until(lambda: "(Press CTRL+C" in log.read_text())
-        return re.search(r"http://127.0.0.1:\d+", log.read_text())[0]
-
-    def _wait_until(self, ready, seconds=120):
-        end = time.monotonic() + seconds
-        while not ready():
-            assert self.process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
+    def __init__(self, directory):
+        board = program.TensorBoard()
+        at_once = {"load_fast": "false", "reload_task": "blocking", "reload_interval": 0}
+        board.configure(logdir=str(directory), host="127.0.0.1", port=0, **at_once)
+        self.address = board.launch()
 
     def ask(self, path, **parameters):
-        answer = requests.get(f"{self.address}/data/{path}", params=parameters, timeout=60)
+        answer = requests.get(f"{self.address}data/{path}", params=parameters, timeout=60)
         answer.raise_for_status()
         return answer
 
     def get(self, path, **parameters):
         return self.ask(path, **parameters).json()
 
-    def post(self, path, body):
-        answer = requests.post(f"{self.address}/data/{path}", json=body, timeout=60)
+    def post(self, path, **body):
+        answer = requests.post(f"{self.address}data/{path}", json=body, timeout=60)
         answer.raise_for_status()
         return answer.json()
 
@@ -125,27 +90,17 @@ class Server:
         assert len({step for _, step, _ in events}) == len(events), (run, tag, events)
         return {step: value for _, step, value in events}
 
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
 
 @pytest.fixture(scope="module")
 def server(runs):
-    server = Server(runs, runs.parent / "server.log")
-    yield server
-    server.stop()
+    return Server(runs)
 
 
 @pytest.fixture(scope="module")
 def views(runs):
     """{name: (images, outputs)} of the finished network, made from its file alone."""
     network = keras.models.load_model(runs / "first" / "model.keras")
-    images, labels = data.test_images(data.load("digits", None), 8)
+    images, labels = data.test_images(data.load("digits"), 8)
     found = {}
     for name, epsilon in LOOKED.items():
         attack = name.split("_76")[0].split("_20")[0]
@@ -168,17 +123,15 @@ def test_every_run_has_its_scalars(server):
         "network/max_logit", "optimizer/gradient_norm", "optimizer/learning_rate",
         "speed/images_per_second", "robustness/clean",
     }  # fmt: skip
-    adversarial = {"loss/adversarial", "accuracy/adversarial", "embedding_distance/training"}
-    robustness = {f"robustness/{name}" for name in LOOKED}
-    distances = {f"embedding_distance/{name}" for name in LOOKED if name != "clean"}
-    assert tags["first/tensorboard"] == training | adversarial | robustness | distances
-    own = {"robustness/step_ll_16", "embedding_distance/step_ll_16"}
-    assert tags["second/tensorboard"] == training | own
-    assert tags["first/tensorboard/final"] == {
-        "final/clean", "final/step_ll_20", "final/step_ll_76.5"
-    }  # fmt: skip
-    assert tags["second/tensorboard/final"] == {"final/clean", "final/step_ll_16"}
-
+    first = {"loss/adversarial", "accuracy/adversarial", "embedding_distance/training"}
+    first |= {f"robustness/{name}" for name in LOOKED}
+    first |= {f"embedding_distance/{name}" for name in LOOKED if name != "clean"}
+    assert tags == {
+        "first/tensorboard": training | first,
+        "first/tensorboard/final": {"final/clean", "final/step_ll_20", "final/step_ll_76.5"},
+        "second/tensorboard": training | {"robustness/step_ll_16", "embedding_distance/step_ll_16"},
+        "second/tensorboard/final": {"final/clean", "final/step_ll_16"},
+    }
     rates = server.scalars("first/tensorboard", "optimizer/learning_rate")
     assert rates == pytest.approx({10: 0.1, 20: 0.01, 30: 0.001, 40: 0.001})
     for tag in ("optimizer/gradient_norm", "embedding_distance/training", "accuracy/adversarial"):
@@ -205,22 +158,16 @@ def test_panels_show_clean_and_adversarial_images_and_what_they_are_seen_as(serv
     tags = server.get("plugin/images/tags")["first/tensorboard"]
     assert set(tags) == {"images/step_ll_76.5", "images/pgd_76.5"}
     labels, found = views
-    few = slice(panels.IMAGES)
-    for name in ("step_ll_76.5", "pgd_76.5"):
+    for attack in ("step_ll", "pgd"):
+        name = f"{attack}_76.5"
         options = {"run": "first/tensorboard", "tag": f"images/{name}", "sample": 0}
         shown = server.get("plugin/images/images", **options)
         assert shown[-1]["step"] == 40
         png = server.ask(f"plugin/images/individualImage?{shown[-1]['query']}").content
         (clean, before), (images, after) = found["clean"], found[name]
-        expected = panels.panel(
-            clean[few],
-            images[few],
-            labels[few],
-            before["logits"][few].argmax(1),
-            after["logits"][few].argmax(1),
-            attack=str(Attack(name.removesuffix("_76.5"), (76.5,))),
-            epsilon=76.5,
-        )
+        seen = (outputs["logits"].argmax(1) for outputs in (before, after))
+        parts = [part[: panels.IMAGES] for part in (clean, images, labels, *seen)]
+        expected = panels.panel(*parts, attack=str(Attack(attack, (76.5,))), epsilon=76.5)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), expected)
 
 
@@ -241,27 +188,23 @@ def test_histograms_of_weights_embeddings_and_logits(server, runs):
 
 
 def test_runs_compare_in_the_hparams_table(server, runs):
-    experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
+    experiment = server.post("plugin/hparams/experiment", experimentName="")
     hparams = {info["name"]: info for info in experiment["hparamInfos"]}
     assert hparams["loss"]["differs"] and not hparams["model"].get("differs")
     assert not any(name.startswith("eval_") or "tensorboard" in name for name in hparams)
     metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
     assert metrics == {"final/clean", "final/step_ll_20", "final/step_ll_16", "final/step_ll_76.5"}
 
-    asked = {
-        "experimentName": "",
-        "allowedStatuses": ["STATUS_SUCCESS"],
-        "colParams": [],
-        "startIndex": 0,
-        "sliceSize": 10,
-    }
-    groups = server.post("plugin/hparams/session_groups", asked)["sessionGroups"]
-    rows = {group["name"]: group for group in groups}
+    asked = {"experimentName": "", "colParams": [], "startIndex": 0, "sliceSize": 10}
+    found = server.post(
+        "plugin/hparams/session_groups", allowedStatuses=["STATUS_SUCCESS"], **asked
+    )
+    rows = {group["name"]: group for group in found["sessionGroups"]}
     assert set(rows) == {"first", "second"}
     for name, row in rows.items():
         flags = json.loads((runs / name / "config.json").read_text())["flags"]
-        assert row["hparams"]["loss"] == flags["loss"]
-        assert row["hparams"]["max_epsilon"] == flags["max_epsilon"]
+        for flag in ("loss", "max_epsilon"):
+            assert row["hparams"][flag] == flags[flag]
         results = json.loads((runs / name / "metrics.json").read_text())["results"]
         shown = {value["name"]["tag"]: value["value"] for value in row["metricValues"]}
         assert shown == pytest.approx({
@@ -302,24 +245,21 @@ def test_the_projector_has_the_networks_embeddings_of_the_same_images(server, vi
         np.testing.assert_array_equal(tile, np.round(image * 255).astype("uint8"))
 
 
-def test_the_graph_and_the_flags_are_there(server):
+def test_the_graph_the_flags_and_a_profile_on_demand_are_there(server, runs):
     assert server.get("plugin/graphs/info")["first/tensorboard"]["run_graph"]
     graph = server.ask("plugin/graphs/graph", run="first/tensorboard", conceptual="false").text
     assert len(re.findall(r'op: "Conv2D"', graph)) == 7
     *_, text = server.get("plugin/text/text", run="first/tensorboard", tag="about")
-    assert "first 20 test images" in text["text"] and "embedding_at" in text["text"]
-    assert "restarts 5" in text["text"]
-
-
-def test_a_profile_of_a_few_steps_is_written_on_demand(runs):
+    for words in ("first 20 test images", "embedding_at", "restarts 5"):
+        assert words in text["text"]
     assert len(list((runs / "first/tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
     assert not (runs / "second/tensorboard/plugins").exists()
 
 
-def test_a_killed_run_with_pictures_ends_with_the_weights_of_one_without(runs, server):
+def test_a_killed_run_with_pictures_ends_with_the_weights_of_one_without(runs):
     assert not (runs / "plain/tensorboard").exists()
     networks = [keras.models.load_model(runs / n / "model.keras") for n in ("first", "plain")]
-    for a, b in zip(*(network.get_weights() for network in networks)):
+    for a, b in zip(*(network.get_weights() for network in networks), strict=True):
         np.testing.assert_array_equal(a, b)
     results = [(runs / name / "metrics.json").read_text() for name in ("first", "plain")]
     assert results[0] == results[1]
@@ -328,42 +268,23 @@ def test_a_killed_run_with_pictures_ends_with_the_weights_of_one_without(runs, s
 def test_steps_that_a_resumed_run_repeats_are_void(tmp_path):
     """As TensorBoard's own reader of event files has it: each step of a tag once."""
     flags = [
-        "--name=run", "--steps=12", "--checkpoint_steps=4", "--log_steps=2",
-        "--tensorboard_steps=2", "--tensorboard_images=4", "--tensorboard_attacks=step_ll",
+        "--name=run", "--steps=6", "--checkpoint_steps=2", "--log_steps=1", "--model=lenet",
+        "--tensorboard_steps=1", "--tensorboard_images=4", "--tensorboard_attacks=step_ll",
     ]  # fmt: skip
-    assert train_here(tmp_path, *flags) == 0
-    for _ in range(2):
+    for _ in range(3):
+        assert main(["train", *SMALL, f"--runs_dir={tmp_path}", *flags]) == 0
         # As after a kill -9 of which the events of steps after the newest checkpoint are left.
-        for gone in ("metrics.json", *(f"checkpoints/step-{step:08d}.keras" for step in (8, 12))):
+        for gone in ("metrics.json", *(f"checkpoints/step-{step:08d}.keras" for step in (4, 6))):
             (tmp_path / "run" / gone).unlink()
-        assert train_here(tmp_path, *flags) == 0
     events = EventAccumulator(str(tmp_path / "run/tensorboard"), purge_orphaned_data=True)
     steps = {
         tag: [event.step for event in events.Tensors(tag)]
         for tag in events.Reload().Tags()["tensors"]
     }
-    assert steps["loss/total"] == [2, 4, 6, 8, 10, 12]
-    assert steps["robustness/step_ll_76.5"][:3] == [2, 4, 6]
+    assert steps["loss/total"] == [1, 2, 3, 4, 5, 6]
+    assert steps["robustness/step_ll_76.5"][:3] == [1, 2, 3]
     for tag, written in steps.items():
         assert written == sorted(set(written)) or tag == "__run_graph__", tag
-
-
-def test_scalars_alone(tmp_path):
-    assert train_here(tmp_path, "--name=run", "--steps=2", "--tensorboard=scalars") == 0
-    names = [path.name for path in (tmp_path / "run/tensorboard").iterdir()]
-    assert len(names) == 1 and names[0].startswith("events.out.tfevents")
-
-
-class Clock:
-    """Time that passes by a second in each step, and by ``cost`` in each look."""
-
-    def __init__(self, monkeypatch, cost):
-        self.now, self.cost, self.looks = 0.0, cost, []
-        monkeypatch.setattr(callbacks.time, "monotonic", lambda: self.now)
-
-    def look(self, step):
-        self.looks.append(step)
-        self.now += self.cost
 
 
 @pytest.mark.parametrize(
@@ -377,16 +298,22 @@ class Clock:
     ],
 )
 def test_looks_are_as_rare_as_they_are_dear(cost, options, steps, expected, monkeypatch):
-    clock = Clock(monkeypatch, cost)
-    looks = callbacks.Looks(clock.look, steps, **options)
-    trainer = types.SimpleNamespace(steps=0, stop_training=False)
+    """A step takes a second, a look what it costs."""
+    now, taken = [0.0], []
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+
+    def look(step):
+        taken.append(step)
+        now[0] += cost
+
+    looks = callbacks.Looks(look, steps, **options)
+    trainer = types.SimpleNamespace(stop_training=False)
     looks.set_model(trainer)
     looks.on_train_begin()
-    for step in range(1, steps + 1):
-        clock.now += 1
-        trainer.steps = step
-        looks.on_train_batch_end(step - 1)
-    assert clock.looks == expected
+    for trainer.steps in range(1, steps + 1):
+        now[0] += 1
+        looks.on_train_batch_end(trainer.steps - 1)
+    assert taken == expected
     if "every" not in options and expected:
         assert cost * (len(expected) - 1) <= callbacks.Looks.SHARE * steps
 
