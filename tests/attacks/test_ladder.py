@@ -169,39 +169,28 @@ def test_any_attack_at_several_epsilons(attack, options, gradients, batch):
 # An epsilon for each image, or each pixel.
 
 OWN = np.array([4, 0, 16, 1, 0.3, 2.5])
-OWN_ITERATIONS = 5 + 0 + 20 + 1 + 1 + 3
+PIXELS = np.random.default_rng(0).choice([0, 0.5, 1, 2, 4, 7.5], (6, 8, 8, 1))
+PIXELS[0], PIXELS[1, :4] = 0, 0
 
 
+@pytest.mark.parametrize("epsilon", [OWN, PIXELS], ids=["image", "pixel"])
 @pytest.mark.parametrize("attack", ITERATIVE)
-def test_what_is_done_is_not_computed_again(attack, exact):
+def test_an_image_is_computed_until_the_last_of_its_pixels_is_done(attack, epsilon, exact):
     images, labels = exact
+    each = epsilon.reshape(6, -1, 1, 1) if epsilon is OWN else epsilon
+    iterations = attacks.iterations(each).numpy()
     logits_fn, taken = counting(smooth)
 
-    adversarial = alone(attack, logits_fn, images, labels, OWN)
+    adversarial = alone(attack, logits_fn, images, labels, epsilon)
 
-    assert int(taken) == OWN_ITERATIONS
-    for i, own in enumerate(OWN):
-        expected = alone(attack, smooth, images[i : i + 1], labels[i : i + 1], own)
-        np.testing.assert_allclose(adversarial[i], expected[0], rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(adversarial[1], images[1])
-
-
-def test_an_image_is_computed_until_the_last_of_its_pixels_is_done(exact):
-    images, labels = exact
-    epsilon = np.random.default_rng(0).choice([0, 0.5, 1, 2, 4, 7.5], images.shape)
-    epsilon[0], epsilon[1, :4] = 0, 0
-    iterations = attacks.iterations(epsilon).numpy()
-    logits_fn, taken = counting(smooth)
-
-    adversarial = attacks.iter_fgsm(logits_fn, images, labels, epsilon)
-
+    sign, classes = (1, labels) if attack == "iter_fgsm" else (-1, np.argmin(smooth(images), -1))
     expected = images
     for n in range(iterations.max()):
         with tf.GradientTape() as tape:
             tape.watch(expected)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, smooth(expected))
-        moved = expected + tf.sign(tape.gradient(loss, expected)) / 255
-        moved = np.clip(moved, images - epsilon / 255, images + epsilon / 255).clip(0, 1)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, smooth(expected))
+        moved = expected + sign * tf.sign(tape.gradient(loss, expected)) / 255
+        moved = np.clip(moved, images - each / 255, images + each / 255).clip(0, 1)
         expected = tf.where(n < iterations, moved, expected)
     np.testing.assert_allclose(adversarial, expected, rtol=0, atol=1e-9)
     assert int(taken) == iterations.max(axis=(1, 2, 3)).sum()

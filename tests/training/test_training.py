@@ -11,8 +11,6 @@ import tensorflow as tf
 from support import oracle
 
 from cascade_keras import data, losses, models
-from cascade_keras.attacks import ATTACKS, AttackSpec, step_fgsm
-from cascade_keras.attacks.specs import ONE_STEP
 from cascade_keras.errors import InputError
 from cascade_keras.runs.callbacks import DivergenceError, StopOnDivergence
 from cascade_keras.training import AdversarialTrainer
@@ -130,11 +128,7 @@ def test_validation_is_the_training_objective_of_all_images_attacked(loss, digit
         assert uneven["loss"] == pytest.approx(got["loss"], rel=1e-4)
 
 
-def test_a_registered_attack_and_loss_train_and_an_overridden_loss_is_used(digits, monkeypatch):
-    def against(logits_fn, images, labels, epsilon):
-        return 1 - step_fgsm(logits_fn, 1 - images, labels, epsilon)
-
-    monkeypatch.setitem(ATTACKS, "mine", AttackSpec("mine", ONE_STEP, against))
+def test_a_registered_loss_trains_and_an_overridden_one_is_used(digits, monkeypatch):
     row = losses.LossSpec(
         "far", losses.specs.JOINED, lambda a, c, norm: tf.reduce_sum((a - c) ** 4)
     )
@@ -146,18 +140,15 @@ def test_a_registered_attack_and_loss_train_and_an_overridden_loss_is_used(digit
             return super().compute_loss(x, y, y_pred, sample_weight, training) + 0.1 * logits
 
     images, labels = digits[0][:8], digits[1][:8]
-    results, networks = [], []
-    for make in (Watched, Own):
-        networks.append(oracle.mlp())
-        trainer = make(networks[-1], "far", attack="mine", epsilon_sampling="max")
+    before, *networks = (oracle.mlp() for _ in range(3))
+    results = []
+    for make, network in zip((Watched, Own), networks):
+        trainer = make(network, "far", epsilon_sampling="max")
         trainer.compile(keras.optimizers.SGD(RATE), run_eagerly=True)
         results.append(one_step(trainer, images, labels))
-    before = oracle.mlp()
     logits = before(np.concatenate([trainer.made, images])).numpy()
-    assert results[0]["distance_loss"] == pytest.approx(
-        1e-4 * ((logits[:8] - logits[8:]) ** 4).sum(), rel=1e-3
-    )
-    extra = 0.1 * logits[:, 0].sum()
+    distance, extra = ((logits[:8] - logits[8:]) ** 4).sum(), 0.1 * logits[:, 0].sum()
+    assert results[0]["distance_loss"] == pytest.approx(1e-4 * distance, rel=1e-3)
     assert results[1]["loss"] - results[0]["loss"] == pytest.approx(extra, rel=1e-3)
     bias = [network.get_weights()[-1] for network in networks]
     np.testing.assert_allclose(bias[1] - bias[0], [-RATE * 1.6] + [0] * 9, atol=1e-5)
