@@ -273,18 +273,18 @@ def test_steps_that_a_resumed_run_repeats_are_void(tmp_path):
     ]  # fmt: skip
     for _ in range(3):
         assert main(["train", *SMALL, f"--runs_dir={tmp_path}", *flags]) == 0
+        events = EventAccumulator(str(tmp_path / "run/tensorboard"), purge_orphaned_data=True)
+        steps = {
+            tag: [event.step for event in events.Tensors(tag)]
+            for tag in events.Reload().Tags()["tensors"]
+        }
+        assert steps["loss/total"] == [1, 2, 3, 4, 5, 6]
+        assert steps["robustness/step_ll_76.5"][:3] == [1, 2, 3]
+        for tag, written in steps.items():
+            assert written == sorted(set(written)) or tag == "__run_graph__", tag
         # As after a kill -9 of which the events of steps after the newest checkpoint are left.
         for gone in ("metrics.json", *(f"checkpoints/step-{step:08d}.keras" for step in (4, 6))):
             (tmp_path / "run" / gone).unlink()
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"), purge_orphaned_data=True)
-    steps = {
-        tag: [event.step for event in events.Tensors(tag)]
-        for tag in events.Reload().Tags()["tensors"]
-    }
-    assert steps["loss/total"] == [1, 2, 3, 4, 5, 6]
-    assert steps["robustness/step_ll_76.5"][:3] == [1, 2, 3]
-    for tag, written in steps.items():
-        assert written == sorted(set(written)) or tag == "__run_graph__", tag
 
 
 @pytest.mark.parametrize(
