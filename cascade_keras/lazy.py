@@ -27,6 +27,17 @@ def exports(package: str, homes: Mapping[str, str]) -> tuple[Callable, Callable]
     return getattr_, lambda: sorted(homes)
 
 
+def resolve(named, package: str):
+    """Return what "module:name" below a package names, imported now; anything else is itself.
+
+    Rows of tables name their functions so, as the tables are read without TensorFlow.
+    """
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(f"{package}.{module}"), name)
+
+
 def keras_finds(package: str, homes: Mapping[str, str]) -> None:
     """Let Keras find a package's registered classes in files, without importing them before.
 

@@ -10,10 +10,11 @@ after which it can be trained with, evaluated, banked and drawn like the others.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from cascade_keras.lazy import resolve
 
 # What a row's function is, and so how it is called for several epsilons at once.
 ONE_STEP = "one step"  # f(logits_fn, images, labels, epsilon): a training attack too
@@ -96,10 +97,7 @@ class AttackSpec:
 
     def resolve(self) -> Callable:
         """Return the attack's function, importing it where the row only names it."""
-        if not isinstance(self.function, str):
-            return self.function
-        module, _, name = self.function.partition(":")
-        return getattr(importlib.import_module(f"cascade_keras.attacks.{module}"), name)
+        return resolve(self.function, __package__)
 
     def gradients(self, epsilons: Sequence[float], options: Mapping[str, Any]) -> float:
         """Return about how many gradients an image takes at all these epsilons together."""

@@ -32,9 +32,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cascade_keras.data.specs import look_up, resolve
+from cascade_keras.data.specs import look_up
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand
+from cascade_keras.lazy import resolve
 from cascade_keras.startup import import_tensorflow
 
 
@@ -126,7 +127,7 @@ def format_of(dataset: str) -> MnistFormat | CifarFormat:
     spec = look_up(dataset)
     if spec.archives is None:
         raise InputError(f"{dataset} has no archives and needs no preparation", "dataset")
-    return resolve(spec.archives)
+    return resolve(spec.archives, __package__)
 
 
 MNIST = MnistFormat(

@@ -14,13 +14,12 @@ after which every program and object knows it by its name.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cascade_keras.attacks.specs import Grid
 from cascade_keras.errors import InputError
+from cascade_keras.lazy import resolve
 
 
 def _taus(*thousandths: range) -> tuple[float, ...]:
@@ -89,7 +88,7 @@ class DatasetSpec:
 
     def load(self, data_dir: str | None) -> Sequence:
         """Return what the loader does: (train, test)."""
-        return resolve(self.loader)(self, data_dir)
+        return resolve(self.loader, __package__)(self, data_dir)
 
     def network_shape(self, input_shape: Sequence[int | None]) -> tuple[int, ...]:
         """Return the shape of the images that a network of this input shape is given.
@@ -100,14 +99,6 @@ class DatasetSpec:
         side = input_shape[0] if len(input_shape) == 3 else None
         side = side if side and side <= min(height, width) else self.crop
         return (side, side, channels)
-
-
-def resolve(named: Any) -> Any:
-    """Return what "module:name" below this package names; anything else is itself."""
-    if not isinstance(named, str):
-        return named
-    module, _, name = named.partition(":")
-    return getattr(importlib.import_module(f"cascade_keras.data.{module}"), name)
 
 
 DATASETS: dict[str, DatasetSpec] = {}

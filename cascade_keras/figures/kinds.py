@@ -10,11 +10,11 @@ after which ``Figure`` and bin/analyze draw it like the others.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 
 from cascade_keras.attacks.specs import ITERATIVE, ONE_STEP, SEARCH
 from cascade_keras.data.specs import DatasetSpec
+from cascade_keras.lazy import resolve
 
 LARGEST_EPSILON = 255.0
 # Which images of a split are shown.
@@ -109,10 +109,7 @@ class FigureSpec:
 
     def resolve(self) -> type:
         """Return the class, importing it where the row only names it."""
-        if not isinstance(self.plot, str):
-            return self.plot
-        module, _, name = self.plot.partition(":")
-        return getattr(importlib.import_module(f"cascade_keras.figures.{module}"), name)
+        return resolve(self.plot, __package__)
 
 
 FIGURES: dict[str, FigureSpec] = {}

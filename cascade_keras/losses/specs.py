@@ -8,8 +8,9 @@ A loss is added by one row::
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
+
+from cascade_keras.lazy import resolve
 
 # What becomes of the k images of a batch that are attacked.
 NONE = "none"  # there are none: clean images only
@@ -56,10 +57,7 @@ class LossSpec:
 
     def resolve(self) -> Callable | None:
         """Return the distance's function, importing it where the row only names it."""
-        if not isinstance(self.distance, str):
-            return self.distance
-        module, _, name = self.distance.partition(":")
-        return getattr(importlib.import_module(f"cascade_keras.losses.{module}"), name)
+        return resolve(self.distance, __package__)
 
 
 LOSSES: dict[str, LossSpec] = {}

@@ -18,12 +18,12 @@ after which ``models.build("mlp64", ...)`` and ``bin/train --model=mlp64`` build
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cascade_keras.errors import InputError
+from cascade_keras.lazy import resolve
 
 if TYPE_CHECKING:
     import keras
@@ -60,10 +60,7 @@ class ModelSpec:
 
     def resolve(self) -> Callable[..., keras.Model]:
         """Return the builder, importing it where the row only names it."""
-        if not isinstance(self.builder, str):
-            return self.builder
-        module, _, name = self.builder.partition(":")
-        return getattr(importlib.import_module(f"cascade_keras.models.{module}"), name)
+        return resolve(self.builder, __package__)
 
 
 MODELS: list[ModelSpec] = []
