@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from cascade_keras.errors import InputError, about
+from cascade_keras.files import expand
 
 PROVENANCE_FILE = pathlib.Path("assets.extra", "cascade_keras.json")
 
@@ -53,7 +54,7 @@ def locate(path: str | pathlib.Path) -> Location:
     Raises:
         InputError: there is none, or its provenance cannot be read.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expand(path)
     if not path.exists():
         raise InputError(
             f"{path} does not exist; name a saved network's folder, a finished run or a .keras file"

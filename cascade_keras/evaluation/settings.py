@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
-from cascade_keras.files import named_twice
+from cascade_keras.files import expand, named_twice
 from cascade_keras.provenance import recorded_dataset
 from cascade_keras.settings import (
     EPSILON,
@@ -202,5 +201,5 @@ def _is_path(network) -> bool:
 def _name(network) -> str:
     """Return what a network is called, for the name of its report."""
     if _is_path(network):
-        return pathlib.Path(network).expanduser().resolve().name
+        return expand(network).resolve().name
     return getattr(network, "name", None) or getattr(network, "__name__", "network")
