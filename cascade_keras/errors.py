@@ -26,6 +26,12 @@ class InputError(ValueError):
         return f"{self.setting}: {self.message}" if self.setting else self.message
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return a value as a message shows it: on one line, and not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 @contextlib.contextmanager
 def about(setting: str) -> Iterator[None]:
     """Say of every ``InputError`` inside that names no setting that it is about this one."""

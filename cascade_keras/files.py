@@ -1,7 +1,7 @@
 """Files and directories: whole or not at all, and one process at a time.
 
 The only places where the package writes a file atomically, reserves an array on disk, or locks a
-directory.
+directory. What is read is checked by records.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import pathlib
+import secrets
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,19 +28,32 @@ def expand(path: str | os.PathLike) -> pathlib.Path:
 
 
 def nearest_existing(path: pathlib.Path) -> pathlib.Path:
-    """Return the path itself, or the closest directory above it that is there."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
+    """Return the path itself, or the closest above it that is there, be it a broken link."""
+    return next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
 
 
-def check_writable(path: pathlib.Path, setting: str) -> None:
+def check_writable(path: pathlib.Path, setting: str | None = None) -> None:
     """Refuse a directory, there or to be made, that cannot be written.
 
     Raises:
         InputError: naming the setting that it comes from.
     """
     existing = nearest_existing(path)
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    if not existing.is_dir():
+        raise InputError(f"{existing} is not a directory; name a writable directory", setting)
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"cannot write in {existing}; name a writable directory", setting)
+
+
+def check_replaceable(path: pathlib.Path, setting: str | None = None) -> None:
+    """Refuse a file, there or to be made, that cannot be written in place of what is there.
+
+    Raises:
+        InputError: a directory or a device is there, or its directory cannot be written.
+    """
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{path} is not a file; remove it, or name another place", setting)
+    check_writable(path.parent, setting)
 
 
 def named_twice(paths: Sequence[str | os.PathLike]) -> str | os.PathLike | None:
@@ -61,7 +76,7 @@ def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]
     Raises:
         OSError: the disk is full or the like, with ``path`` as its file name; nothing is left.
     """
-    temporary = path.with_name(f"{PARTIAL}{path.name}")
+    temporary = partial_sibling(path)
     try:
         write(temporary)
         flush(temporary)
@@ -74,9 +89,32 @@ def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]
         raise
 
 
+def partial_sibling(path: pathlib.Path) -> pathlib.Path:
+    """Return a place beside a file or folder, no other process's, where it is written first."""
+    # Its end is the file's own, by which some writers know the format.
+    return path.with_name(f"{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}-{path.name[-180:]}")
+
+
+def clean(directory: pathlib.Path, names: str = "*") -> None:
+    """Remove what killed processes were writing in a directory, which the caller has locked.
+
+    Args:
+        names: a pattern of the files' or folders' final names; all where others do not write here.
+    """
+    for partial in directory.glob(f"{PARTIAL}{names}"):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def write_json(path: pathlib.Path, content) -> None:
-    """Write ``content`` as indented JSON, atomically."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write ``content`` as indented JSON, atomically.
+
+    Raises:
+        ValueError: a number in it is not finite, which JSON does not have.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -122,17 +160,6 @@ def reserve(file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 
     write_atomically(file, write)
 
 
-def open_map(file: pathlib.Path) -> np.memmap:
-    """Map an .npy file for reading and writing.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or was cut short.
-    """
-    # Mapped for writing, a file that was cut short would be filled up with zeros.
-    np.lib.format.open_memmap(file, mode="r")
-    return np.lib.format.open_memmap(file, mode="r+")
-
-
 # Locks. The kernel drops them with the process, however it ends.
 
 
@@ -143,37 +170,60 @@ class Lock:
         directory: it must exist.
         wait: until another process has left; otherwise it is refused.
         name: of a file in it that is locked; the directory itself where None, which leaves nothing
-            behind.
+            behind. The file is never followed if it is a link, and never emptied.
+        fleeting: take the file away again when the lock is closed.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
         FileNotFoundError: the directory is gone.
     """
 
-    def __init__(self, directory: pathlib.Path, *, wait: bool = False, name: str | None = None):
-        self.directory = directory
-        if name is None:
-            self._descriptor = os.open(directory, os.O_RDONLY)
-        else:
-            self._descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o666)
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        wait: bool = False,
+        name: str | None = None,
+        fleeting: bool = False,
+    ):
+        self._path = directory if name is None else directory / name
+        self._fleeting = fleeting
+        self._descriptor: int | None = None
+        while True:
+            self._open(wait)
+            # Whoever held it before may have taken the file away.
+            if not fleeting or self.still_there:
+                return
+            os.close(self._descriptor)
+
+    def _open(self, wait: bool) -> None:
+        folder = self._path.is_dir()
+        how = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self._descriptor = os.open(self._path, how, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            os.close(self._descriptor)
+            self._descriptor = None
+            if isinstance(error, OSError):
+                error.filename = str(self._path)  # the kernel does not say it
             raise
 
     @property
     def still_there(self) -> bool:
-        """Whether the directory that is locked is the one that has its name now."""
+        """Whether what is locked is what has its name now."""
         with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self._descriptor), self.directory.stat())
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
         return False
 
     def close(self) -> None:
         """Let others in; safe to call twice."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._descriptor is None:
+            return
+        if self._fleeting:
+            self._path.unlink(missing_ok=True)  # before others are let in
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def __enter__(self) -> Lock:
         return self
@@ -193,6 +243,24 @@ def hold(directory: pathlib.Path, in_use: str, setting: str | None = None) -> Lo
     """
     try:
         return Lock(directory, name=LOCK_FILE)
+    except BlockingIOError as error:
+        raise InputError(in_use, setting) from error
+
+
+def hold_output(
+    directory: pathlib.Path, name: str, in_use: str, setting: str | None = None
+) -> Lock:
+    """Keep others from writing one output of a directory that others write other outputs in.
+
+    Args:
+        directory: it must exist.
+        name: of the output; ``.NAME.lock`` is there as long as it is held.
+
+    Raises:
+        InputError: ``in_use``, where another process holds it.
+    """
+    try:
+        return Lock(directory, name=f".{name}{LOCK_FILE}", fleeting=True)
     except BlockingIOError as error:
         raise InputError(in_use, setting) from error
 

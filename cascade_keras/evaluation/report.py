@@ -79,8 +79,10 @@ class Report:
         if self._config_file.exists() or not self.path.exists():
             return
         # A process killed at its very start leaves this behind.
-        started = {self.arrays.path, self._config_file.with_name(f"{PARTIAL}config.json")}
-        if not set(self.path.iterdir()) <= started:
+        if any(
+            path != self.arrays.path and not path.name.startswith(PARTIAL)
+            for path in self.path.iterdir()
+        ):
             raise InputError(
                 f"{self.path} exists and is not a report (no config.json); name another directory",
                 "output",

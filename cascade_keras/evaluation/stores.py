@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from cascade_keras.errors import InputError
-from cascade_keras.files import alone, open_map, reserve, write_json
+from cascade_keras.errors import InputError, about
+from cascade_keras.files import alone, reserve, write_json
+from cascade_keras.records import map_array
 
 # As in crafting.py: images, labels and the index of the first image -> their adversarial versions.
 Craft = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -62,19 +63,8 @@ class DiskArrays:
         file = self.path / f"{file_name(key)}.npy"
         if not file.exists():
             reserve(file, shape, dtype, missing)
-        try:
-            array = open_map(file)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file} cannot be read ({error}); remove it to compute it again", "output"
-            ) from error
-        if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
-            raise InputError(
-                f"{file} is {array.dtype} {array.shape}, wanted {dtype} {tuple(shape)}; remove it "
-                "to compute it again",
-                "output",
-            )
-        return array
+        with about("output"):
+            return map_array(file, shape, dtype, "remove it to compute it again", writable=True)
 
 
 class ImageStore:
@@ -124,7 +114,7 @@ class ImageStore:
                 reserve(self._file, self._shape, "float32")
                 self._write(set())
             try:
-                return open_map(self._file), self._read()
+                return map_array(self._file, self._shape, "float32", writable=True), self._read()
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"{self.path} cannot be read ({error}); remove it", "images_dir"

@@ -7,7 +7,7 @@ import time
 
 import tensorflow as tf
 
-from cascade_keras.files import PARTIAL
+from cascade_keras.files import partial_sibling
 
 _VERSION = "brain.Event:2"  # of event files in which a restart is announced rather than guessed
 
@@ -42,7 +42,7 @@ def _announce_restart(directory: pathlib.Path, step: int) -> None:
     name = f"events.out.tfevents.{int(now):010d}.-restart-{step}"
     log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     start = tf.compat.v1.Event(wall_time=now, step=step, session_log=log)
-    partial = directory / f"{PARTIAL}restart"
+    partial = partial_sibling(directory / name)
     with tf.io.TFRecordWriter(str(partial)) as writer:
         # Twice: the first session that TensorBoard sees is no restart to it.
         for event in (tf.compat.v1.Event(wall_time=now, file_version=_VERSION), start, start):

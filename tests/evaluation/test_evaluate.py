@@ -592,7 +592,7 @@ BAD = {  # one of each kind: what is refused is in test_networks, test_evaluatio
     "a stranger's folder": (stranger, [], "--output: out exists and is not a report"),
     "a run's folder": (None, ["--output=runs/half"], "--output: runs/half is a run"),
     "below a file": (lambda place: (place / "file").write_text("x"), ["--output=file/out"],
-                     "--output: cannot write in .*/file;"),
+                     "--output: .*/file is not a directory;"),
 }  # fmt: skip
 
 
