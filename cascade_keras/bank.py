@@ -25,6 +25,7 @@ from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
     Lock,
+    clean,
     expand,
     nearest_existing,
     reserve,
@@ -240,6 +241,7 @@ class Bank:
         except BlockingIOError as error:
             raise InputError(f"{self.path} is being crafted by another process") from error
         with lock:
+            clean(self.path)
             if not self.exists:
                 names = {"source": source_name, "dataset": dataset_name}
                 state = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}

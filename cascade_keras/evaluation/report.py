@@ -25,6 +25,7 @@ from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.files import (
     PARTIAL,
     check_writable,
+    clean,
     hold,
     write_atomically,
     write_json,
@@ -107,8 +108,8 @@ class Report:
         with hold(self.arrays.path, in_use, "output"):
             if not self._config_file.exists():
                 write_json(self._config_file, config)
-            for partial in self.path.rglob(f"{PARTIAL}*"):
-                partial.unlink()
+            for directory in (self.path, *(p for p in self.path.iterdir() if p.is_dir())):
+                clean(directory)
             yield
 
     def _compare(self, config: Mapping) -> None:

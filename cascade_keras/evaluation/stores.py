@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from cascade_keras.errors import InputError, about
-from cascade_keras.files import alone, reserve, write_json
+from cascade_keras.files import alone, clean, reserve, write_json
 from cascade_keras.records import map_array
 
 # As in crafting.py: images, labels and the index of the first image -> their adversarial versions.
@@ -110,6 +110,7 @@ class ImageStore:
         """Return the images, room for all of them being taken, and which batches are there."""
         self.path.mkdir(parents=True, exist_ok=True)
         with alone(self.path):
+            clean(self.path)
             if not self._json.exists():
                 reserve(self._file, self._shape, "float32")
                 self._write(set())

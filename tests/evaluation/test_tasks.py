@@ -227,7 +227,7 @@ def test_a_reserved_file_is_an_array_of_one_value(shape, dtype, fill, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
-UNREADABLE = "a.npy cannot be read"
+UNREADABLE = "a.npy is damaged"
 DAMAGE = {
     "empty": (lambda file: os.truncate(file, 0), UNREADABLE),
     "header cut": (lambda file: os.truncate(file, 40), UNREADABLE),
@@ -235,8 +235,14 @@ DAMAGE = {
     "text": (lambda file: file.write_text("x" * 500), UNREADABLE),
     "objects": (lambda file: np.save(file, np.array([{}])), UNREADABLE),
     "a folder": (lambda file: (file.unlink(), file.mkdir()), UNREADABLE),
-    "other shape": (lambda file: np.save(file, np.zeros((2, 59), "int16")), r"wanted int16 .2, 60"),
-    "other type": (lambda file: np.save(file, np.zeros((2, 60), "int32")), "is int32 .*wanted"),
+    "other shape": (
+        lambda file: np.save(file, np.zeros((2, 59), "int16")),
+        r"holds int16 .2, 59., not int16 .2, 60",
+    ),
+    "other type": (
+        lambda file: np.save(file, np.zeros((2, 60), "int32")),
+        "holds int32 .*not int16",
+    ),
 }
 
 
