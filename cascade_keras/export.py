@@ -30,7 +30,7 @@ import numpy as np
 
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError, about
-from cascade_keras.files import PARTIAL, Lock, expand, flush, nearest_existing
+from cascade_keras.files import Lock, check_writable, clean, expand, partial_sibling, publish
 from cascade_keras.provenance import (
     PROVENANCE_FILE,
     locate,
@@ -183,9 +183,7 @@ def check_output(output: str | os.PathLike) -> None:
         raise InputError(f"{base}: a number names one version; name the folder that holds them")
     if (base / "config.json").exists():
         raise InputError(f"{base} is a run; name a folder of its own, such as saved/{base.name}")
-    existing = nearest_existing(base)
-    if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
-        raise _not_writable(existing)
+    check_writable(base)
 
 
 def export_saved_model(
@@ -396,8 +394,7 @@ def _exclusive(base: pathlib.Path) -> Iterator[None]:
     """Keep other exports out of the folder; make it, and unmake it where the export fails."""
     made, lock = _lock(base)
     try:
-        for stale in base.glob(f"{PARTIAL}*"):
-            shutil.rmtree(stale)
+        clean(base)
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # another export may have put something there
@@ -415,7 +412,8 @@ def _lock(base: pathlib.Path) -> tuple[list[pathlib.Path], Lock]:
         try:
             base.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _not_writable((made or [base])[-1].parent) from error
+            where = (made or [base])[-1].parent
+            raise InputError(f"cannot write in {where}; name a writable directory") from error
         try:
             lock = Lock(base, wait=True)
         except FileNotFoundError:
@@ -430,14 +428,10 @@ def _published(version: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give a folder to write in, which becomes the version when all of it is on the disk."""
     import tensorflow as tf
 
-    partial = version.with_name(PARTIAL + version.name)
+    partial = partial_sibling(version)
     try:
         yield partial
-        for folder, _, files in os.walk(partial):
-            for name in (*files, "."):
-                flush(os.path.join(folder, name))
-        partial.rename(version)
-        flush(version.parent)
+        publish(partial, version)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -446,7 +440,3 @@ def _published(version: pathlib.Path) -> Iterator[pathlib.Path]:
             reason = error.message.splitlines()[0].rpartition("; ")[2]
             raise OSError(errno.EIO, reason, str(version)) from error
         raise
-
-
-def _not_writable(folder: pathlib.Path) -> InputError:
-    return InputError(f"cannot write in {folder}; name a writable folder")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -101,7 +103,11 @@ def clean(directory: pathlib.Path, names: str = "*") -> None:
     Args:
         names: a pattern of the files' or folders' final names; all where others do not write here.
     """
-    for partial in directory.glob(f"{PARTIAL}{names}"):
+    for partial in directory.glob(f"{PARTIAL}*"):
+        # Earlier versions wrote under the final name alone.
+        final = re.sub(r"^\d+-[0-9a-f]{8}-", "", partial.name.removeprefix(PARTIAL))
+        if not fnmatch.fnmatchcase(final, names):
+            continue
         if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial)
         else:
@@ -129,6 +135,15 @@ def flush(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish(partial: pathlib.Path, final: pathlib.Path) -> None:
+    """Rename a folder to its final name when all that is in it is on the disk."""
+    for folder, _, files in os.walk(partial):
+        for name in (*files, "."):
+            flush(os.path.join(folder, name))
+    partial.rename(final)
+    flush(final.parent)
 
 
 # Arrays.
