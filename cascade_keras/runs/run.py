@@ -11,7 +11,6 @@ Files are written beside their place and renamed into it, so none is ever half t
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import sys
@@ -19,6 +18,8 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import cascade_keras
+from cascade_keras import records
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
     PARTIAL,
@@ -28,9 +29,9 @@ from cascade_keras.files import (
     write_atomically,
     write_json,
 )
+from cascade_keras.runs.records import FORMAT, Metrics, RunConfig, RunOrigin
 
 CONFIG = "config.json"
-FORMAT = 2  # of config.json; version 0.1.0 wrote none, which is 1
 KEPT_CHECKPOINTS = 3
 
 
@@ -92,7 +93,7 @@ class Run:
                 )
             return
         config = self.read_config()
-        before = config["flags"]
+        before = config.flags
         unknown = sorted(set(before) - set(flags))
         if unknown:
             raise InputError(
@@ -110,9 +111,9 @@ class Run:
                     "that, or another name",
                     name,
                 )
-        if fingerprint and config["dataset"]["fingerprint"] != fingerprint:
+        if fingerprint and config.dataset.fingerprint != fingerprint:
             raise InputError(
-                f"the {config['dataset']['name']} found is not the one that {self.path} was "
+                f"the {config.dataset.name} found is not the one that {self.path} was "
                 "started with; use that data, or another name",
                 "data_dir",
             )
@@ -120,33 +121,36 @@ class Run:
     def _is_strange(self, path: pathlib.Path) -> bool:
         return path != self.checkpoints and not path.name.startswith(PARTIAL)
 
-    def read_config(self) -> dict:
+    def read_config(self) -> RunConfig:
         """Return config.json.
 
         Raises:
-            InputError: it is not there, cannot be understood, or is of a later format.
+            InputError: there is none, it cannot be read, holds what cannot be true, or what only
+                the later version knows that made it.
         """
+        file, own = self._config_file, cascade_keras.__version__
+        mend = "restore it, or use another name"
         try:
-            config = json.loads(self._config_file.read_text(encoding="utf-8"))
-            wrong = _wrong_field(config)
-        except (OSError, ValueError) as error:
+            origin = records.read(file, RunOrigin, mend)
+            made_by = origin.versions.get("cascade_keras", own)
+            if made_by != own:
+                mend = f"use version {made_by} of cascade_keras, which made it, or another name"
+            if origin.format > FORMAT:
+                raise InputError(
+                    f"{file}: is of format {origin.format}, version {own} knows up to {FORMAT}; "
+                    f"{mend}"
+                )
+            return records.read(file, RunConfig, mend)
+        except FileNotFoundError as error:
             raise InputError(
-                f"{self._config_file}: cannot be read ({error}); restore it or use another name"
+                f"{self.path} is not a run (no {CONFIG}); name a run's directory"
             ) from error
-        if wrong:
-            raise InputError(f"{self._config_file}: {wrong}; restore it or use another name")
-        if config.get("format", 1) > FORMAT:
-            raise InputError(
-                f"{self._config_file}: is of format {config['format']}, this version knows up to "
-                f"{FORMAT}; use the version that made it"
-            )
-        return config
 
-    def open(self, config: Mapping[str, Any], defaults: Callable | None = None) -> None:
+    def open(self, config: RunConfig, defaults: Callable | None = None) -> None:
         """Create the directory where needed and hold it until ``close`` or this process's end.
 
         Args:
-            config: what config.json will say if the run is new; the format is added.
+            config: what config.json will say if the run is new.
             defaults: as for ``check``.
 
         Raises:
@@ -159,9 +163,9 @@ class Run:
             "name",
         )
         if self.exists:
-            self.check(config["flags"], config["dataset"]["fingerprint"], defaults)
+            self.check(config.flags, config.dataset.fingerprint, defaults)
         else:
-            write_json(self._config_file, {"format": FORMAT, **config})
+            write_json(self._config_file, config.as_json())
         for partial in self.checkpoints.glob(f"{PARTIAL}*"):
             partial.unlink()
 
@@ -220,23 +224,31 @@ class Run:
             )
         return 0
 
-    def read_metrics(self) -> dict:
+    def read_metrics(self) -> Metrics:
         """Return metrics.json of a finished run.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: there is none, it cannot be read, or holds what cannot be true of the run.
         """
+        file, mend = self._metrics_file, "remove it and start the run's bin/train command again"
         try:
-            metrics = json.loads(self._metrics_file.read_text(encoding="utf-8"))
-            metrics["steps"], metrics["results"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._metrics_file}: cannot be read ({error})") from error
+            metrics = records.read(file, Metrics, mend)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self.path} is not finished; start its bin/train command again, it goes on"
+            ) from error
+        flags = self.read_config().flags
+        for name, value in (("steps", metrics.steps), ("seed", metrics.seed)):
+            if flags.get(name, value) != value:
+                raise InputError(
+                    f"{file}: {name} is {value}, the run's {CONFIG} says {flags[name]!r}; {mend}"
+                )
         return metrics
 
-    def finish(self, network, metrics: dict) -> None:
+    def finish(self, network, metrics: Metrics) -> None:
         """Write the network and, last, the results that mark the run as finished."""
         write_atomically(self.model_file, network.save)
-        write_json(self._metrics_file, metrics)
+        write_json(self._metrics_file, metrics.as_json())
 
     def _checkpoint_files(self) -> list[pathlib.Path]:
         return sorted(self.checkpoints.glob("step-*.keras"))
@@ -247,29 +259,3 @@ def _expanded(value):
     if isinstance(value, list):
         return list(map(_expanded, value))
     return str(expand(value)) if isinstance(value, str) and value.startswith("~") else value
-
-
-def _wrong_field(config) -> str | None:
-    """Return what is wrong with a run's configuration, None where nothing is."""
-    if not isinstance(config, dict):
-        return "must hold a JSON object"
-    for name, kind in (("flags", dict), ("dataset", dict)):
-        if not isinstance(config.get(name), kind):
-            return f"{name} is missing or damaged"
-    for name, kind in (("format", int), ("cascade", dict), ("ensemble", dict)):
-        if not isinstance(config.get(name, kind()), kind):
-            return f"{name} is damaged"
-    for name in ("name", "fingerprint"):
-        if not isinstance(config["dataset"].get(name), str):
-            return f"dataset has no {name}"
-    for name in ("cascade", "ensemble"):
-        sources = config[name].get("sources") if name in config else []
-        fields = {"path", "weights_hash"}
-        whole = isinstance(sources, list) and all(
-            isinstance(source, dict) and fields <= set(source) for source in sources
-        )
-        if not whole:
-            return f"{name} is damaged"
-    if "cascade" in config and config["cascade"].get("mode") not in ("bank", "online"):
-        return "cascade is damaged"
-    return None

@@ -61,7 +61,7 @@ class Session:
             self.dashboard = self._open_dashboard()
             if self.dashboard:
                 stack.enter_context(contextlib.closing(self.dashboard))
-                self.dashboard.open(settings.name, run.read_config()["flags"])
+                self.dashboard.open(settings.name, run.read_config().flags)
             self._opened = stack.pop_all()
 
     def __enter__(self) -> Session:

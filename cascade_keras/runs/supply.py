@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from cascade_keras import cascade, data
 from cascade_keras.bank import Bank, BankPartners, default_path, identity
@@ -11,6 +11,7 @@ from cascade_keras.data.batching import Partners
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
 from cascade_keras.progress import show_progress
+from cascade_keras.runs.records import CascadeRecord, SourceRecord
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.sources import Source
 
@@ -37,21 +38,18 @@ class Supply:
         """The sources whose images are crafted within the step."""
         return () if self.partners else self.sources
 
-    def record(self) -> dict:
+    def record(self) -> CascadeRecord:
         """Return what config.json keeps of it."""
+        found = record_sources(self.sources)
         if not self.partners:
-            return {"mode": "online", "sources": record_sources(self.sources)}
-        return {
-            "mode": "bank",
-            "sources": record_sources(self.sources),
-            "bank_examples": list(self.bank_examples),
-        }
+            return CascadeRecord(mode="online", sources=found)
+        return CascadeRecord(mode="bank", sources=found, bank_examples=list(self.bank_examples))
 
 
-def record_sources(sources: Sequence[Source]) -> list[dict]:
+def record_sources(sources: Sequence[Source]) -> list[SourceRecord]:
     """Return what a run's config.json keeps of its sources."""
     return [
-        {"name": source.name, "path": str(source), "weights_hash": source.weights_hash}
+        SourceRecord(name=source.name, path=str(source), weights_hash=source.weights_hash)
         for source in sources
     ]
 
@@ -60,7 +58,7 @@ def prepare(
     sources: Sequence[Source],
     settings: TrainingSettings,
     dataset: data.Dataset,
-    before: Mapping | None = None,
+    before: CascadeRecord | None = None,
     say: Callable[[str], None] = print,
 ) -> Supply:
     """Choose between banks and crafting within the step, and have the banks ready.
@@ -76,8 +74,8 @@ def prepare(
     Raises:
         InputError: a bank that is there is another one or damaged, or there is no room.
     """
-    banks = _Banks(sources, settings, dataset, (before or {}).get("bank_examples"))
-    mode = before["mode"] if before else _choose(banks, settings, say)
+    banks = _Banks(sources, settings, dataset, before and before.bank_examples)
+    mode = before.mode if before else _choose(banks, settings, say)
     if mode == "online":
         return Supply(tuple(sources))
     banks.complete(say)

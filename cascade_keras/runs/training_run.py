@@ -12,10 +12,19 @@ import signal
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
+import cascade_keras
 from cascade_keras.data.specs import DatasetSpec, look_up
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
 from cascade_keras.provenance import package_versions, recorded_dataset
+from cascade_keras.runs.records import (
+    FORMAT,
+    DatasetRecord,
+    EnsembleRecord,
+    Metrics,
+    ResultRecord,
+    RunConfig,
+)
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.startup import import_tensorflow
@@ -157,9 +166,8 @@ class Training:
         self.directory.check(self.flags, defaults=self._defaults)
         if self.directory.finished:
             metrics = self.directory.read_metrics()
-            return TrainingResult(
-                self.directory.path, metrics["steps"], metrics["results"], was_finished=True
-            )
+            results = metrics.as_json()["results"]
+            return TrainingResult(self.directory.path, metrics.steps, results, was_finished=True)
         if self.settings.export:
             with about("saved_dir"):
                 check_output(self._saved)
@@ -215,23 +223,23 @@ class Training:
         settings = self.settings
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
-        before = self.directory.read_config() if self.directory.exists else {}
+        before = self.directory.read_config() if self.directory.exists else None
         cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
         self._compare_initialisations(cascade)
         dataset = self.dataset or data.load(settings.dataset, settings.data_dir)
         data.check_batch_size(build.clean_images(settings), len(dataset.train[1]))
-        config = {
-            "flags": self.flags,
-            "seed": settings.seed,
-            "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
-            "versions": package_versions(),
-        }
         supply: Supply | None = None
         if cascade:
-            supply = prepare(cascade, settings, dataset, before.get("cascade"), self.say)
-            config["cascade"] = supply.record()
-        if ensemble:
-            config["ensemble"] = {"sources": record_sources(ensemble)}
+            supply = prepare(cascade, settings, dataset, before and before.cascade, self.say)
+        config = RunConfig(
+            format=FORMAT,
+            flags=self.flags,
+            seed=settings.seed,
+            dataset=DatasetRecord(name=dataset.name, fingerprint=dataset.fingerprint),
+            versions={"cascade_keras": cascade_keras.__version__, **package_versions()},
+            cascade=supply.record() if supply else None,
+            ensemble=EnsembleRecord(sources=record_sources(ensemble)) if ensemble else None,
+        )
         # Last, as loading a source may draw numbers too: the weights follow from the seed alone.
         keras.utils.set_random_seed(settings.seed)
         trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
@@ -252,11 +260,11 @@ class Training:
             saved = export_saved_model(
                 network,
                 self._saved,
-                provenance_of_run(self.directory.read_config(), steps, results),
+                provenance_of_run(self.directory.read_config().as_json(), steps, results),
                 image_shape=self.preset.image_shape,
             )
-        metrics = {"steps": steps, "seed": self.settings.seed, "results": results}
-        self.directory.finish(network, metrics)
+        found = [ResultRecord(**result) for result in results]
+        self.directory.finish(network, Metrics(steps=steps, seed=self.settings.seed, results=found))
         return TrainingResult(self.directory.path, steps, results, saved=saved)
 
     @property
@@ -267,21 +275,21 @@ class Training:
         """Return what a run older than these settings was started with."""
         return self.settings.defaults(names, self.preset, **self._own)
 
-    def _sources(self, setting: str, before: Mapping) -> Sequence[Source]:
+    def _sources(self, setting: str, before: RunConfig | None) -> Sequence[Source]:
         """Return the sources that a setting names; a run that goes on gets those of its start."""
         from cascade_keras.evaluation.networks import load_networks
         from cascade_keras.runs.build import image_shape
 
-        recorded = before.get(setting.removesuffix("_source"), {}).get("sources", [])
+        recorded = before.sources[setting] if before else ()
         # The paths of the start: a newer version in a source's folder does not slip in.
-        paths = [source["path"] for source in recorded] or getattr(self.settings, setting)
+        paths = [source.path for source in recorded] or getattr(self.settings, setting)
         paths = self.own_sources[setting] or paths
         if not paths:
             return ()
         shape = image_shape(self.settings, self.preset)
         sources = load_networks(paths, self.preset, setting=setting, shape=shape).sources
         for source, then in zip(sources, recorded, strict=False):
-            if source.weights_hash != then["weights_hash"]:
+            if source.weights_hash != then.weights_hash:
                 raise InputError(
                     f"{source} is no longer the network that {self.directory.path} was "
                     "started with; restore it, or use another name",

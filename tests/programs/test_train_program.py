@@ -42,7 +42,7 @@ def test_a_run_leaves_what_others_build_on(finished):
     assert config["flags"]["model"] == "resnet8" and config["flags"]["max_epsilon"] == 76.5
     assert config["seed"] == 0 and config["dataset"]["name"] == "digits" and config["format"] == 2
     assert len(config["dataset"]["fingerprint"]) == 64
-    assert set(config["versions"]) == {"python", "numpy", "tensorflow", "keras"}
+    assert set(config["versions"]) == {"cascade_keras", "python", "numpy", "tensorflow", "keras"}
 
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["steps"] == 30
@@ -119,7 +119,7 @@ FLAGS = [
     (["--init_from=nowhere"], "--init_from: nowhere does not exist"),
     (["--dataset=mnist", "--data_dir=data"],
      "--data_dir: mnist is not ready in data .not prepared.*prepare_data"),
-    (["--runs_dir=taken"], "--runs_dir: cannot write in .*taken"),
+    (["--runs_dir=taken"], "--runs_dir: .*taken is not a directory"),
 ]  # fmt: skip
 
 
@@ -156,11 +156,14 @@ RUNS = [
     ("other flag", lambda run: None, ["--steps=40"], "--steps: is 40 but .* was started with 30"),
     ("not a run", lambda run: (run / "config.json").unlink(), [], "--name: .*done .*is not a run"),
     ("broken config", lambda run: (run / "config.json").write_text('{"flags": '), [],
-     "config.json: cannot be read"),
-    ("no flags", other(flags=[]), [], "config.json: flags"),
-    ("no dataset", other(dataset={}), [], "config.json: dataset"),
-    ("damaged sources", other(ensemble=5), [], "config.json: ensemble"),
-    ("a later format", other(format=3), [], "config.json: .*format 3"),
+     "config.json: input data was truncated; restore it"),
+    ("no flags", other(flags=[]), [], "config.json: flags: expected `object`, got `array`"),
+    ("no dataset", other(dataset={}), [], "config.json: dataset: .*`name`"),
+    ("damaged sources", other(ensemble=5), [], "config.json: ensemble: "),
+    ("a later format", other(format=3, versions={"cascade_keras": "9.1"}), [],
+     "config.json: is of format 3, .* knows up to 2; use version 9.1 of cascade_keras"),
+    ("a later field", other(pruned=True, versions={"cascade_keras": "9.1"}), [],
+     "config.json: object contains unknown field `pruned`; use version 9.1 of cascade_keras"),
 ]  # fmt: skip
 
 

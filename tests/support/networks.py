@@ -50,6 +50,7 @@ def save_run(path, network, **flags):
     path.mkdir(parents=True)
     recipe = {"model": "lenet", "loss": "pivot", "steps": 7, "seed": 0, "dataset": "digits"}
     recipe |= {"init_from": None, "distance_weight": 1e-4} | flags
-    config = {"flags": recipe, "dataset": {"name": "digits"}, "seed": recipe["seed"]}
+    dataset = {"name": recipe["dataset"], "fingerprint": "f" * 64}
+    config = {"flags": recipe, "seed": recipe["seed"], "dataset": dataset, "versions": {}}
     (path / "config.json").write_text(json.dumps(config))
     network.save(path / "model.keras")

@@ -15,6 +15,7 @@ import threading
 import types
 
 import keras
+import msgspec
 import numpy as np
 import openvino
 import pytest
@@ -30,6 +31,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.export import export_run, export_saved_model, provenance_of_run
 from cascade_keras.files import write_json
 from cascade_keras.provenance import PROVENANCE_FILE, locate, saved_versions, weights_hash
+from cascade_keras.runs.records import Metrics
 from cascade_keras.runs.run import Run
 from cascade_keras.training import AdversarialTrainer
 
@@ -45,7 +47,8 @@ CONFIG = {
     "dataset": {"name": "digits", "fingerprint": "f" * 64},
     "versions": {"python": "3.11", "tensorflow": "2.21"},
 }
-METRICS = {"steps": 30, "seed": 3, "results": [{"attack": "clean", "accuracy": 98.0}]}
+CLEAN = {"attack": "clean", "epsilon": 0, "correct": 49, "examples": 50, "accuracy": 98.0}
+METRICS = {"steps": 30, "seed": 3, "results": [CLEAN]}
 # What each network sees, and what its dataset stores.
 SHAPES = {
     "digits": ((8, 8, 1), (8, 8, 1)),
@@ -105,7 +108,7 @@ def finished(networks, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("runs") / "done")
     run.path.mkdir()
     write_json(run.path / "config.json", CONFIG)
-    run.finish(networks["digits"], METRICS)
+    run.finish(networks["digits"], msgspec.convert(METRICS, Metrics))
     return run.path
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import keras
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +15,7 @@ from cascade_keras import attacks, models
 from cascade_keras.errors import InputError
 from cascade_keras.export import export_saved_model
 from cascade_keras.provenance import PROVENANCE_FILE, weights_hash
+from cascade_keras.runs.records import Metrics, RunConfig
 from cascade_keras.runs.run import Run
 from cascade_keras.sources import load_source
 from cascade_keras.training import AdversarialTrainer
@@ -57,8 +59,8 @@ def forms(network, other, tmp_path_factory):
     network.export(place / "foreign", verbose=False)
     network.save(place / "net.keras")
     run = Run(place / "digits-pivot")
-    run.open(CONFIG)
-    run.finish(network, {"steps": 2, "seed": 3, "results": []})
+    run.open(msgspec.convert(CONFIG, RunConfig))
+    run.finish(network, Metrics(steps=2, seed=3, results=[]))
     trainer = AdversarialTrainer(network, "pivot")
     trainer.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
     run.save_checkpoint(trainer, 2)

@@ -1,0 +1,161 @@
+"""What a run says of itself on disk: config.json and metrics.json. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cascade_keras.records import (
+    Count,
+    Epsilon,
+    Index,
+    OpenRecord,
+    PerCent,
+    Record,
+    Sha256,
+    Text,
+    Values,
+)
+
+FORMAT = 2  # of config.json; version 0.1.0 wrote none, which is 1
+
+# A flag's value as JSON has it.
+Flag = None | bool | int | float | str | list[bool | int | float | str]
+
+
+class DatasetRecord(Record):
+    """The data that a run learns: their name, and a hash of them."""
+
+    name: Text
+    fingerprint: Sha256
+
+
+class SourceRecord(Record):
+    """A network whose images a run is trained with."""
+
+    name: Text
+    path: Text
+    weights_hash: Sha256
+
+
+SourceRecords = Annotated[list[SourceRecord], Meta(min_length=1)]
+
+
+class CascadeRecord(Record, omit_defaults=True):
+    """Where cascade images come from: banks of so many images each, or the training step."""
+
+    mode: Literal["bank", "online"]
+    sources: SourceRecords
+    bank_examples: list[Count] | None = None
+
+    def __post_init__(self):
+        banks = len(self.bank_examples or ())
+        if banks != (len(self.sources) if self.mode == "bank" else 0):
+            raise ValueError(
+                f"bank_examples are of {banks} banks, the mode is {self.mode} with "
+                f"{len(self.sources)} sources"
+            )
+
+
+class EnsembleRecord(Record):
+    """The networks whose one-step images a run is trained with."""
+
+    sources: SourceRecords
+
+
+class RunOrigin(OpenRecord):
+    """What a later version's configuration can be known by."""
+
+    format: Annotated[int, Meta(ge=1)] = 1
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class RunConfig(Record, kw_only=True, omit_defaults=True):
+    """config.json: what a run is, written before its first step.
+
+    Attributes:
+        format: of the file.
+        flags: every setting that determines the result, by its name.
+        seed: one of the flags.
+        dataset: one of the flags too, and which data these were.
+        versions: of the packages that it was started with.
+        cascade, ensemble: the networks whose images it is trained with, where there are any.
+    """
+
+    format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
+    flags: dict[str, Flag]
+    seed: Index
+    dataset: DatasetRecord
+    versions: dict[str, str]
+    cascade: CascadeRecord | None = None
+    ensemble: EnsembleRecord | None = None
+
+    def __post_init__(self):
+        for name, value in (("seed", self.seed), ("dataset", self.dataset.name)):
+            if self.flags.get(name, value) != value:
+                raise ValueError(f"{name} is {value!r}, flags.{name} {self.flags[name]!r}")
+        for name, record in (("cascade", self.cascade), ("ensemble", self.ensemble)):
+            flag = f"{name}_source"
+            count = len(record.sources) if record else 0
+            if flag in self.flags and len(self.flags[flag] or ()) != count:
+                raise ValueError(f"{name} has {count} sources, flags.{flag} is another number")
+
+    @property
+    def sources(self) -> dict[str, Sequence[SourceRecord]]:
+        """Of each flag that names networks, those that the run was started with."""
+        return {
+            "cascade_source": self.cascade.sources if self.cascade else (),
+            "ensemble_source": self.ensemble.sources if self.ensemble else (),
+        }
+
+    def as_json(self) -> Values:
+        """Return the fields as config.json has them."""
+        return msgspec.to_builtins(self)
+
+
+class ResultRecord(Record, omit_defaults=True):
+    """How many images a network classifies correctly under one attack, "clean" for none.
+
+    Attributes:
+        epsilon: in 0..255 units.
+        accuracy: in per cent.
+        options: of the attack, where it has any.
+    """
+
+    attack: Text
+    epsilon: Epsilon
+    correct: Index
+    examples: Count
+    accuracy: PerCent
+    options: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        if self.correct > self.examples:
+            raise ValueError(f"correct is {self.correct} of {self.examples} examples")
+        if abs(self.accuracy - 100 * self.correct / self.examples) > 1e-6:
+            raise ValueError(
+                f"accuracy is {self.accuracy:g}, not {self.correct} of {self.examples} in per cent"
+            )
+        if self.attack == "clean" and self.epsilon:
+            raise ValueError(f"clean images have the epsilon 0, not {self.epsilon:g}")
+
+
+class Metrics(Record):
+    """metrics.json: the accuracies of a finished network on test images, white box."""
+
+    steps: Count
+    seed: Index
+    results: list[ResultRecord]
+
+    def __post_init__(self):
+        cells = [(result.attack, result.epsilon) for result in self.results]
+        twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+        if twice:
+            raise ValueError(f"results hold {twice[0]} at epsilon {twice[1]:g} twice")
+
+    def as_json(self) -> Values:
+        """Return the fields as metrics.json has them."""
+        return msgspec.to_builtins(self)
