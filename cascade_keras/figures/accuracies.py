@@ -14,6 +14,7 @@ from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.white_box import WhiteBox
 from cascade_keras.figures.captions import has_distance, listed, numbers, standard_error
+from cascade_keras.figures.kept import distances, finite, whole
 from cascade_keras.figures.layout import (
     NAME_ROOM,
     curve,
@@ -63,6 +64,10 @@ class AccuracyCurve(_Accuracies):
         results = self.results(network, self.attacks, progress)
         correct = np.reshape([result.correct for result in results], (len(self.attacks), -1))
         return {"correct": correct, "accuracy": 100 * correct / len(self.images)}
+
+    def forms(self):
+        shape = len(self.networks), len(self.attacks), len(self.epsilons)
+        return {"correct": whole(*shape), "accuracy": finite(*shape)}
 
     def draw(self, arrays):
         figure, grid, used = panels(self.names, sharey=True)
@@ -160,6 +165,19 @@ class DistanceSweep(_Accuracies):
             "level_accuracy": np.stack(means, axis=-1),
         }
 
+    def forms(self):
+        networks, levels = len(self.networks), len(set(self.weights))
+        shape = len(self.attacks), len(self.epsilons)
+        return {
+            "order": whole(networks),
+            "distance_weight": finite(networks),
+            "clean": finite(networks),
+            "accuracy": finite(*shape, networks),
+            "level": finite(levels),
+            "level_clean": finite(levels),
+            "level_accuracy": finite(*shape, levels),
+        }
+
     def draw(self, arrays):
         """Draw a dot a network, lines through their means."""
         figure, axes = single_axes()
@@ -249,6 +267,9 @@ class CWDistribution(Plot):
             iterations=self.parameters()["cw_iterations"],
         )
         return {"epsilon": search(self.images, self.labels, progress).epsilon}
+
+    def forms(self):
+        return {"epsilon": distances(len(self.networks), len(self.images))}
 
     def draw(self, arrays):
         curves = dict(zip(self.names, arrays["epsilon"], strict=True))

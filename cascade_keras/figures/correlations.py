@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.figures.captions import compare_initialisation, listed, numbers
+from cascade_keras.figures.kept import Forms, finite, whole
 from cascade_keras.figures.layout import (
     EPSILON,
     NAME_ROOM,
@@ -43,6 +44,13 @@ def _gathered(batches: list) -> Arrays:
     }
 
 
+def _forms(*shape: int) -> Forms:
+    """Return what the arrays of ``_gathered`` are, of this shape with N last."""
+    mean = finite(*shape[:-1])
+    undefined = whole(*shape[:-1])
+    return {"correlation": finite(*shape), "mean": mean, "deviation": mean, "undefined": undefined}
+
+
 def _undefined(arrays: Arrays, what: str) -> list[str]:
     """Say how many correlations count as 0 because one side is constant."""
     undefined = int(arrays["undefined"].sum())
@@ -63,7 +71,7 @@ class NoiseCorrelation(Plot):
         Returns:
             pairs: (P, 2) indices of the networks; and as ``_gathered``, a line a pair.
         """
-        pairs = list(itertools.combinations(range(len(self.networks)), 2))
+        pairs = self._indices()
         crafters = [self.crafter(network, self.attacks[0]) for network in self.networks]
         found = []
         for first, batch, true in self.batches(len(self.epsilons)):
@@ -73,7 +81,16 @@ class NoiseCorrelation(Plot):
             progress((first + len(batch)) * len(self.networks))
         return {"pairs": np.array(pairs), **_gathered(found)}
 
-    def _pairs(self, arrays: Arrays) -> list[tuple[str, str, str]]:
+    def forms(self):
+        pairs = len(self._indices())
+        shape = pairs, len(self.epsilons), len(self.images)
+        return {"pairs": whole(pairs, 2), **_forms(*shape)}
+
+    def _indices(self) -> list[tuple[int, int]]:
+        """Return both networks' indices of each pair."""
+        return list(itertools.combinations(range(len(self.networks)), 2))
+
+    def _pairs(self) -> list[tuple[str, str, str]]:
         """Return of each pair both names, and whether they have the same initialisation."""
         return [
             (
@@ -81,12 +98,12 @@ class NoiseCorrelation(Plot):
                 self.names[other],
                 compare_initialisation(self.networks[one], self.networks[other]),
             )
-            for one, other in arrays["pairs"].tolist()
+            for one, other in self._indices()
         ]
 
     def draw(self, arrays):
         figure, axes = single_axes()
-        pairs = self._pairs(arrays)
+        pairs = self._pairs()
         kinds = dict.fromkeys(kind for *_, kind in pairs)
         dashes = dict(zip(kinds, itertools.cycle(DASHES), strict=False))
         spread = self.band * arrays["deviation"]
@@ -120,7 +137,7 @@ class NoiseCorrelation(Plot):
             "in pixel values of 0..255): mean over the images; bands: "
             f"± {self.band:g} standard deviations. As figures 1 and 6 of the paper."
         ]
-        for (one, other, kind), mean in zip(self._pairs(arrays), arrays["mean"], strict=True):
+        for (one, other, kind), mean in zip(self._pairs(), arrays["mean"], strict=True):
             paragraphs.append(
                 f"{one}, {other} ({kind}): {mean[0]:.3f} at epsilon {self.epsilons[0]:g}, "
                 f"{mean[-1]:.3f} at {self.epsilons[-1]:g}."
@@ -160,6 +177,10 @@ class GradientCorrelation(Plot):
             found.append(tuple(np.stack(arrays) for arrays in zip(*each, strict=True)))
             progress(first + len(batch))
         return _gathered(found)
+
+    def forms(self):
+        sizes = len(self.pairs), len(self.epsilons), len(self.images)
+        return _forms(len(self.networks), *sizes)
 
     def draw(self, arrays):
         figure, grid, used = panels(self.names, sharey=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
 import textwrap
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
+from cascade_keras.figures import kept
 from cascade_keras.figures.kinds import (
     DRAWN,
     FIGURES,
@@ -27,14 +28,15 @@ from cascade_keras.figures.settings import (
     epsilons_of,
     set_options,
 )
-from cascade_keras.files import check_writable, named_twice, write_atomically, write_text
+from cascade_keras.files import check_replaceable, clean, hold_output, named_twice, write_text
 from cascade_keras.provenance import recorded_dataset
 
 if TYPE_CHECKING:  # they import TensorFlow or matplotlib
     import matplotlib.figure
 
     from cascade_keras.data import Dataset
-    from cascade_keras.figures.plot import Arrays, Plot
+    from cascade_keras.figures.kept import Arrays
+    from cascade_keras.figures.plot import Plot
     from cascade_keras.sources import Network
 
 _FORMAT = 1  # of the arrays; those of another one are computed again
@@ -81,6 +83,7 @@ class Figure:
         self.settings, self.spec = settings, FIGURES[settings.figure]
         self._given, self._dataset = networks, dataset
         self.computed: bool | None = None
+        self._held = False
         check_options(settings, self.spec)
         self._check_networks()
         self.dataset = self._choose_dataset()
@@ -129,10 +132,8 @@ class Figure:
 
     def _check_output(self) -> None:
         """Refuse a place that cannot be written before hours are spent."""
-        check_writable(pathlib.Path(self.settings.output), "output")
         for suffix in SUFFIXES:
-            if self.file(suffix).is_dir():
-                raise InputError(f"{self.file(suffix)} is a directory", "output")
+            check_replaceable(self.file(suffix), "output")
 
     def file(self, suffix: str) -> pathlib.Path:
         """Return one of the four files, see ``SUFFIXES``."""
@@ -195,32 +196,58 @@ class Figure:
             progress: called with the number of images done, of ``work``, where it computes.
 
         Raises:
+            InputError: another process works on this figure in this directory.
             OSError: they cannot be written.
         """
         if self.computed is None:
-            identity = self._identity()
-            self._arrays = _read(self.file(".npz"), identity)
-            self.computed = self._arrays is None
-            if self.computed:
-                self._arrays = self._compute(identity, progress)
+            with self._alone():
+                file, identity = self.file(".npz"), self._identity
+                self._arrays = kept.read(file, identity, self._forms())
+                self.computed = self._arrays is None
+                if self.computed:
+                    self._arrays = self._compute(progress)
+                    kept.write(file, identity, self._arrays)
         return self._arrays
 
-    def _compute(self, identity: str, progress: Callable[[int], None]) -> Arrays:
-        # Whoever cannot write here learns it before hours are spent.
-        self.file(".npz").parent.mkdir(parents=True, exist_ok=True)
+    def _compute(self, progress: Callable[[int], None]) -> Arrays:
         plot = self.plot
         progress(0)
         arrays = plot.compute(progress)
         arrays |= {"images": plot.indices, "labels": plot.labels}
         if plot.epsilons_are_computed:
             arrays["epsilons"] = np.array(self.epsilons)
-
-        def write(temporary: pathlib.Path) -> None:
-            with open(temporary, "wb") as opened:
-                np.savez_compressed(opened, identity=np.array(identity), **arrays)
-
-        write_atomically(self.file(".npz"), write)
         return arrays
+
+    def _forms(self) -> kept.Forms | None:
+        """Return what the arrays must be, None where the plot does not say it."""
+        plot = self.plot
+        forms, count = plot.forms(), len(plot.images)
+        if forms is None:
+            return None
+        beside = {"images": kept.whole(count), "labels": kept.whole(count)}
+        if plot.epsilons_are_computed:
+            beside["epsilons"] = kept.finite(len(self.epsilons))
+        return {**forms, **beside}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from this figure in this directory as long as the block runs."""
+        if self._held:
+            yield
+            return
+        _ = self._identity  # networks or images that cannot be used leave no directory
+        directory = pathlib.Path(self.settings.output)
+        # Whoever cannot write here learns it before hours are spent.
+        directory.mkdir(parents=True, exist_ok=True)
+        in_use = f"another process draws {self.spec.name} in {directory}; wait for it"
+        with hold_output(directory, self.spec.name, in_use, "output"):
+            self._held = True
+            try:
+                for suffix in SUFFIXES:
+                    clean(directory, self.file(suffix).name)
+                yield
+            finally:
+                self._held = False
 
     def picture(
         self, progress: Callable[[int], None] = lambda done: None
@@ -240,10 +267,11 @@ class Figure:
         """
         from cascade_keras.figures.style import save
 
-        picture = self.picture(progress)
-        for suffix in SUFFIXES[2:]:
-            save(picture, self.file(suffix))
-        write_text(self.file(".txt"), self.caption())
+        with self._alone():
+            picture = self.picture(progress)
+            for suffix in SUFFIXES[2:]:
+                save(picture, self.file(suffix))
+            write_text(self.file(".txt"), self.caption())
         return self.file(".png")
 
     def caption(self) -> str:
@@ -265,6 +293,7 @@ class Figure:
         filled = [textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs]
         return "\n\n".join([*filled, "\n".join(["Networks:", *networks])]) + "\n"
 
+    @functools.cached_property
     def _identity(self) -> str:
         """Return what the arrays follow from, as JSON."""
         plot = self.plot
@@ -300,14 +329,3 @@ def _per_class(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 _PICKS = {DRAWN: _drawn, FIRST: _first, PER_CLASS: _per_class}
-
-
-def _read(file: pathlib.Path, identity: str) -> Arrays | None:
-    """Return the arrays in a file if they are those of this identity."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["identity"]) == identity:
-                return {name: stored[name] for name in stored.files if name != "identity"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent, another program's, or cut short: it is computed again
-    return None

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from cascade_keras.figures.captions import listed, numbers
+from cascade_keras.figures.kept import finite, shares
 from cascade_keras.figures.layout import PANEL, curve, finish_panels, fit, panels, wrap
 from cascade_keras.figures.measures import outputs, project, statistics
 from cascade_keras.figures.plot import Arrays, Plot
@@ -40,6 +41,14 @@ class Logits(Plot):
             arrays[name] = np.concatenate(batches, axis=-1)
             arrays[f"{name}_mean"], arrays[f"{name}_deviation"] = statistics(arrays[name])
         return arrays
+
+    def forms(self):
+        shape = len(self.networks), len(self.attacks), len(self.epsilons)
+        forms = {}
+        for name in ("true", "false", "largest"):
+            forms[name] = finite(*shape, len(self.images))
+            forms[f"{name}_mean"] = forms[f"{name}_deviation"] = finite(*shape)
+        return forms
 
     def draw(self, arrays):
         # One scale for a network, so that its attacks compare; other networks have other scales.
@@ -131,6 +140,20 @@ class EmbeddingMap(Plot):
             for number, part in enumerate(parts)
         }
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]} | apart
+
+    def forms(self):
+        networks, images, epsilons = len(self.networks), len(self.images), len(self.epsilons)
+        classes = len(np.unique(self.labels))
+        forms = {
+            "points": finite(networks, images, 2),
+            "traces": finite(networks, classes, epsilons, 2),
+            "explained": shares(networks, 2),
+            "centres": finite(networks, classes, 2),
+        }
+        for number in range(networks):  # their dimensions are each network's own
+            forms[f"embedding_{number}"] = finite(images, None)
+            forms[f"attacked_{number}"] = finite(classes, epsilons, None)
+        return forms
 
     def draw(self, arrays):
         figure, grid, used = panels(self.names)

@@ -16,10 +16,10 @@ import numpy as np
 from cascade_keras import evaluation
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.specs import DatasetSpec
+from cascade_keras.figures.kept import Arrays, Forms
 from cascade_keras.figures.settings import FigureSettings
 from cascade_keras.sources import Source
 
-Arrays = dict[str, np.ndarray]
 Progress = Callable[[int], None]
 _VERSIONS = 4096  # adversarial images held at a time
 
@@ -87,6 +87,13 @@ class Plot(abc.ABC):
     def parameters(self) -> dict:
         """Return what the arrays follow from beside networks, images, seed, epsilons, attacks."""
         return {}
+
+    def forms(self) -> Forms | None:
+        """Return what each array of ``compute`` is, None where that is not said.
+
+        Only for files of versions 0.1.0 and 0.2.0, which have no checksum: see ``kept.read``.
+        """
+        return None
 
     # What figures share.
 

@@ -8,6 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patheffects import withStroke
 
 from cascade_keras import attacks, draws
+from cascade_keras.figures.kept import finite
 from cascade_keras.figures.layout import EPSILON, PANEL, fit, panels, wrap, write_decades
 from cascade_keras.figures.measures import gradients
 from cascade_keras.figures.plot import Arrays, Plot
@@ -40,6 +41,11 @@ class LossSurface(Plot):
             progress(index + 1)
         losses, margins = zip(*found, strict=True)
         return {"loss": np.stack(losses), "margin": np.stack(margins)}
+
+    def forms(self):
+        count = len(self.epsilons)
+        values = finite(len(self.networks), len(self.images), count, count)
+        return {"loss": values, "margin": values}
 
     def draw(self, arrays):
         """Draw the loss as colours, margin 0 as a line; a row an image, a column a network."""

@@ -1,10 +1,12 @@
 """Figures as objects and from bin/analyze: what is computed, kept and written, and bad input."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import re
+import zipfile
 
 import keras
 import numpy as np
@@ -14,13 +16,13 @@ from matplotlib.image import imread
 from support.files import tree
 from support.networks import features, save_run
 
-from cascade_keras import Figure, FigureSettings, attacks, data, figures
+from cascade_keras import Figure, FigureSettings, attacks, data, figures, files
 from cascade_keras.attacks import carlini_wagner
 from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
 from cascade_keras.cli import analyze
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.figures import FIGURES
+from cascade_keras.figures import FIGURES, kept
 from cascade_keras.figures.settings import parse_epsilons
 from cascade_keras.sources import load_source
 
@@ -107,10 +109,11 @@ def test_a_figure_is_computed_once_and_drawn_again(figure, place, capfd, monkeyp
     out = pathlib.Path("out")
     suffixes = ("npz", "pdf", "png", "txt")
     assert sorted(os.listdir(out)) == [f"{figure}.{suffix}" for suffix in suffixes]
+    assert not list(out.glob(".*"))
     assert imread(out / f"{figure}.png").shape[0] > 100
     assert (out / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
 
-    kept, caption, digits = arrays_of(figure), caption_of(figure), data.load("digits")
+    stored, caption, digits = arrays_of(figure), caption_of(figure), data.load("digits")
     labels = digits.test[1]
     images = {
         "per class": lambda: carlini_wagner.selection(labels, COUNT),
@@ -118,8 +121,8 @@ def test_a_figure_is_computed_once_and_drawn_again(figure, place, capfd, monkeyp
         "drawn": lambda: np.sort(np.random.default_rng(SEED).choice(360, COUNT, replace=False)),
         "named": lambda: np.array([7, 3]),
     }[chosen]()
-    assert kept["images"].tolist() == images.tolist()
-    assert kept["labels"].tolist() == labels[images].tolist()
+    assert stored["images"].tolist() == images.tolist()
+    assert stored["labels"].tolist() == labels[images].tolist()
     assert f"Images: {len(images)} test images of digits" in caption and f"seed {SEED}" in caption
     assert digits.fingerprint in caption and str(place) not in caption
     for name in "ab":
@@ -130,12 +133,19 @@ def test_a_figure_is_computed_once_and_drawn_again(figure, place, capfd, monkeyp
     assert analyze_here(figure, *FEW, BOTH, *flags) == 0
     assert len(calls) == 1 and "drawn again" in capfd.readouterr().out
     for name, array in drawn[0].items():
-        np.testing.assert_array_equal(array, kept[name])
+        np.testing.assert_array_equal(array, stored[name])
+
+    # As 0.2.0 kept it, without a checksum: what each array must be says that it is whole.
+    assert "sha256" in stored
+    without = {name: array for name, array in stored.items() if name != "sha256"}
+    np.savez(out / f"{figure}.npz", **without)
+    assert analyze_here(figure, *FEW, BOTH, *flags) == 0
+    assert len(calls) == 1 and "drawn again" in capfd.readouterr().out
 
     # Another split, seed, ...: nothing of before is taken.
     assert analyze_here(figure, *FEW, BOTH, *flags, change) == 0
     assert len(calls) == 2
-    assert arrays_of(figure)["identity"] != kept["identity"]
+    assert arrays_of(figure)["identity"] != stored["identity"]
 
 
 def test_thresholds_are_only_drawn(place, monkeypatch):
@@ -178,8 +188,11 @@ def test_only_arrays_that_cannot_be_read_are_computed_again(place, capfd, monkey
     without_drawing(monkeypatch)
     file = pathlib.Path("out/loss_surface.npz")
     before = file.read_bytes()
-    for number, content in enumerate([before, b"", b"no zip", before[: len(before) // 2]]):
-        file.write_bytes(content)
+    only = {"identity": arrays_of("loss_surface")["identity"]}
+    np.savez("only.npz", **only)
+    contents = [before, b"", b"no zip", before[: len(before) // 2], pathlib.Path("only.npz")]
+    for number, content in enumerate(contents):
+        file.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         assert analyze_here(*flags) == 0
         assert len(calls) == 1 + number and file.read_bytes() == before
 
@@ -214,9 +227,9 @@ def test_a_figure_from_python_needs_no_flags_and_no_files_of_networks(place, mon
     pathlib.Path("program/logits.txt").write_text("lost")
     assert analyze_here("logits", *FEW, *flags) == 0  # drawn again
     assert tree("program") == before
-    kept = arrays_of("logits")
+    stored = arrays_of("logits")
     for name, array in found.items():
-        np.testing.assert_array_equal(array, kept[name])
+        np.testing.assert_array_equal(array, stored[name])
 
 
 def test_settings_are_refused_by_name(place):
@@ -261,7 +274,10 @@ def test_arrays_of_version_0_1_0_are_drawn_again(place):
         "networks": [["a", found]], "parameters": {}, "seed": 0,
     }  # fmt: skip
     os.mkdir("out")
-    np.savez("out/accuracy_curve.npz", identity=json.dumps(identity), accuracy=[[[50.0, 12.5]]])
+    np.savez(
+        "out/accuracy_curve.npz", identity=json.dumps(identity), correct=[[[1, 0]]],
+        accuracy=[[[50.0, 12.5]]], images=[0, 1], labels=dataset.test[1][:2], epsilons=[0.0, 8.0],
+    )  # fmt: skip
     settings = FigureSettings(
         figure="accuracy_curve", model=["runs/a"], attack=["pgd"], epsilons=[0, 8], num_images=2,
         output="out", pgd_steps=20, pgd_restarts=1,
@@ -271,6 +287,95 @@ def test_arrays_of_version_0_1_0_are_drawn_again(place):
     # Its default was that; today's is another, and its numbers are not taken for it.
     figure = Figure(settings.replace(pgd_steps=None, pgd_restarts=None))
     assert figure.arrays()["accuracy"].shape == (1, 1, 2) and figure.computed
+
+
+# Kept arrays.
+
+KEPT = {
+    "mean": np.arange(6.0).reshape(2, 3),
+    "pairs": np.array([[0, 1]]),
+    "found": np.array([np.inf, 1]),
+}
+FORMS = {"mean": kept.finite(2, None), "pairs": kept.whole(1, 2), "found": kept.distances(2)}
+CHANGES = {
+    "an array is missing": lambda arrays: arrays.pop("mean"),
+    "another shape": lambda arrays: arrays.update(mean=np.zeros((3, 3))),
+    "another number of dimensions": lambda arrays: arrays.update(mean=np.zeros(2)),
+    "numbers with a fraction": lambda arrays: arrays.update(pairs=np.array([[0.0, 1.0]])),
+    "text": lambda arrays: arrays.update(mean=np.full((2, 3), "0.5")),
+    "not a number": lambda arrays: arrays["mean"].__setitem__((0, 0), np.nan),
+    "infinite": lambda arrays: arrays["mean"].__setitem__((0, 0), np.inf),
+    "negative": lambda arrays: arrays["found"].__setitem__(1, -1),
+    "another identity": lambda arrays: arrays.update(identity=np.array("{}")),
+    "no identity": lambda arrays: arrays.pop("identity"),
+    "objects": lambda arrays: arrays.update(mean=np.array([{}, None], object)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_kept_arrays_that_are_not_those_are_none(change, tmp_path):
+    """With a checksum and, as earlier versions wrote them, without."""
+    file = tmp_path / "kept.npz"
+    kept.write(file, "{1}", KEPT)
+    for checksum in (True, False):
+        arrays = {name: array.copy() for name, array in np.load(file).items()}
+        if not checksum:
+            del arrays["sha256"]
+        np.savez(tmp_path / "as.npz", **arrays)
+        found = kept.read(tmp_path / "as.npz", "{1}", FORMS)
+        assert set(found) == set(KEPT)
+        assert all((found[name] == KEPT[name]).all() for name in KEPT)
+        assert (kept.read(tmp_path / "as.npz", "{1}", None) is None) is not checksum
+        CHANGES[change](arrays)
+        np.savez(tmp_path / "as.npz", **arrays)
+        assert kept.read(tmp_path / "as.npz", "{1}", FORMS) is None
+
+
+def test_of_a_damaged_file_nothing_is_taken(tmp_path):
+    """Each byte changed, each length it can be cut to; a size in a header that is not there."""
+    file = tmp_path / "kept.npz"
+    kept.write(file, "{1}", KEPT)
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 3):
+        for content in (
+            whole[:place],
+            whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :],
+        ):
+            file.write_bytes(content)
+            found = kept.read(file, "{1}", FORMS)
+            # Some of a zip file's bytes, such as dates, mean nothing.
+            assert found is None or all((found[name] == KEPT[name]).all() for name in KEPT)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
+    )
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("identity.npy", header.getvalue())
+    assert kept.read(file, "{1}", FORMS) is None
+    file.unlink()
+    assert kept.read(file, "{1}", FORMS) is None
+    file.mkdir()
+    assert kept.read(file, "{1}", FORMS) is None
+
+
+def test_two_processes_do_not_draw_one_figure(place, capfd, monkeypatch):
+    without_drawing(monkeypatch)
+    flags = [*FEW, "--model=runs/a", "--epsilons=0,8"]
+    out = pathlib.Path("out")
+    out.mkdir()
+    left = [out / f".partial-1-0123abcd-{name}" for name in ("logits.png", "my-logits.png")]
+    for file in left:
+        file.write_text("half")
+    with files.hold_output(out, "logits", "in use"):
+        assert analyze_here("logits", *flags) == 2
+        assert capfd.readouterr().err == (
+            "analyze: --output: another process draws logits in out; wait for it\n"
+        )
+        # Another one in the same directory.
+        assert analyze_here("embedding_map", *flags) == 0
+        assert all(file.exists() for file in left)
+    assert analyze_here("logits", *flags) == 0
+    assert sorted(out.glob(".*")) == left[1:]  # what a killed process left, but of another figure
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
@@ -322,7 +427,7 @@ BAD = {
     "no lambda": (["distance_sweep", "--model=runs/a,bare.keras"], "--model: bare.*lambda_2"),
     "no distance": (["distance_sweep", "--model=runs/a,runs/std"], "--model: .*std.*no distance"),
     "output is a file": ([*LOGITS, "--output=bare.keras/out"], "--output: .*bare"),
-    "picture is a directory": ([*LOGITS, "--output=taken"], "--output: .*directory"),
+    "picture is a directory": ([*LOGITS, "--output=taken"], "--output: .*logits.png is not a file"),
     "too many images": ([*LOGITS, "--num_images=361"], "--num_images: .*360"),
     "image beyond": (["loss_surface", BOTH, "--image_index=360"], "--image_index: .*359"),
     "image twice": (["loss_surface", BOTH, "--image_index=1,01"], "--image_index: .*once"),
