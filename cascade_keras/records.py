@@ -25,6 +25,7 @@ from cascade_keras.errors import InputError
 
 LARGEST = 2**31 - 1  # counts and steps are 32-bit numbers in TensorFlow
 MOST_BYTES = 64 * 2**20  # of a JSON file: none of ours is near it
+MOST_ARRAY_BYTES = 8 * 2**30  # of an .npz file's arrays, which are read into memory
 
 # What fields are made of.
 Count = Annotated[int, Meta(ge=1, le=LARGEST)]
@@ -156,6 +157,8 @@ def read_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray] | None:
     """
     try:
         with np.load(file, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > MOST_ARRAY_BYTES:
+                return None
             return {name: stored[name] for name in stored.files}
     except Exception:  # zipfile, zlib and NumPy's header parser each raise their own
         return None

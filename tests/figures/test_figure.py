@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from support.files import tree
 from support.networks import features, save_run
 
-from cascade_keras import Figure, FigureSettings, attacks, data, figures, files
+from cascade_keras import Figure, FigureSettings, attacks, data, figures, files, records
 from cascade_keras.attacks import carlini_wagner
 from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
 from cascade_keras.cli import analyze
@@ -331,7 +331,7 @@ def test_kept_arrays_that_are_not_those_are_none(change, tmp_path):
         assert kept.read(tmp_path / "as.npz", "{1}", FORMS) is None
 
 
-def test_of_a_damaged_file_nothing_is_taken(tmp_path):
+def test_of_a_damaged_file_nothing_is_taken(tmp_path, monkeypatch):
     """Each byte changed, each length it can be cut to; a size in a header that is not there."""
     file = tmp_path / "kept.npz"
     kept.write(file, "{1}", KEPT)
@@ -352,6 +352,9 @@ def test_of_a_damaged_file_nothing_is_taken(tmp_path):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("identity.npy", header.getvalue())
     assert kept.read(file, "{1}", FORMS) is None
+    monkeypatch.setattr(records, "MOST_ARRAY_BYTES", 999)
+    kept.write(file, "{1}", {"zeros": np.zeros(1000)})  # a small file that would fill the memory
+    assert kept.read(file, "{1}", {}) is None
     file.unlink()
     assert kept.read(file, "{1}", FORMS) is None
     file.mkdir()
