@@ -19,7 +19,7 @@ from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.data.specs import DATASETS, DatasetSpec, look_up
 from cascade_keras.errors import InputError, about
 from cascade_keras.provenance import recorded_dataset
-from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting
+from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting, trust_setting
 
 if TYPE_CHECKING:
     from cascade_keras.bank import Bank
@@ -61,6 +61,7 @@ class CraftSettings(Settings):
     """Which images are crafted, and where they are kept: the flags of ``bin/craft``."""
 
     source: str | None = setting(None, "The network to attack.", path=True)
+    trust_source: bool = trust_setting()
     dataset: str | None = setting(
         None, "Whose images; default: what the source learned.", choices=lambda: DATASETS
     )
@@ -130,7 +131,7 @@ class Crafting:
         from cascade_keras.sources import load_source
 
         with about("source"):
-            source = load_source(self._network)
+            source = load_source(self._network, trust=self.settings.trust_source)
         side = source.input_shape[0]
         # Training sees no other sizes, so no other bank is of use.
         side = side if side in self.spec.crops else self.spec.crop

@@ -68,6 +68,15 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def trust_setting() -> Any:
+    """Return the field of every class of settings that names networks: see SECURITY.md."""
+    return setting(
+        False,
+        "You trust whoever made the networks: run a SavedModel though it does more than compute.",
+        operational=True,
+    )
+
+
 def choices_of(field: dataclasses.Field) -> tuple | None:
     """Return what a field's value may be, None where it may be anything."""
     choices = field.metadata["choices"]

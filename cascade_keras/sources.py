@@ -45,6 +45,8 @@ class Source:
         input_shape: (H, W, C), None where any size is taken.
         weights_hash: SHA-256 of the weights, the same for every form of the same network.
         provenance: what is recorded of its training; empty where nothing is.
+        function: images to outputs.
+        trust: whether it may do more than compute.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Source:
     weights_hash: str
     provenance: dict
     function: Callable[[tf.Tensor], Outputs]
+    trust: bool = False
 
     def __str__(self) -> str:
         return str(self.path or self.name)
@@ -151,6 +154,7 @@ def load_source(
     *,
     name: str | None = None,
     weights_hash: str | None = None,
+    trust: bool = False,
 ) -> Source:
     """Load a network by its path, or take one that is in memory.
 
@@ -167,23 +171,26 @@ def load_source(
         name: of a network in memory; a model's or a function's own where None.
         weights_hash: of a function, any text that changes when the function does: banks, reports
             and runs know a network by it.
+        trust: run a SavedModel though it does more than compute, such as write files.
 
     Raises:
         InputError: no network there, one that cannot be loaded, or one that does not fit.
     """
-    source = _load(network, image_shape, name, weights_hash)
+    source = _load(network, image_shape, name, weights_hash, trust)
     if image_shape is not None:
         source.check(image_shape, num_classes)
     return source
 
 
-def _load(network: Network, image_shape, name: str | None, digest: str | None) -> Source:
+def _load(
+    network: Network, image_shape, name: str | None, digest: str | None, trust: bool
+) -> Source:
     if isinstance(network, Source):
         return network
     if isinstance(network, str | os.PathLike):
         location = locate(network)
         if location.is_saved_model:
-            return _load_saved_model(location)
+            return _load_saved_model(location, trust)
         model = load_keras(location.path)
         return _of_keras(model, location.name, location.path, location.provenance)
     if isinstance(network, keras.Model):
@@ -203,7 +210,7 @@ def _load(network: Network, image_shape, name: str | None, digest: str | None) -
     return Source(name, None, shape, digest, {}, lambda images: _outputs(network(images), name))
 
 
-def _load_saved_model(location: Location) -> Source:
+def _load_saved_model(location: Location, trust: bool) -> Source:
     path = location.path
     try:
         loaded = tf.saved_model.load(str(path))
@@ -229,7 +236,8 @@ def _load_saved_model(location: Location) -> Source:
             f"{path}: signature {name!r} takes batches of {spec.shape[0]} only; save it with an "
             "unknown batch size"
         )
-    _check_harmless(signature, path)
+    if not trust:
+        _check_harmless(signature, path)
     recorded = location.provenance.get("weights_hash")
     if recorded is None:
         digest = _files_hash(path)
@@ -241,7 +249,8 @@ def _load_saved_model(location: Location) -> Source:
     def function(images: tf.Tensor, keep_alive=loaded) -> Outputs:
         return _outputs(signature(**{key: tf.cast(images, spec.dtype)}), path)
 
-    return Source(location.name, path, tuple(spec.shape[1:]), digest, location.provenance, function)
+    shape = tuple(spec.shape[1:])
+    return Source(location.name, path, shape, digest, location.provenance, function, trust)
 
 
 def _check_harmless(signature, path: pathlib.Path) -> None:

@@ -70,11 +70,21 @@ class Evaluation:
         self.report = Report(settings.output)
         self.report.check()
         self._preset = dataset.preset if dataset else look_up(settings.dataset)
+        trust = settings.trust_source
         targets = load_networks(
-            targets or settings.target, self._preset, setting="target", differentiable=False
+            targets or settings.target,
+            self._preset,
+            setting="target",
+            differentiable=False,
+            trust=trust,
         )
         sources = load_networks(
-            sources or settings.source, self._preset, setting="source", known=targets, keep=False
+            sources or settings.source,
+            self._preset,
+            setting="source",
+            known=targets,
+            keep=False,
+            trust=trust,
         )
         everyone = dict(zip(sources.names, sources.sources, strict=True))
         everyone = dict(zip(targets.names, targets.sources, strict=True)) | everyone

@@ -68,6 +68,7 @@ def load_networks(
     differentiable: bool = True,
     known: Loaded | None = None,
     keep: bool = True,
+    trust: bool = False,
 ) -> Loaded:
     """Load networks, check that each fits the dataset and the others, and give each its name.
 
@@ -84,6 +85,7 @@ def load_networks(
             images of one shape.
         keep: False lets each network go after it was checked: ``sources`` then only say what it
             is. Those that were given in memory stay.
+        trust: as for ``load_source``.
 
     Raises:
         InputError: a network that is not there or does not fit, or one that is named twice.
@@ -97,7 +99,7 @@ def load_networks(
             shape = known.shape
         found = Loaded((), (), () if shape is None else tuple(shape), ())
         for path in paths:
-            found = _add(found, path, dataset, differentiable, known, keep)
+            found = _add(found, path, dataset, differentiable, known, keep, trust)
     return found
 
 
@@ -112,10 +114,10 @@ def _add(
     differentiable: bool,
     known: Loaded | None,
     keep: bool,
+    trust: bool,
 ) -> Loaded:
     """Load and check one more network."""
-    given = isinstance(path, Source)
-    source = path if given else load_source(path)
+    source = load_source(path, trust=trust)  # as it is, where it is one
     shape = found.shape or dataset.network_shape(source.input_shape)
     others = [*(known.sources if known else ()), *found.sources]
     own = tuple(source.input_shape)
@@ -134,7 +136,7 @@ def _add(
     if same is not None:
         return found.extended(same, known[same], probed)
     name = _new_name(source, path, [*(known.names if known else ()), *found.names])
-    return found.extended(name, source if keep or given else _let_go(source), probed)
+    return found.extended(name, source if keep or source is path else _let_go(source), probed)
 
 
 def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from cascade_keras.settings import (
     Rule,
     Settings,
     setting,
+    trust_setting,
 )
 
 _PGD, _CW, _AUTOATTACK = (ATTACKS[name].options for name in ("pgd", "cw_linf", "autoattack"))
@@ -58,6 +59,7 @@ class EvaluationSettings(Settings):
         "target is its own source (white box).",
         path=True,
     )
+    trust_source: bool = trust_setting()
     dataset: str | None = setting(
         None,
         "Whose images; default: what the first target learned.",

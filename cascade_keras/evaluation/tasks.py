@@ -81,7 +81,8 @@ class SavedNetworks:
             if self._visitor is not None:
                 self._predictors.pop(self._visitor[0], None)
                 self._visitor = None
-            self._visitor = name, load_source(self._sources[name].path)
+            gone = self._sources[name]
+            self._visitor = name, load_source(gone.path, trust=gone.trust)
         return self._visitor[1]
 
     def logits(self, name: str) -> attacks.LogitsFn:

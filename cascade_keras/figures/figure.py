@@ -147,7 +147,9 @@ class Figure:
         from cascade_keras import data
         from cascade_keras.evaluation.networks import load_networks
 
-        loaded = load_networks(self._models, self.dataset, setting="model")
+        loaded = load_networks(
+            self._models, self.dataset, setting="model", trust=self.settings.trust_source
+        )
         if self._dataset is None:
             self._dataset = data.load(self.dataset.name, self.settings.data_dir)
         images, labels = getattr(self._dataset, self.settings.split)

@@ -19,7 +19,7 @@ from cascade_keras.figures.kinds import (
     particular,
     takers,
 )
-from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting
+from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting, trust_setting
 
 
 def parse_epsilons(text: str) -> tuple[float, ...]:
@@ -75,6 +75,7 @@ class FigureSettings(Settings):
         "The networks, in the order they are drawn: saved networks, runs or .keras files.",
         path=True,
     )
+    trust_source: bool = trust_setting()
     dataset: str | None = setting(
         None, "Whose images; default: what the first model learned.", choices=lambda: DATASETS
     )

@@ -25,6 +25,7 @@ from cascade_keras.settings import (
     Rule,
     Settings,
     setting,
+    trust_setting,
 )
 
 NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
@@ -159,6 +160,7 @@ class TrainingSettings(Settings):
         "network itself.",
         path=True,
     )
+    trust_source: bool = trust_setting()
 
     # Optimization.
     steps: int | None = setting(

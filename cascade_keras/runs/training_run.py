@@ -117,8 +117,8 @@ class Training:
     ):
         self.say = say
         self.own_sources = {
-            "cascade_source": _loaded(cascade_sources, "cascade_sources"),
-            "ensemble_source": _loaded(ensemble_sources, "ensemble_sources"),
+            "cascade_source": _loaded(cascade_sources, "cascade_sources", settings),
+            "ensemble_source": _loaded(ensemble_sources, "ensemble_sources", settings),
         }
         for name, sources in self.own_sources.items():
             if sources:
@@ -287,7 +287,9 @@ class Training:
         if not paths:
             return ()
         shape = image_shape(self.settings, self.preset)
-        sources = load_networks(paths, self.preset, setting=setting, shape=shape).sources
+        trust = self.settings.trust_source
+        loaded = load_networks(paths, self.preset, setting=setting, shape=shape, trust=trust)
+        sources = loaded.sources
         for source, then in zip(sources, recorded, strict=False):
             if source.weights_hash != then.weights_hash:
                 raise InputError(
@@ -308,14 +310,14 @@ class Training:
                 )
 
 
-def _loaded(sources: Sequence | None, setting: str) -> list[Source]:
+def _loaded(sources: Sequence | None, setting: str, settings: TrainingSettings) -> list[Source]:
     if not sources:
         return []
 
-    from cascade_keras.sources import Source, load_source
+    from cascade_keras.sources import load_source
 
     with about(setting):
-        return [s if isinstance(s, Source) else load_source(s) for s in sources]
+        return [load_source(source, trust=settings.trust_source) for source in sources]
 
 
 def _side(network: keras.Model) -> int | None:

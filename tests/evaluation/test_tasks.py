@@ -162,9 +162,9 @@ def test_a_source_makes_room_before_the_next_is_loaded(monkeypatch, tmp_path):
     found = load_networks(paths, row, setting="source", keep=False)
     record, load, alive = [], engine.load_source, weakref.WeakValueDictionary()
 
-    def loading(path):
+    def loading(path, **options):
         record.append((path.name, sorted(alive)))
-        alive[path.name] = source = load(path)
+        alive[path.name] = source = load(path, **options)
         return source
 
     monkeypatch.setattr(engine, "load_source", loading)
