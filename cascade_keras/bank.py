@@ -12,11 +12,14 @@ one. Iterates of whole steps and epsilons are whole pixel values, so uint8 loses
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import tensorflow as tf
 
@@ -25,13 +28,17 @@ from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
     Lock,
+    check_writable,
     clean,
     expand,
+    folder_name,
+    naming,
     nearest_existing,
     reserve,
     write_atomically,
     write_json,
 )
+from cascade_keras.records import Count, Index, Record, Sha256, Text, map_array, read_values
 
 FORMAT = 1  # of bank.json, which names it only where it is another
 # Images a batch: larger ones are little faster, and a kill loses what was made of one.
@@ -49,10 +56,47 @@ IDENTITY = {
 }
 
 
+class BankRecord(Record):
+    """bank.json; what is the matter with its images is in ``identity``."""
+
+    source: str
+    dataset: str
+    source_hash: Text
+    dataset_hash: Sha256
+    split: Literal["train", "test"]
+    crop: Count
+    attack: Text
+    epsilons: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=1, le=255)]], msgspec.Meta(min_length=1)
+    ]
+    examples: Count
+    seed: Index
+    shape: Annotated[list[Count], msgspec.Meta(min_length=5, max_length=5)]
+    shard_size: Count
+    complete_shards: Index
+    format: Count = FORMAT
+
+    def __post_init__(self):
+        if self.format != FORMAT:
+            raise ValueError(f"format: is {self.format}, this version reads {FORMAT}")
+        if len(set(self.epsilons)) != len(self.epsilons):
+            raise ValueError(f"epsilons: one is there twice in {as_range(self.epsilons)}")
+        expected = [len(self.epsilons), self.examples, self.crop, self.crop]
+        if self.shape[:4] != expected:
+            raise ValueError(f"shape: is {self.shape}, other fields say {expected} and channels")
+        shards = -(-self.examples // self.shard_size)
+        if self.complete_shards > shards:
+            raise ValueError(f"complete_shards: is {self.complete_shards} of {shards}")
+
+
 def default_path(source_name: str, split: str = "train", attack: str = "iter_fgsm") -> str:
-    """Return where the bank of a source of this name lies when nobody says where."""
+    """Return where the bank of a source of this name lies when nobody says where.
+
+    Raises:
+        InputError: no folder can have that name.
+    """
     special = "" if (split, attack) == ("train", "iter_fgsm") else f"-{split}-{attack}"
-    return f"banks/{source_name}{special}"
+    return f"banks/{folder_name(source_name)}{special}"
 
 
 def identity(
@@ -117,8 +161,9 @@ class Bank:
         self.images_file = self.path / "images.npy"
         self._labels_file = self.path / "labels.npy"
         self._json_file = self.path / "bank.json"
-        self.record: dict = {}
+        self.record: dict[str, Any] = {}
         self._images: np.memmap | None = None
+        self._labels: np.memmap | None = None
         self._file = None
 
     @property
@@ -154,42 +199,37 @@ class Bank:
         Raises:
             InputError: there is no bank, or its files are damaged.
         """
-        try:
-            self.record = json.loads(self._json_file.read_text(encoding="utf-8"))
-            missing = {*IDENTITY, "shape", "shard_size", "complete_shards"} - set(self.record)
-            if missing:
-                raise ValueError(f"has no {sorted(missing)[0]!r}")
-            if self.record.get("format", FORMAT) != FORMAT:
-                raise ValueError(f"format {self.record['format']}, this version reads {FORMAT}")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(f"{self.path} is not a bank (it has no bank.json)") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{self._json_file}: cannot be read ({error}); {self._again}"
-            ) from error
-        if not self.images_file.exists() and self.record["complete_shards"] == 0:
+        if not self.exists:
+            raise InputError(f"{self.path} is not a bank (it has no bank.json)")
+        self.record = read_values(self._json_file, BankRecord, self._again)
+        files = self.images_file, self._labels_file
+        absent = [file for file in files if not file.exists()]
+        if absent and not self.record["complete_shards"]:
+            self._images = self._labels = None  # killed before there was room for them
             return self
-        try:
-            self._images = np.load(self.images_file, mmap_mode="r")
-            self._file = open(self.images_file, "rb")  # noqa: SIM115  kept open as long as the bank
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{self.images_file} is damaged ({error}); {self._again}") from error
-        if list(self._images.shape) != self.record["shape"] or self._images.dtype != np.uint8:
+        if absent:
+            raise InputError(f"{absent[0]} is not there; {self._again}")
+        self._images = map_array(self.images_file, self.record["shape"], "uint8", self._again)
+        count = self.record["examples"]
+        self._labels = map_array(self._labels_file, (count,), "int32", self._again)
+        if (self._labels < 0).any():
             raise InputError(
-                f"{self.images_file} is damaged: it holds {self._images.dtype} "
-                f"{self._images.shape}, bank.json says uint8 {self.record['shape']}; {self._again}"
+                f"{self._labels_file} is damaged: image {np.argmax(self._labels < 0)} is of class "
+                f"{self._labels.min()}; {self._again}"
             )
+        self._file = open(self.images_file, "rb")  # noqa: SIM115  kept open as long as the bank
         return self
 
     @property
     def _again(self) -> str:
         return f"remove {self.path} to craft it again"
 
-    def check(self, wanted: dict) -> None:
+    def check(self, wanted: dict, labels: np.ndarray | None = None) -> None:
         """Refuse a bank that is not the one wanted.
 
         Args:
             wanted: ``identity``'s, or a part of it. Of the epsilons, those that are needed.
+            labels: those of the dataset, of which the bank has the first; None: not compared.
 
         Raises:
             InputError: saying what differs.
@@ -205,6 +245,25 @@ class Bank:
                 f"{self.path} is another bank: {IDENTITY[key]} differs{shown}; name another "
                 f"directory, or remove it to craft anew"
             )
+        if labels is not None:
+            self._check_labels(labels)
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        """Refuse a bank of more images than the dataset has, or of other classes."""
+        count = self.record["examples"]
+        if count > len(labels):
+            raise InputError(
+                f"{self._json_file}: examples: is {count}, the split has {len(labels)} images; "
+                f"{self._again}"
+            )
+        if self._labels is not None:
+            differ = self._labels != labels[:count]
+            if differ.any():
+                image = int(np.argmax(differ))
+                raise InputError(
+                    f"{self._labels_file} is damaged: image {image} is of class "
+                    f"{self._labels[image]}, in the dataset of {labels[image]}; {self._again}"
+                )
 
     def craft(
         self,
@@ -232,9 +291,9 @@ class Bank:
             InputError: another bank or another process is there, or the disk has no room.
             OSError: writing failed.
         """
-        shape = [len(wanted["epsilons"]), *images.shape]
         if not self.exists:
-            self._check_place(shape)
+            self._check_place()
+            self._check_room([len(wanted["epsilons"]), *images.shape])
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = Lock(self.path)
@@ -243,21 +302,32 @@ class Bank:
         with lock:
             clean(self.path)
             if not self.exists:
+                shape = [len(wanted["epsilons"]), *images.shape]
                 names = {"source": source_name, "dataset": dataset_name}
                 state = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
                 write_json(self._json_file, {**names, **wanted, **state})
             self.load()
-            self.check(wanted)
+            self.check(wanted, labels)
+            shape = [len(self.record["epsilons"]), *images.shape]
+            if self.record["shape"] != shape:
+                raise InputError(
+                    f"{self._json_file}: shape: is {self.record['shape']}, that of these images is "
+                    f"{shape}; {self._again}"
+                )
             if self._images is None:
+                self._check_room(shape)
                 self._allocate(labels)
                 self.load()
             self._craft_shards(logits_fn, images, labels, progress)
 
-    def _check_place(self, shape: Sequence[int]) -> None:
-        """Refuse a place where a bank of this shape cannot be begun."""
+    def _check_place(self) -> None:
+        """Refuse a place where a bank cannot be begun."""
+        check_writable(self.path)
         if self.path.is_dir() and not all(p.name.startswith(".") for p in self.path.iterdir()):
             raise InputError(f"{self.path} exists and is not a bank; name another directory")
-        needed = int(np.prod(shape))
+
+    def _check_room(self, shape: Sequence[int]) -> None:
+        needed = math.prod(shape)
         free = shutil.disk_usage(nearest_existing(self.path)).free
         if needed > free:
             raise InputError(
@@ -275,12 +345,15 @@ class Bank:
             # Nothing is crafted yet: leave nothing behind.
             for file in (self._labels_file, self._json_file):
                 file.unlink(missing_ok=True)
-            self.path.rmdir()
+            with contextlib.suppress(OSError):  # a stranger's file is in it
+                self.path.rmdir()
             raise
 
     def _craft_shards(self, logits_fn, images, labels, progress) -> None:
         size = self.record["shard_size"]
         progress(self.complete_images)
+        if self.complete:
+            return
         make = crafter(
             logits_fn, self.record["attack"], self.record["epsilons"], self.record["seed"]
         )
@@ -294,11 +367,12 @@ class Bank:
                     tf.constant(labels[part], tf.int32),
                     tf.constant(first),
                 ).numpy()
-                for level, block in enumerate(crafted):
-                    file.seek(self._offset(level, first))
-                    file.write(block.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+                with naming(self.images_file):
+                    for level, block in enumerate(crafted):
+                        file.seek(self._offset(level, first))
+                        file.write(block.tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
                 self.record["complete_shards"] = shard + 1
                 write_json(self._json_file, self.record)
                 progress(first + len(images[part]))
@@ -306,7 +380,7 @@ class Bank:
     def _offset(self, level: int, index: int) -> int:
         """Return where in the file the image with this index at epsilons[level] begins."""
         _, count, *shape = self.record["shape"]
-        return self._images.offset + (level * count + index) * int(np.prod(shape))
+        return self._images.offset + (level * count + index) * math.prod(shape)
 
     def read(self, epsilons: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Read one image for each pair of an epsilon and an index.

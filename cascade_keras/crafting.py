@@ -169,9 +169,10 @@ class Crafting:
         from cascade_keras import bank
 
         chosen = self.settings
-        return bank.Bank(
-            chosen.output or bank.default_path(self.source.name, chosen.split, chosen.attack)
-        )
+        with about("output"):
+            return bank.Bank(
+                chosen.output or bank.default_path(self.source.name, chosen.split, chosen.attack)
+            )
 
     def run(self, progress: Callable[[int], None] = lambda done: None) -> Bank:
         """Craft the bank, or what is missing of it.

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import fnmatch
 import json
+import math
 import os
 import pathlib
 import re
@@ -19,14 +20,31 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, shown
 
+MOST_OF_A_NAME = 150  # bytes of a network's name in that of a file, which has 255 in all
 PARTIAL = ".partial-"  # how a file's name begins while it is written
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
     """Return a path that a user has written, ``~`` being the home directory."""
     return pathlib.Path(path).expanduser()
+
+
+def folder_name(name: str, setting: str | None = None) -> str:
+    """Return a network's name as that of a folder of its own, where nobody says which.
+
+    Raises:
+        InputError: there can be no such folder, or it would lie elsewhere, as for "..".
+    """
+    plain = name.isprintable() and "/" not in name and len(name.encode()) <= MOST_OF_A_NAME
+    # Hidden files are our locks and what is half written.
+    if not name or name.startswith(".") or not plain:
+        raise InputError(
+            f"there can be no folder by the network's name, {shown(name)}; name a directory",
+            setting,
+        )
+    return name
 
 
 def nearest_existing(path: pathlib.Path) -> pathlib.Path:
@@ -88,6 +106,17 @@ def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(file: str | os.PathLike) -> Iterator[None]:
+    """Say of an ``OSError`` inside that names no file that it is about this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
         raise
 
 
@@ -164,7 +193,7 @@ def reserve(file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 
                 "shape": tuple(map(int, shape)),
             }
             np.lib.format.write_array_header_1_0(opened, header)
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            size = math.prod(map(int, shape)) * np.dtype(dtype).itemsize
             if size:
                 os.posix_fallocate(opened.fileno(), opened.tell(), size)
         if fill:

@@ -128,7 +128,8 @@ class _Banks:
         self.dataset = dataset
         # How many images each bank must have, where that is settled.
         self.examples = list(examples or [count] * len(sources))
-        paths = settings.cascade_bank or [default_path(source.name) for source in sources]
+        with about("cascade_bank"):
+            paths = settings.cascade_bank or [default_path(source.name) for source in sources]
         self.banks = [Bank(path) for path in paths]
 
     @property
@@ -142,7 +143,7 @@ class _Banks:
         for bank, source, examples in self._each():
             try:
                 bank.load()
-                bank.check(self._wanted(source, examples))
+                bank.check(self._wanted(source, examples), self.dataset.train[1])
             except InputError:
                 missing += examples or len(self.dataset.train[1])
             else:
@@ -162,7 +163,7 @@ class _Banks:
             for bank, source, examples in self._each():
                 if bank.exists:
                     bank.load()
-                    bank.check(self._wanted(source, examples))
+                    bank.check(self._wanted(source, examples), self.dataset.train[1])
             for bank, source, examples in self._each():
                 self._fill(bank, source, examples)
                 say(

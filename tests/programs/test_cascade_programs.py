@@ -216,6 +216,12 @@ def spoil_images():
     os.truncate("banks/piv/images.npy", 1000)
 
 
+def spoil_labels():
+    crafted_bank()
+    labels = np.lib.format.open_memmap("banks/piv/labels.npy", mode="r+")
+    labels[7] = (labels[7] + 1) % 10
+
+
 def nothing():
     pass
 
@@ -235,6 +241,8 @@ TRAIN = [
      "--bank_examples: .* 1437 training images, got 2000"),
     ("bank of another source", crafted_bank, ["--cascade_source=saved/std", "--cascade_mode=bank",
      "--cascade_bank=banks/piv"], "--cascade_bank: banks/piv is another bank: the weights"),
+    ("bank of other labels", spoil_labels, BANK,
+     "--cascade_bank: banks/piv/labels.npy is damaged: image 7 is of class"),
     ("bank cut short", spoil_images, BANK, "--cascade_bank: banks/piv/images.npy is damaged"),
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from support.networks import smooth
 
 from cascade_keras import attacks, cascade, data
 from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
-from cascade_keras.bank import Bank, BankPartners, identity
+from cascade_keras.bank import Bank, BankPartners, BankRecord, default_path, identity
 from cascade_keras.crafting import Crafting, CraftSettings, bankable
 from cascade_keras.errors import InputError
 from cascade_keras.sources import load_source
@@ -257,11 +257,21 @@ def test_a_bank_serves_for_some_of_its_epsilons(epsilons, path, finished):
 
 
 def recorded(**changes):
-    """Change what bank.json says; None removes a key."""
+    """Change what bank.json says."""
 
     def damage(path):
         record = json.loads((path / "bank.json").read_text()) | changes
-        record = {key: value for key, value in record.items() if value is not None}
+        (path / "bank.json").write_text(json.dumps(record))
+
+    return damage
+
+
+def without(key):
+    """Take a field out of bank.json."""
+
+    def damage(path):
+        record = json.loads((path / "bank.json").read_text())
+        del record[key]
         (path / "bank.json").write_text(json.dumps(record))
 
     return damage
@@ -279,26 +289,58 @@ def saved(*shape, dtype=np.uint8):
     return lambda path: np.save(path / "images.npy", np.zeros(shape, dtype))
 
 
+def labelled(labels, dtype=np.int32):
+    return lambda path: np.save(path / "labels.npy", np.asarray(labels, dtype))
+
+
+LABELS = split()[1]
+# What a field of bank.json cannot be; the other fields contradict a value of the right type.
+IMPOSSIBLE = {
+    "source": [None, 7],
+    "source_hash": [None, "", []],
+    "dataset_hash": [None, "b" * 63, "B" * 64],
+    "split": [None, "valid", 1],
+    "crop": [None, 0, -8, 8.5, "8", 9],
+    "attack": [None, "", {}],
+    "epsilons": [None, [], [1, 2, 2], [0, 1, 2], [1, 2, 256], [1, 2.5, 5], "1..3", [[1]]],
+    "examples": [None, 0, -1, 9, 1e300, True],
+    "seed": [None, -1, 2**31],
+    "shape": [None, [], [3, 10, 8, 8], [3, 10, 8, 8, 0], [3, 10, 8, -8, 1], [4, 10, 8, 8, 1]],
+    "shard_size": [None, 0, -4, 2**63, {}],
+    "complete_shards": [None, 4, 999, -1, 0.5],
+    "format": [None, 0, 2, "1"],
+    "later": ["a field of a later version"],
+}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         *(
-            (holding("bank.json", content), "bank.json: cannot be read")
-            for content in (b"", b'{"split": "tr', b"\xff\xfe", b"[]", b"7")
+            (holding("bank.json", content), "bank.json: ")
+            for content in (b"", b'{"split": "tr', b"\xff\xfe", b"[]", b"7", b"[" * 100_000)
         ),
-        (recorded(format=2), "bank.json: cannot be read .format 2"),
         *(
-            (recorded(**{key: None}), f"bank.json: cannot be read .has no '{key}'")
-            for key in (*wanted(), "shape", "shard_size", "complete_shards")
+            (without(key), f"bank.json: .*`{key}`")
+            for key in (*BankRecord.__struct_fields__,) if key != "format"
+        ),
+        *(
+            (recorded(**{key: value}), f"bank.json: .*{'shape' if value == 9 else key}")
+            for key, values in IMPOSSIBLE.items() for value in values
         ),
         *((cut(length), "images.npy is damaged") for length in (0, 50, 128 + 3 * 10 * 64 - 1)),
         (holding("images.npy", b"no array at all"), "images.npy is damaged"),
-        (lambda path: (path / "images.npy").unlink(), "images.npy is damaged"),
+        (lambda path: (path / "images.npy").unlink(), "images.npy is not there"),
+        (lambda path: (path / "labels.npy").unlink(), "labels.npy is not there"),
         (saved(3, 10, 8, 8, 1, dtype=np.float32), "it holds float32"),
-        (saved(3, 9, 8, 8, 1), "bank.json says uint8"),
-        (recorded(shape=[3, 10, 8, 8, 3]), "bank.json says uint8"),
+        (saved(3, 9, 8, 8, 1), r"it holds .* not uint8 \(3, 10, 8, 8, 1\)"),
+        (recorded(shape=[3, 10, 8, 8, 3]), r"it holds .* not uint8 \(3, 10, 8, 8, 3\)"),
+        (holding("labels.npy", b""), "labels.npy is damaged"),
+        (labelled(LABELS, np.int64), "labels.npy is damaged: it holds int64"),
+        (labelled(LABELS[1:]), "labels.npy is damaged: it holds"),
+        (labelled(LABELS - 10), "labels.npy is damaged: image 0 is of class -"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_bank_is_refused(damage, message, path):
     damage(path)
     damaged = tree(path)
@@ -306,7 +348,37 @@ def test_a_damaged_bank_is_refused(damage, message, path):
         with pytest.raises(InputError, match=message) as error:
             use()
         assert f"remove {path} to craft it again" in str(error.value)
+        assert "\n" not in str(error.value)
     assert tree(path) == damaged
+
+
+@pytest.mark.parametrize("complete", [1, 3])
+def test_labels_that_are_not_the_datasets_are_refused(complete, path):
+    """Of a bank that is used as of one that is gone on with."""
+    recorded(complete_shards=complete)(path)
+    labelled([*LABELS[:6], (LABELS[6] + 1) % 10, *LABELS[7:]])(path)
+    damaged = tree(path)
+    with pytest.raises(InputError, match="is damaged: image 6 is of class") as error:
+        craft(path)
+    assert f"remove {path}" in str(error.value) and tree(path) == damaged
+
+
+def test_nothing_is_reserved_for_images_that_are_not_those_of_the_dataset(tmp_path):
+    path, huge = tmp_path / "bank", 2**31 - 1
+    interrupt(path, 0)
+    for name in ("images.npy", "labels.npy"):
+        (path / name).unlink()
+    for change, message in (
+        ({"examples": huge, "shape": [3, huge, 8, 8, 1]}, "the number of images differs"),
+        ({"crop": huge, "shape": [3, 10, huge, huge, 1]}, "the crop differs"),
+        ({"shape": [3, 10, 8, 8, huge]}, "bank.json: shape: is .* that of these images is"),
+    ):
+        before = (path / "bank.json").read_bytes()
+        recorded(**change)(path)
+        with pytest.raises(InputError, match=message):
+            craft(path)
+        (path / "bank.json").write_bytes(before)
+        assert [file.name for file in path.iterdir()] == ["bank.json"]
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
@@ -318,6 +390,18 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="exists and is not a bank; name another directory"):
         craft(tmp_path)
     assert list(tree(tmp_path).values()) == [b"years of work"]
+
+
+@pytest.mark.parametrize(
+    "name", [".", "..", ".lock", "a/b", "/", "../x", "a\nb", "a\x00b", "\udcff", "n" * 151]
+)
+def test_no_default_place_lies_outside_the_banks(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^output: there can be no folder .* name a directory$"):
+        source = load_source(network, name=name, weights_hash="1")
+        Crafting(CraftSettings(), source=source, dataset=dataset()).run()
+    assert default_path("net-1.0 (b)", "test") == "banks/net-1.0 (b)-test-iter_fgsm"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("epsilons", [[1.5, 2], [1, 2, 1], [0, 1], [255, 256], [-1], []])
@@ -350,6 +434,29 @@ def test_without_room_nothing_is_left(tmp_path, monkeypatch):
         craft(tmp_path / "bank")
     assert error.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
     assert craft(tmp_path / "bank")[0].complete
+
+
+@pytest.mark.parametrize("writes", range(9))
+def test_a_disk_that_is_full_is_said_of_the_file_and_the_same_command_goes_on(
+    writes, finished, tmp_path, monkeypatch
+):
+    """Before bank.json, labels and images, in each shard, and before bank.json says so."""
+    path, fsync = tmp_path / "bank", os.fsync
+    left = iter([None] * writes)
+
+    def full(descriptor):
+        if next(left, "full") == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as error:
+        patch.setattr(os, "fsync", full)
+        craft(path)
+    name = ["bank.json", "labels.npy", "images.npy", *["images.npy", "bank.json"] * 3][writes]
+    assert error.value.filename == str(path / name)
+    assert not list(path.glob(".partial*"))
+    craft(path)
+    assert tree(path) == finished
 
 
 # Reading.
@@ -402,6 +509,7 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
     path, shape = tmp_path / "bank", (16, 8000, 32, 32, 3)  # 393 MB that take no room
     write_record(path, shape, epsilons=range(1, 17), crop=32)
     np.lib.format.open_memmap(path / "images.npy", "w+", np.uint8, shape)
+    np.save(path / "labels.npy", np.zeros(shape[1], np.int32))
     bank = Bank(path).load()
     rng = np.random.default_rng(3)
     bank.read([1], [0])
