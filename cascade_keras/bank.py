@@ -38,7 +38,7 @@ from cascade_keras.files import (
     write_atomically,
     write_json,
 )
-from cascade_keras.records import Count, Index, Record, Sha256, Text, map_array, read_values
+from cascade_keras.records import Count, Index, Record, Text, map_array, read_values
 
 FORMAT = 1  # of bank.json, which names it only where it is another
 # Images a batch: larger ones are little faster, and a kill loses what was made of one.
@@ -61,8 +61,8 @@ class BankRecord(Record):
 
     source: str
     dataset: str
-    source_hash: Text
-    dataset_hash: Sha256
+    source_hash: str  # both are whatever ``identity`` was given
+    dataset_hash: str
     split: Literal["train", "test"]
     crop: Count
     attack: Text

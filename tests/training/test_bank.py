@@ -297,8 +297,8 @@ LABELS = split()[1]
 # What a field of bank.json cannot be; the other fields contradict a value of the right type.
 IMPOSSIBLE = {
     "source": [None, 7],
-    "source_hash": [None, "", []],
-    "dataset_hash": [None, "b" * 63, "B" * 64],
+    "source_hash": [None, []],
+    "dataset_hash": [None, 7],
     "split": [None, "valid", 1],
     "crop": [None, 0, -8, 8.5, "8", 9],
     "attack": [None, "", {}],
