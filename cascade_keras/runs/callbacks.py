@@ -83,6 +83,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.restore_handlers()
 
     def on_train_batch_end(self, batch, logs=None):
+        self.run.begun = True
         step = int(self.model.steps)
         due = (
             time.monotonic() - self._written > 60 * self.minutes

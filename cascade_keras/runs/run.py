@@ -2,37 +2,35 @@
 
     runs/NAME/config.json    format, every flag, package versions, seed, dataset fingerprint
               checkpoints/   step-00001000.keras: weights, statistics, optimizer; the last three
-              tensorboard/   event files
+              tensorboard/   event files; see dashboard.py
               model.keras    the finished network
               metrics.json   the final accuracies; its presence means that the run is finished
 
-Files are written beside their place and renamed into it, so none is ever half there.
+Files are written beside their place and renamed into it, so none is ever half there. As long as
+there is no checkpoint, nothing is lost by other flags: such a run is started anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import shutil
 import sys
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cascade_keras
-from cascade_keras import records
-from cascade_keras.errors import InputError
-from cascade_keras.files import (
-    PARTIAL,
-    check_writable,
-    expand,
-    hold,
-    write_atomically,
-    write_json,
-)
+from cascade_keras import files, records
+from cascade_keras.errors import InputError, shown
+from cascade_keras.runs import checkpoints
 from cascade_keras.runs.records import FORMAT, Metrics, RunConfig, RunOrigin
 
 CONFIG = "config.json"
 KEPT_CHECKPOINTS = 3
+FINAL = "final"  # folders in tensorboard/
+PROJECTOR = "projector"
+_RETRIES = 100  # of a start beside another process that takes its directory away again
 
 
 class Run:
@@ -40,16 +38,22 @@ class Run:
 
     Args:
         path: the directory, which need not exist; ``~`` is the home directory.
+
+    Attributes:
+        begun: whether a step was done since it is held; what is there is kept then.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = expand(path)
+        self.path = files.expand(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.model_file = self.path / "model.keras"
+        self.begun = False
         self._config_file = self.path / CONFIG
         self._metrics_file = self.path / "metrics.json"
-        self._lock = None
+        self._lock: files.Lock | None = None
+        self._made: list[pathlib.Path] = []
+        self._configured = False  # by this process
 
     @property
     def finished(self) -> bool:
@@ -66,6 +70,21 @@ class Run:
         """Whether there is anything to resume from."""
         return bool(self._checkpoint_files())
 
+    @property
+    def started(self) -> bool:
+        """Whether there is anything that other flags would spoil."""
+        return self.has_checkpoints or self.model_file.exists() or self.finished
+
+    @property
+    def kept(self) -> str:
+        """What the next start makes of what is there, in words."""
+        step = max(self._checkpoint_files(), default=0)
+        if not step:
+            return "there is no checkpoint yet, the same command starts anew"
+        return f"the checkpoint of step {step} is kept, the same command goes on from there"
+
+    # Before anything is computed.
+
     def check(
         self,
         flags: Mapping[str, Any],
@@ -80,35 +99,70 @@ class Run:
             defaults: gives the values of flags that a run older than them was started with.
 
         Raises:
-            InputError: a flag differs from the existing run's, the data are other data, or the
-                directory cannot be written or read.
+            InputError: a flag differs from those of a run that has a checkpoint, or the data do;
+                the directory is something else, or cannot be written or read.
         """
-        check_writable(self.path, "runs_dir")
+        self._check_places()
         if not self.exists:
-            # A process killed at its very start leaves a file that was never renamed behind.
-            if self.path.exists() and any(map(self._is_strange, self.path.iterdir())):
+            if self.path.exists() and not self._is_a_start():
                 raise InputError(
-                    f"{self.path} exists and is not a run (no config.json); choose another name",
+                    f"{self.path} exists and is not a run (no {CONFIG}); choose another name",
                     "name",
                 )
             return
         config = self.read_config()
-        before = config.flags
-        unknown = sorted(set(before) - set(flags))
+        unknown = sorted(set(config.flags) - set(flags))
         if unknown:
             raise InputError(
                 f"{self.path} was started with {', '.join(unknown)}, which this version does not "
-                f"know; go on with the version that made it ({CONFIG} says which), or use another "
-                "name"
+                f"know; {self._go_on_with(config.versions)}"
             )
+        if self.started:
+            self._compare(config, flags, fingerprint, defaults)
+
+    def _check_places(self) -> None:
+        """Refuse a directory in which something stands in the way of what will be written."""
+        files.check_writable(self.path, "runs_dir")
+        below = (self.tensorboard, self.tensorboard / FINAL, self.tensorboard / PROJECTOR)
+        for folder in (self.checkpoints, *below):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise self._in_the_way(folder, "is not a directory")
+            if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise self._in_the_way(folder, "cannot be written in")
+        names = (self._config_file, self.model_file, self._metrics_file)
+        lock = self.checkpoints / files.LOCK_FILE
+        for file in (*names, lock, *self.checkpoints.glob("step-*.keras")):
+            followed = file is not lock or not file.is_symlink()
+            if os.path.lexists(file) and not (file.is_file() and followed):
+                raise self._in_the_way(file, "is not a file")
+
+    def _in_the_way(self, path: pathlib.Path, problem: str) -> InputError:
+        return InputError(f"{path} {problem}; remove it, or choose another name", "name")
+
+    def _is_a_start(self) -> bool:
+        """Whether there is nothing but what a process killed at its very start leaves."""
+        own = [path for path in self.path.iterdir() if path != self.checkpoints]
+        if self.checkpoints.is_dir():
+            own += [p for p in self.checkpoints.iterdir() if p.name != files.LOCK_FILE]
+        return all(path.name.startswith(files.PARTIAL) for path in own)
+
+    def _compare(
+        self,
+        config: RunConfig,
+        flags: Mapping[str, Any],
+        fingerprint: str | None,
+        defaults: Callable | None,
+    ) -> None:
+        """Refuse flags and data that are not those of the run."""
+        before = config.flags
         missing = [name for name in flags if name not in before]
         if missing:
             before = {**before, **(defaults(missing) if defaults else {})}
         for name, value in flags.items():
             if _expanded(before.get(name)) != _expanded(value):
                 raise InputError(
-                    f"is {value!r} but {self.path} was started with {before.get(name)!r}; use "
-                    "that, or another name",
+                    f"is {shown(value)} but {self.path} was started with "
+                    f"{shown(before.get(name))}; use that, or another name",
                     name,
                 )
         if fingerprint and config.dataset.fingerprint != fingerprint:
@@ -117,9 +171,32 @@ class Run:
                 "started with; use that data, or another name",
                 "data_dir",
             )
+        last, steps = max(self._checkpoint_files(), default=0), flags.get("steps")
+        if steps and last > steps:
+            raise InputError(
+                f"{self._checkpoint(last)} is of a step beyond the run's {steps}; remove it"
+            )
 
-    def _is_strange(self, path: pathlib.Path) -> bool:
-        return path != self.checkpoints and not path.name.startswith(PARTIAL)
+    def check_model(self) -> None:
+        """Refuse a finished run whose network is not there or damaged; needs no TensorFlow.
+
+        Raises:
+            InputError: saying what is wrong.
+        """
+        try:
+            checkpoints.check_archive(self.model_file)
+        except FileNotFoundError:
+            problem = "does not exist"
+        except Exception as error:  # zipfile, zlib and struct each raise their own
+            problem = f"is damaged ({checkpoints.first_line(error)})"
+        else:
+            return
+        raise InputError(
+            f"{self.model_file} {problem}; restore it, or remove {self._metrics_file.name} and "
+            "start the run's bin/train command again, which makes it anew"
+        )
+
+    # What is read.
 
     def read_config(self) -> RunConfig:
         """Return config.json.
@@ -134,7 +211,7 @@ class Run:
             origin = records.read(file, RunOrigin, mend)
             made_by = origin.versions.get("cascade_keras", own)
             if made_by != own:
-                mend = f"use version {made_by} of cascade_keras, which made it, or another name"
+                mend = self._go_on_with(origin.versions)
             if origin.format > FORMAT:
                 raise InputError(
                     f"{file}: is of format {origin.format}, version {own} knows up to {FORMAT}; "
@@ -145,84 +222,6 @@ class Run:
             raise InputError(
                 f"{self.path} is not a run (no {CONFIG}); name a run's directory"
             ) from error
-
-    def open(self, config: RunConfig, defaults: Callable | None = None) -> None:
-        """Create the directory where needed and hold it until ``close`` or this process's end.
-
-        Args:
-            config: what config.json will say if the run is new.
-            defaults: as for ``check``.
-
-        Raises:
-            InputError: another process is using it, or ``check`` fails.
-        """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = hold(
-            self.checkpoints,
-            f"{self.path} is in use by another process; wait for it, or choose another",
-            "name",
-        )
-        if self.exists:
-            self.check(config.flags, config.dataset.fingerprint, defaults)
-        else:
-            write_json(self._config_file, config.as_json())
-        for partial in self.checkpoints.glob(f"{PARTIAL}*"):
-            partial.unlink()
-
-    def close(self) -> None:
-        """Let other processes in; safe to call twice."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def save_checkpoint(self, trainer, step: int) -> None:
-        """Save weights, statistics and optimizer of a Keras model; drop all but the last three.
-
-        Raises:
-            OSError: the disk is full or the like; earlier checkpoints are untouched.
-        """
-        path = self.checkpoints / f"step-{step:08d}.keras"
-        write_atomically(path, trainer.save)
-        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
-
-    def restore(self, trainer) -> int:
-        """Load the newest checkpoint that is intact and return its step, 0 where there is none.
-
-        The trainer's clock stands at that step then, whatever the file knows of it. A damaged file
-        is passed over with a warning on standard error.
-
-        Args:
-            trainer: a compiled ``AdversarialTrainer`` of the run's configuration, its optimizer
-                built.
-
-        Raises:
-            InputError: there are checkpoints, and none can be read.
-        """
-        files = self._checkpoint_files()
-        for path in reversed(files):
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    damaged = archive.testzip()
-                if damaged:
-                    raise zipfile.BadZipFile(f"checksum of {damaged} differs")
-                trainer.load_weights(path)
-            except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-                reason = str(error).splitlines()[0]
-                print(
-                    f"warning: {path} is damaged ({reason}); trying the one before it",
-                    file=sys.stderr,
-                )
-                continue
-            step = int(path.stem.removeprefix("step-"))
-            trainer.steps.assign(step)
-            return step
-        if files:
-            raise InputError(
-                f"{self.checkpoints}: none of the {len(files)} checkpoints can be read; "
-                "remove them to start the run anew"
-            )
-        return 0
 
     def read_metrics(self) -> Metrics:
         """Return metrics.json of a finished run.
@@ -245,17 +244,178 @@ class Run:
                 )
         return metrics
 
-    def finish(self, network, metrics: Metrics) -> None:
-        """Write the network and, last, the results that mark the run as finished."""
-        write_atomically(self.model_file, network.save)
-        write_json(self._metrics_file, metrics.as_json())
+    def _go_on_with(self, versions: Mapping[str, str]) -> str:
+        """Return what can be done about what another version has written."""
+        made_by = versions.get("cascade_keras")
+        if made_by is None:
+            return f"go on with the version that made it ({CONFIG} says which), or use another name"
+        return f"use version {made_by} of cascade_keras, which made it, or another name"
 
-    def _checkpoint_files(self) -> list[pathlib.Path]:
-        return sorted(self.checkpoints.glob("step-*.keras"))
+    # Holding it.
+
+    def hold(self) -> None:
+        """Make the directory where needed and keep others out until ``close`` or the process ends.
+
+        Raises:
+            InputError: another process is using it.
+        """
+        in_use = f"{self.path} is in use by another process; wait for it, or choose another"
+        for attempt in range(_RETRIES):
+            wanted = (self.checkpoints, self.path, *self.path.parents)
+            made = [folder for folder in wanted if not folder.exists()]
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                lock = files.hold(self.checkpoints, in_use, "name")
+            except FileNotFoundError:
+                # One that did not start takes away what it has made.
+                if attempt == _RETRIES - 1:
+                    raise
+                continue
+            if lock.still_there:
+                break
+            lock.close()
+        self._lock, self._made, self.begun, self._configured = lock, made, False, False
+        below = (self.tensorboard, self.tensorboard / FINAL, self.tensorboard / PROJECTOR)
+        for folder in (self.path, self.checkpoints, *below):
+            files.clean(folder)
+
+    def open(self, config: RunConfig, defaults: Callable | None = None) -> None:
+        """Write config.json, unless the run goes on; the directory is held from here on.
+
+        Args:
+            config: what config.json will say of a run without a checkpoint.
+            defaults: as for ``check``.
+
+        Raises:
+            InputError: another process is using it, or ``check`` fails.
+        """
+        if self._lock is None:
+            self.hold()
+        self.check(config.flags, config.dataset.fingerprint, defaults)
+        if not self.started:
+            self._forget_events()
+            files.write_json(self._config_file, config.as_json())
+            self._configured = True
+
+    def close(self) -> None:
+        """Let other processes in; safe to call twice.
+
+        Of a run that came to no step, what this process has made is taken away again.
+        """
+        if self._lock is None:
+            return
+        if not self.begun and not self.started:
+            self._unmake()
+        self._lock.close()
+        self._lock = None
+
+    def _unmake(self) -> None:
+        if self._configured:
+            self._forget_events()
+            # Where somebody has put something into tensorboard/, this stays a run's directory.
+            if not self.tensorboard.exists():
+                self._config_file.unlink(missing_ok=True)
+        if self.checkpoints in self._made:
+            (self.checkpoints / files.LOCK_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others may have put something there
+            for folder in self._made:
+                folder.rmdir()
+
+    def _forget_events(self) -> None:
+        """Remove what TensorBoard would show of a start that came to no checkpoint."""
+        shutil.rmtree(self.tensorboard / "plugins" / "profile", ignore_errors=True)
+        for pattern in ("events.out.tfevents.*", f"{FINAL}/events.out.tfevents.*",
+                        f"{PROJECTOR}/*", "projector_config.pbtxt"):  # fmt: skip
+            for path in self.tensorboard.glob(pattern):
+                path.unlink()
+        for folder in ("plugins", FINAL, PROJECTOR, "."):
+            with contextlib.suppress(OSError):
+                (self.tensorboard / folder).rmdir()
+
+    def _check_held(self) -> None:
+        """Refuse to go on in a directory that is not the one of the start."""
+        if self._lock is not None and not self._lock.still_there:
+            raise InputError(
+                f"{self.path} was removed while the run was under way; start the command again"
+            )
+
+    # Checkpoints and results.
+
+    def save_checkpoint(self, trainer, step: int) -> None:
+        """Save weights, statistics and optimizer of a Keras model; drop all but the last three.
+
+        Raises:
+            InputError: the directory was removed.
+            OSError: the disk is full or the like; earlier checkpoints are untouched.
+        """
+        self._check_held()
+        files.write_atomically(self._checkpoint(step), trainer.save)
+        # Those of later steps, which were passed over, will be replaced in their turn.
+        before = [path for of, path in self._checkpoint_files().items() if of <= step]
+        for old in before[:-KEPT_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+
+    def restore(self, trainer) -> int:
+        """Load the newest checkpoint that is intact and return its step, 0 where there is none.
+
+        The trainer's clock stands at that step then. A file that is damaged, another network's or
+        of another step than its name says is passed over with a warning on standard error.
+
+        Args:
+            trainer: a compiled ``AdversarialTrainer`` of the run's configuration, its optimizer
+                built.
+
+        Raises:
+            InputError: there are checkpoints, and none can be used.
+        """
+        found = self._checkpoint_files()
+        for path in sorted(set(self.checkpoints.glob("step-*.keras")) - set(found.values())):
+            print(f"warning: {path} is no checkpoint's name; it is left alone", file=sys.stderr)
+        for step, path in reversed(found.items()):
+            try:
+                checkpoints.load(trainer, path, step)
+            except Exception as error:  # Keras, h5py, zipfile and zlib each raise their own
+                reason = checkpoints.first_line(error)
+                print(
+                    f"warning: {path} cannot be used ({reason}); trying the one before it",
+                    file=sys.stderr,
+                )
+                continue
+            return step
+        if found:
+            raise InputError(
+                f"{self.checkpoints}: none of the {len(found)} checkpoints can be used; "
+                "remove them to start the run anew"
+            )
+        return 0
+
+    def finish(self, network, metrics: Metrics) -> None:
+        """Write the network and, last, the results that mark the run as finished.
+
+        Raises:
+            InputError: the directory was removed.
+            OSError: the disk is full or the like; the checkpoints are untouched.
+        """
+        self._check_held()
+        files.write_atomically(self.model_file, network.save)
+        files.write_json(self._metrics_file, metrics.as_json())
+
+    def _checkpoint(self, step: int) -> pathlib.Path:
+        return self.checkpoints / f"step-{step:08d}.keras"
+
+    def _checkpoint_files(self) -> dict[int, pathlib.Path]:
+        """Return the files that have a checkpoint's name by their steps, ascending."""
+        found = {}
+        for path in self.checkpoints.glob("step-*.keras"):
+            number = path.stem.removeprefix("step-")
+            step = int(number) if number.isdecimal() else 0
+            if step and path == self._checkpoint(step):
+                found[step] = path
+        return dict(sorted(found.items()))
 
 
 def _expanded(value):
     """Return a flag's value with the home directory where it was written as ``~``."""
     if isinstance(value, list):
         return list(map(_expanded, value))
-    return str(expand(value)) if isinstance(value, str) and value.startswith("~") else value
+    return str(files.expand(value)) if isinstance(value, str) and value.startswith("~") else value

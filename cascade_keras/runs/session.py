@@ -133,9 +133,7 @@ class Session:
         try:
             self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
         except callbacks.DivergenceError as error:
-            raise InputError(
-                f"{error}; the last good checkpoint is kept in {self.run.path}"
-            ) from error
+            raise InputError(f"{error}; {self._last_good}") from error
         except tf.errors.OpError as error:
             # TensorFlow passes on the text of an error in a bank only, buried in its own.
             if self.partners is None or self.partners.error is None:
@@ -145,6 +143,12 @@ class Session:
             checkpoints.restore_handlers()
             report.close()
         return checkpoints.stop_signal
+
+    @property
+    def _last_good(self) -> str:
+        if self.run.has_checkpoints:
+            return f"the last good checkpoint is kept in {self.run.path}"
+        return "there is no checkpoint yet, so the name is free for other flags"
 
     def _extras(self) -> list:
         settings, extras = self.settings, []

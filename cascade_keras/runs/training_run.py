@@ -5,12 +5,13 @@ Needs no TensorFlow until it runs, so that wrong settings are refused at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import signal
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import cascade_keras
 from cascade_keras.data.specs import DatasetSpec, look_up
@@ -163,25 +164,37 @@ class Training:
                 longer finite.
             OSError: the disk is full or the like; checkpoints written before are intact.
         """
-        self.directory.check(self.flags, defaults=self._defaults)
-        if self.directory.finished:
-            metrics = self.directory.read_metrics()
-            results = metrics.as_json()["results"]
-            return TrainingResult(self.directory.path, metrics.steps, results, was_finished=True)
+        directory = self.directory
+        directory.check(self.flags, defaults=self._defaults)
+        if directory.finished:
+            return self._as_it_was()
         if self.settings.export:
             with about("saved_dir"):
                 check_output(self._saved)
         for note in self.settings.notes():
             self.say(f"note: {note}")
+        directory.hold()
+        try:
+            # Another process may have been at it since it was looked at.
+            directory.check(self.flags, defaults=self._defaults)
+            return self._as_it_was() if directory.finished else self._trained()
+        finally:
+            directory.close()
+
+    def _as_it_was(self) -> TrainingResult:
+        """Return what is kept of a finished run."""
+        metrics = self.directory.read_metrics()
+        self.directory.check_model()
+        results = metrics.as_json()["results"]
+        return TrainingResult(self.directory.path, metrics.steps, results, was_finished=True)
+
+    def _trained(self) -> TrainingResult:
         import_tensorflow()
 
         from cascade_keras.runs.build import precision
 
         with precision(self.settings.precision):
-            try:
-                return self._run()
-            finally:
-                self.directory.close()
+            return self._run()
 
     def build_trainer(
         self,
@@ -223,7 +236,7 @@ class Training:
         settings = self.settings
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
-        before = self.directory.read_config() if self.directory.exists else None
+        before = self.directory.read_config() if self.directory.started else None
         cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
         self._compare_initialisations(cascade)
         dataset = self.dataset or data.load(settings.dataset, settings.data_dir)
@@ -247,12 +260,23 @@ class Training:
             build.load_initialisation(trainer.network, settings.init_from)
         self.directory.open(config, self._defaults)
         partners = supply.partners if supply else None
-        with Session(settings, self.directory, trainer, dataset, partners, self.say) as session:
-            stopped = session.fit()
-            if stopped:
-                return TrainingResult(self.directory.path, int(trainer.steps), stopped_by=stopped)
-            results = session.evaluate()
-        return self._finish(trainer.network, results)
+        with self._saying_what_is_kept():
+            with Session(settings, self.directory, trainer, dataset, partners, self.say) as session:
+                stopped = session.fit()
+                if stopped:
+                    step = int(trainer.steps)
+                    return TrainingResult(self.directory.path, step, stopped_by=stopped)
+                results = session.evaluate()
+            return self._finish(trainer.network, results)
+
+    @contextlib.contextmanager
+    def _saying_what_is_kept(self) -> Iterator[None]:
+        """Add to what is said of a full disk and the like where the next start begins."""
+        try:
+            yield
+        except OSError as error:
+            said = f"{error.strerror or error}; {self.directory.kept}"
+            raise OSError(error.errno, said, error.filename) from error
 
     def _finish(self, network: keras.Model, results: list) -> TrainingResult:
         steps, saved = self.settings.steps, None

@@ -181,7 +181,7 @@ def test_a_run_without_a_readable_checkpoint_is_refused(begun, capfd):
     assert train_here(begun.parent, "--steps=30", "--name=done") == 2
     *warnings, error = capfd.readouterr().err.splitlines()
     assert [line.split()[0] for line in warnings] == ["warning:"] * 3
-    assert re.search("train: .*none of the 3 checkpoints can be read", error)
+    assert re.search("train: .*none of the 3 checkpoints can be used", error)
     assert tree(begun) == before
 
 
