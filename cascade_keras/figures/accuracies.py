@@ -13,8 +13,14 @@ from cascade_keras.attacks.carlini_wagner import CarliniWagner
 from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.white_box import WhiteBox
-from cascade_keras.figures.captions import has_distance, listed, numbers, standard_error
-from cascade_keras.figures.kept import distances, finite, whole
+from cascade_keras.figures.captions import (
+    has_distance,
+    listed,
+    numbers,
+    recipe_of,
+    standard_error,
+)
+from cascade_keras.figures.kept import distances, finite, indices, whole
 from cascade_keras.figures.layout import (
     NAME_ROOM,
     curve,
@@ -169,7 +175,7 @@ class DistanceSweep(_Accuracies):
         networks, levels = len(self.networks), len(set(self.weights))
         shape = len(self.attacks), len(self.epsilons)
         return {
-            "order": whole(networks),
+            "order": indices(networks, networks),
             "distance_weight": finite(networks),
             "clean": finite(networks),
             "accuracy": finite(*shape, networks),
@@ -211,21 +217,20 @@ class DistanceSweep(_Accuracies):
 
 def _distance_weight(network: Source) -> float:
     """Return lambda_2 of a network's training."""
-    recipe = network.provenance.get("recipe", {})
-    weight = recipe.get("distance_weight")
-    if not isinstance(weight, int | float):
+    recipe = recipe_of(network)
+    if recipe is None or recipe.distance_weight is None:
         raise InputError(
             f"{network} does not record its lambda_2 (distance_weight); name finished runs, "
             "or networks saved from them",
             "model",
         )
-    if not has_distance(recipe.get("loss")):
+    if not has_distance(recipe.loss):
         raise InputError(
-            f"{network} was trained with the loss {recipe.get('loss')}, which has no distance "
+            f"{network} was trained with the loss {recipe.loss}, which has no distance "
             f"for lambda_2 to weigh; name runs of {' or '.join(filter(has_distance, LOSSES))}",
             "model",
         )
-    return float(weight)
+    return float(recipe.distance_weight)
 
 
 def _scale_by_decades(axes: Axes, ascending: np.ndarray) -> None:

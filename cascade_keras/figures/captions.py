@@ -5,13 +5,54 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from cascade_keras.attacks.specs import Attack
+from cascade_keras.errors import InputError
 from cascade_keras.losses.specs import LOSSES
+from cascade_keras.records import OpenRecord
 from cascade_keras.sources import Source
 
 SAME, OTHER, UNKNOWN = "same initialisation", "other initialisation", "initialisation not recorded"
+
+
+class Recipe(OpenRecord):
+    """What captions and figures say of a network's training: some of its run's flags."""
+
+    model: str | None = None
+    dataset: str | None = None
+    loss: str | None = None
+    distance_weight: int | float | None = None
+    steps: int | None = None
+    seed: int | None = None
+    cascade_source: list[str] | None = None
+    ensemble_source: list[str] | None = None
+    init_from: str | None = None
+
+    def __post_init__(self):
+        if not 0 <= (self.distance_weight or 0) <= 1e100:
+            raise ValueError(f"distance_weight is {self.distance_weight:g}, which is no weight")
+
+
+def recipe_of(network: Source) -> Recipe | None:
+    """Return what is recorded of a network's training, None where nothing is.
+
+    Raises:
+        InputError: what is recorded cannot be true.
+    """
+    recipe = network.provenance.get("recipe")
+    if not recipe:
+        return None
+    try:
+        return msgspec.convert(recipe, Recipe)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{network} records a recipe that cannot be ({error})", "model") from error
+
+
+def on_one_line(text: str) -> str:
+    """Return text as a caption shows it: names may have line ends and control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 def numbers(values: Sequence[float]) -> str:
@@ -39,23 +80,23 @@ def has_distance(loss: str | None) -> bool:
 
 def training(network: Source) -> str:
     """Say what is recorded of a network's training."""
-    recipe = network.provenance.get("recipe")
-    if not recipe:
+    recipe = recipe_of(network)
+    if recipe is None:
         return "its training is not recorded"
     parts = [
-        recipe.get("model"),
-        f"{recipe.get('loss')} loss",
-        has_distance(recipe.get("loss")) and f"lambda_2 {recipe.get('distance_weight')}",
-        f"{recipe.get('steps')} steps",
-        f"seed {recipe.get('seed')}",
+        recipe.model,
+        f"{recipe.loss} loss",
+        has_distance(recipe.loss) and f"lambda_2 {recipe.distance_weight}",
+        f"{recipe.steps} steps",
+        f"seed {recipe.seed}",
     ]
-    for name in ("cascade_source", "ensemble_source"):
-        if recipe.get(name):
-            kept = ", ".join(map(_place_name, recipe[name]))
-            parts.append(f"{name.removesuffix('_source')} from {kept}")
-    start = recipe.get("init_from")
+    for name in ("cascade", "ensemble"):
+        sources = getattr(recipe, f"{name}_source")
+        if sources:
+            parts.append(f"{name} from {', '.join(map(_place_name, sources))}")
+    start = recipe.init_from
     parts.append(f"initialised from {_place_name(start)}" if start else "initialised at random")
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(part for part in parts if part)
 
 
 def _place_name(path: str) -> str:
@@ -68,12 +109,12 @@ def _place_name(path: str) -> str:
 
 def _initialisation(network: Source) -> tuple | None:
     """Return what a network's first weights were, None where it is not recorded."""
-    recipe = network.provenance.get("recipe")
-    if not recipe:
+    recipe = recipe_of(network)
+    if recipe is None:
         return None
-    if recipe.get("init_from"):
-        return ("network", _place_name(recipe["init_from"]))
-    return ("seed", recipe.get("seed"), recipe.get("model"), recipe.get("dataset"))
+    if recipe.init_from:
+        return ("network", _place_name(recipe.init_from))
+    return ("seed", recipe.seed, recipe.model, recipe.dataset)
 
 
 def compare_initialisation(first: Source, second: Source) -> str:

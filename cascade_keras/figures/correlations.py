@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 from matplotlib.lines import Line2D
 
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.figures.captions import compare_initialisation, listed, numbers
-from cascade_keras.figures.kept import Forms, finite, whole
+from cascade_keras.figures.kept import Forms, finite, indices, whole
 from cascade_keras.figures.layout import (
     EPSILON,
     NAME_ROOM,
@@ -71,7 +72,7 @@ class NoiseCorrelation(Plot):
         Returns:
             pairs: (P, 2) indices of the networks; and as ``_gathered``, a line a pair.
         """
-        pairs = self._indices()
+        pairs = list(itertools.combinations(range(len(self.networks)), 2))
         crafters = [self.crafter(network, self.attacks[0]) for network in self.networks]
         found = []
         for first, batch, true in self.batches(len(self.epsilons)):
@@ -82,15 +83,12 @@ class NoiseCorrelation(Plot):
         return {"pairs": np.array(pairs), **_gathered(found)}
 
     def forms(self):
-        pairs = len(self._indices())
+        networks = len(self.networks)
+        pairs = math.comb(networks, 2)
         shape = pairs, len(self.epsilons), len(self.images)
-        return {"pairs": whole(pairs, 2), **_forms(*shape)}
+        return {"pairs": indices(networks, pairs, 2), **_forms(*shape)}
 
-    def _indices(self) -> list[tuple[int, int]]:
-        """Return both networks' indices of each pair."""
-        return list(itertools.combinations(range(len(self.networks)), 2))
-
-    def _pairs(self) -> list[tuple[str, str, str]]:
+    def _pairs(self, arrays: Arrays) -> list[tuple[str, str, str]]:
         """Return of each pair both names, and whether they have the same initialisation."""
         return [
             (
@@ -98,12 +96,12 @@ class NoiseCorrelation(Plot):
                 self.names[other],
                 compare_initialisation(self.networks[one], self.networks[other]),
             )
-            for one, other in self._indices()
+            for one, other in arrays["pairs"].tolist()
         ]
 
     def draw(self, arrays):
         figure, axes = single_axes()
-        pairs = self._pairs()
+        pairs = self._pairs(arrays)
         kinds = dict.fromkeys(kind for *_, kind in pairs)
         dashes = dict(zip(kinds, itertools.cycle(DASHES), strict=False))
         spread = self.band * arrays["deviation"]
@@ -137,7 +135,7 @@ class NoiseCorrelation(Plot):
             "in pixel values of 0..255): mean over the images; bands: "
             f"± {self.band:g} standard deviations. As figures 1 and 6 of the paper."
         ]
-        for (one, other, kind), mean in zip(self._pairs(), arrays["mean"], strict=True):
+        for (one, other, kind), mean in zip(self._pairs(arrays), arrays["mean"], strict=True):
             paragraphs.append(
                 f"{one}, {other} ({kind}): {mean[0]:.3f} at epsilon {self.epsilons[0]:g}, "
                 f"{mean[-1]:.3f} at {self.epsilons[-1]:g}."

@@ -278,11 +278,11 @@ class Figure:
 
     def caption(self) -> str:
         """Return the caption: what is drawn, of which networks and images, with which seed."""
-        from cascade_keras.figures.captions import training
+        from cascade_keras.figures.captions import on_one_line, training
 
         plot, settings = self.plot, self.settings
         networks = [
-            f"  {name}: weights {network.weights_hash}; {training(network)}"
+            "  " + on_one_line(f"{name}: weights {network.weights_hash}; {training(network)}")
             for name, network in zip(plot.names, plot.networks, strict=True)
         ]
         chosen = self.spec.chosen if settings.image_index is None else "named by image_index"
@@ -292,7 +292,9 @@ class Figure:
             f"Their indices, and all numbers, are in {self.file('.npz').name}."
         )
         paragraphs = [*plot.describe(self.arrays()), images]
-        filled = [textwrap.fill(text, 100, break_on_hyphens=False) for text in paragraphs]
+        filled = [
+            textwrap.fill(on_one_line(text), 100, break_on_hyphens=False) for text in paragraphs
+        ]
         return "\n\n".join([*filled, "\n".join(["Networks:", *networks])]) + "\n"
 
     @functools.cached_property

@@ -38,8 +38,16 @@ class Form(NamedTuple):
 
 
 def whole(*shape: int | None) -> Form:
-    """Of whole numbers: counts, indices."""
+    """Of whole numbers."""
     return Form(shape, lambda array: array.dtype.kind in "iu")
+
+
+def indices(end: int, *shape: int | None) -> Form:
+    """Of whole numbers from 0 to below ``end``."""
+    return Form(
+        shape,
+        lambda array: array.dtype.kind in "iu" and bool(((array >= 0) & (array < end)).all()),
+    )
 
 
 def finite(*shape: int | None) -> Form:

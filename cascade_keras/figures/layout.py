@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import NullFormatter
 
@@ -45,14 +45,28 @@ def fit(figure: Figure, axes: Axes, width: float, height: float, grid=(1, 1)) ->
 
 def plain(text: str) -> str:
     """Return what matplotlib shows as it is, instead of reading formulas between dollar signs."""
-    return text.replace("$", r"\$")
+    return _in_font(text).replace("$", r"\$")
 
 
 @functools.lru_cache(maxsize=10_000)
 def text_width(text: str) -> float:
     """Return the width in inches at the size of all text."""
-    font = FontProperties(size=STYLE["font.size"])
-    return TextToPath().get_text_width_height_descent(text, font, ismath=False)[0] * _POINT
+    width, *_ = TextToPath().get_text_width_height_descent(_in_font(text), _font(), ismath=False)
+    return width * _POINT
+
+
+def _font() -> FontProperties:
+    return FontProperties(family="DejaVu Sans", size=STYLE["font.size"])
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    return frozenset(get_font(findfont(_font())).get_charmap())
+
+
+def _in_font(text: str) -> str:
+    """Return text with a mark for what the font lacks, such as control characters in names."""
+    return "".join(letter if ord(letter) in _letters() else "\ufffd" for letter in text)
 
 
 def _words(text: str) -> list[str]:

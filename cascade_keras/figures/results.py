@@ -223,7 +223,7 @@ def _tick_labels(names: Sequence[str], cell: float) -> tuple[range, list[str], f
     step = int(np.ceil(LINE / cell - 1e-6))
     places = range(0, len(names), step)
     if step > 1:
-        return places, [plain(names[place]) for place in places], cell
+        return places, [plain(" ".join(names[place].split())) for place in places], cell
     labels = [wrap(name, NAME_ROOM) for name in names]
     return places, labels, max(cell, 0.03 + LINE * _line_count(labels))
 

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import types
 import zipfile
 
 import keras
@@ -22,7 +24,7 @@ from cascade_keras.attacks.specs import ATTACKS, ONE_STEP, AttackSpec
 from cascade_keras.cli import analyze
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.figures import FIGURES, kept
+from cascade_keras.figures import FIGURES, captions, kept
 from cascade_keras.figures.settings import parse_epsilons
 from cascade_keras.sources import load_source
 
@@ -175,6 +177,33 @@ def test_captions_tell_what_a_number_follows_from(place, monkeypatch):
     assert "pgd (steps 2, restarts 5, objective margin)" in caption  # what is not given is pgd's
 
 
+def test_names_of_any_characters_do_no_harm(place, recwarn):
+    """In the picture none is read as a formula; in the caption each network has one line."""
+    odd = "a\n$b^2$ \\$c <i>\x07日"
+    shutil.copytree("runs/a", odd)
+    settings = FigureSettings(
+        figure="noise_correlation", model=[odd, "runs/b"], epsilons=[8], attack=["step_ll"],
+        num_images=2, output="out",
+    )  # fmt: skip
+    Figure(settings).draw()
+    assert not recwarn.list  # such as of letters that the font lacks
+    lines = pathlib.Path("out/noise_correlation.txt").read_text().splitlines()
+    name = "a $b^2$ \\$c <i>\ufffd日"
+    (line,) = (line for line in lines if line.startswith("  a"))
+    assert line.startswith(f"  {name}: weights ")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [[1], "a", {"loss": 1}, {"steps": []}, {"init_from": 3}, {"cascade_source": 4},
+     {"ensemble_source": [None]}, {"loss": "pivot", "distance_weight": "x"}, {"seed": {}}],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_is_refused(recipe):
+    network = types.SimpleNamespace(provenance={"recipe": recipe})
+    with pytest.raises(InputError, match=r"^model: .* records a recipe that cannot be \(Expected"):
+        captions.training(network)
+
+
 def test_only_arrays_that_cannot_be_read_are_computed_again(place, capfd, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "out/loss_surface.png")
@@ -296,12 +325,13 @@ KEPT = {
     "pairs": np.array([[0, 1]]),
     "found": np.array([np.inf, 1]),
 }
-FORMS = {"mean": kept.finite(2, None), "pairs": kept.whole(1, 2), "found": kept.distances(2)}
+FORMS = {"mean": kept.finite(2, None), "pairs": kept.indices(2, 1, 2), "found": kept.distances(2)}
 CHANGES = {
     "an array is missing": lambda arrays: arrays.pop("mean"),
     "another shape": lambda arrays: arrays.update(mean=np.zeros((3, 3))),
     "another number of dimensions": lambda arrays: arrays.update(mean=np.zeros(2)),
     "numbers with a fraction": lambda arrays: arrays.update(pairs=np.array([[0.0, 1.0]])),
+    "an index beyond": lambda arrays: arrays["pairs"].__setitem__((0, 1), 2),
     "text": lambda arrays: arrays.update(mean=np.full((2, 3), "0.5")),
     "not a number": lambda arrays: arrays["mean"].__setitem__((0, 0), np.nan),
     "infinite": lambda arrays: arrays["mean"].__setitem__((0, 0), np.inf),
