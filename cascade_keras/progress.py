@@ -13,8 +13,11 @@ def progress_bar():
     import rich.progress
 
     console = rich.console.Console(stderr=True)
+    _, *columns = rich.progress.Progress.get_default_columns()
     return rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
+        # A path may hold what rich would take for its markup.
+        rich.progress.TextColumn("{task.description}", markup=False),
+        *columns,
         rich.progress.MofNCompleteColumn(),
         console=console,
         transient=True,

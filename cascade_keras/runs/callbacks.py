@@ -140,7 +140,7 @@ class Report(keras.callbacks.Callback):
             rich.progress.MofNCompleteColumn(),
             rich.progress.BarColumn(bar_width=20),
             rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )

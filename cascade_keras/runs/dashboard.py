@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorboard.plugins import projector
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams import api as hparams_api
@@ -27,9 +28,10 @@ from tensorboard.plugins.hparams.summary import session_end_pb
 
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.evaluation.white_box import WhiteBox
-from cascade_keras.files import write_atomically
+from cascade_keras.files import write_atomically, write_text
 from cascade_keras.runs import events, panels
 from cascade_keras.runs.panels import View, result_name, strongest
+from cascade_keras.runs.run import FINAL, PROJECTOR, PROJECTOR_CONFIG
 
 # A gradient of an image takes two passes through the network. A training step takes three, and
 # two more for each adversarial image, of which half of a batch consists.
@@ -92,7 +94,7 @@ class Dashboard:
         ).get_concrete_function(tf.TensorSpec([None, *self.images.shape[1:]], tf.float32, "images"))
         # A directory of its own: TensorBoard takes all scalars beside a run's hyperparameters for
         # metrics to compare runs by, and only the final ones are.
-        self._final = events.open_writer(self.directory / "final", 0)
+        self._final = events.open_writer(self.directory / FINAL, 0)
 
     def open(self, name: str, flags: Mapping[str, object]) -> None:
         """Write what is known at the start: the network's graph, the flags, what is shown.
@@ -215,8 +217,8 @@ class Dashboard:
 
     def _write_projector(self, views: Sequence[View]) -> None:
         """Write one point for each image of each view; the newest look's replace the last one's."""
-        folder = self.directory / "projector"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.directory / PROJECTOR
+        folder.mkdir(exist_ok=True)
         points = np.concatenate([view.embedding for view in views])
         thumbnails = np.concatenate([view.images for view in views])
         rows = [("class", "attack", "epsilon", "predicted", "correct", "image")]
@@ -238,28 +240,29 @@ class Dashboard:
             # Nine digits give every float32 back.
             lambda path: np.savetxt(path, points, fmt="%.9g", delimiter="\t"),
         )
-        write_atomically(folder / "metadata.tsv", lambda path: path.write_text(table))
+        write_text(folder / "metadata.tsv", table)
         picture = panels.png(panels.sprite(thumbnails))
         write_atomically(folder / "sprite.png", lambda path: path.write_bytes(picture))
         config = projector.ProjectorConfig()
         embedding = config.embeddings.add(
-            tensor_name="embeddings", tensor_path="projector/embeddings.tsv"
+            tensor_name="embeddings", tensor_path=f"{PROJECTOR}/embeddings.tsv"
         )
-        embedding.metadata_path = "projector/metadata.tsv"
-        embedding.sprite.image_path = "projector/sprite.png"
+        embedding.metadata_path = f"{PROJECTOR}/metadata.tsv"
+        embedding.sprite.image_path = f"{PROJECTOR}/sprite.png"
         embedding.sprite.single_image_dim.extend([self.images.shape[2], self.images.shape[1]])
-        projector.visualize_embeddings(str(self.directory), config)
+        # Not visualize_embeddings(), which does not write it at once.
+        write_text(self.directory / PROJECTOR_CONFIG, text_format.MessageToString(config))
 
     def _about(self, flags: Mapping[str, object]) -> str:
         shown = "; ".join(
             f"{attack} at epsilon {', '.join(f'{epsilon:g}' for epsilon in attack.epsilons)}"
             for attack in self.attacks
         )
-        table = "\n".join(f"| {name} | {_text(value)} |" for name, value in flags.items())
+        table = "\n".join(f"| {name} | {_escaped(_text(value))} |" for name, value in flags.items())
         return (
             f"**robustness**, **images**, **embeddings**: the first {len(self.images)} test images "
-            f"under {shown} (pixel values of 0..255), white box, true labels. **accuracy**, "
-            "**loss**: training batches, averaged. Accuracies are per cent; embedding "
+            f"under {_escaped(shown)} (pixel values of 0..255), white box, true labels. "
+            "**accuracy**, **loss**: training batches, averaged. Accuracies are per cent; embedding "
             "distances L2, averaged over the images.\n\n"
             f"| flag | value |\n|---|---|\n{table}\n"
         )
@@ -267,6 +270,15 @@ class Dashboard:
 
 def _text(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# What Markdown or HTML would take for theirs; an underscore within a word is none.
+_MARKS = re.compile(r"[&<>|`\\*\[\]~]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def _escaped(text: str) -> str:
+    """Return a text as a table of Markdown shows it as it is."""
+    return " ".join(_MARKS.sub(lambda mark: f"&#{ord(mark[0])};", text).split())
 
 
 def _hyperparameters(flags: Mapping[str, object]) -> dict[str, bool | int | float | str]:

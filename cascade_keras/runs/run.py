@@ -28,8 +28,9 @@ from cascade_keras.runs.records import FORMAT, Metrics, RunConfig, RunOrigin
 
 CONFIG = "config.json"
 KEPT_CHECKPOINTS = 3
-FINAL = "final"  # folders in tensorboard/
+FINAL = "final"  # folders in tensorboard/, and a file
 PROJECTOR = "projector"
+PROJECTOR_CONFIG = "projector_config.pbtxt"
 _RETRIES = 100  # of a start beside another process that takes its directory away again
 
 
@@ -325,7 +326,7 @@ class Run:
         """Remove what TensorBoard would show of a start that came to no checkpoint."""
         shutil.rmtree(self.tensorboard / "plugins" / "profile", ignore_errors=True)
         for pattern in ("events.out.tfevents.*", f"{FINAL}/events.out.tfevents.*",
-                        f"{PROJECTOR}/*", "projector_config.pbtxt"):  # fmt: skip
+                        f"{PROJECTOR}/*", PROJECTOR_CONFIG):  # fmt: skip
             for path in self.tensorboard.glob(pattern):
                 path.unlink()
         for folder in ("plugins", FINAL, PROJECTOR, "."):
