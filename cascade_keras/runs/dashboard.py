@@ -262,8 +262,8 @@ class Dashboard:
         return (
             f"**robustness**, **images**, **embeddings**: the first {len(self.images)} test images "
             f"under {_escaped(shown)} (pixel values of 0..255), white box, true labels. "
-            "**accuracy**, **loss**: training batches, averaged. Accuracies are per cent; embedding "
-            "distances L2, averaged over the images.\n\n"
+            "**accuracy**, **loss**: training batches, averaged. Accuracies are per cent; "
+            "embedding distances L2, averaged over the images.\n\n"
             f"| flag | value |\n|---|---|\n{table}\n"
         )
 
