@@ -56,12 +56,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "cascade-train=cascade_keras.cli.train:main",
-            "cascade-export=cascade_keras.cli.export:main",
-            "cascade-craft=cascade_keras.cli.craft:main",
-            "cascade-evaluate=cascade_keras.cli.evaluate:main",
-            "cascade-analyze=cascade_keras.cli.analyze:main",
-            "cascade-prepare-data=cascade_keras.cli.prepare_data:main",
+            "cascade-train=cascade_keras.cli.launch:train",
+            "cascade-export=cascade_keras.cli.launch:export",
+            "cascade-craft=cascade_keras.cli.launch:craft",
+            "cascade-evaluate=cascade_keras.cli.launch:evaluate",
+            "cascade-analyze=cascade_keras.cli.launch:analyze",
+            "cascade-prepare-data=cascade_keras.cli.launch:prepare_data",
         ]
     },
 )

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from cascade_keras.errors import InputError
+from cascade_keras import interrupts
+from cascade_keras.cli.flags import with_files
+from cascade_keras.errors import InputError, one_line, shown
 
 BAD_INPUT = 2
 
@@ -38,19 +40,22 @@ def run_program(
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print(f"{description.strip()}\n\nFlags:\n{values.get_help()}", flush=True)
             return 0
-        rest = values(argv)[1:]
+        rest = values([*argv[:1], *with_files(argv[1:])])[1:]
         if rest:
-            raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
-        return program(values) or 0
+            raise InputError(
+                f"unexpected argument {shown(rest[0])}; flags are written --name=value"
+            )
+        with interrupts.working():
+            return program(values) or 0
     except InputError as error:
         # A library names its settings; here they are flags.
-        flag = f"--{error.setting}: " if error.setting else ""
-        message = " ".join(f"{flag}{error.message}".split())
+        message = f"--{error.setting}: {error.message}" if error.setting else error.message
     except flags.Error as error:
-        message = " ".join(str(error).replace("flag --", "--", 1).split())
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        message = str(error).replace("flag --", "--", 1)
+    except KeyboardInterrupt as error:
+        number = interrupts.ended_by(error)
+        print(f"{name}: {interrupts.WORDS[number]}", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
         # Who reads the output has seen enough: `bin/train --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,5 +63,5 @@ def run_program(
     except OSError as error:
         # A full disk, a directory without permission: nothing that a traceback would explain.
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT

@@ -1,19 +1,27 @@
-"""Starting a program from a checkout, whose dependencies may not be installed."""
+"""Starting a program: the entry points of bin/ and of the installed commands.
+
+A checkout's dependencies may not be installed, and Ctrl-C may come while they are imported.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-import signal
 import sys
+
+from cascade_keras import interrupts
 
 
 def run(program: str) -> int:
-    """Run a program of ``cli/`` from a checkout and return its exit code.
+    """Run a program of ``cli/`` and return its exit code.
 
     Without the environment, one line says how to make it.
     """
+    interrupts.handle(program)
     try:
-        main = importlib.import_module(f"cascade_keras.cli.{program}").main
+        status = importlib.import_module(f"cascade_keras.cli.{program}").main()
+        sys.stdout.flush()
+        return status
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cascade_keras"):
             raise
@@ -23,7 +31,13 @@ def run(program: str) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return main()
+    except KeyboardInterrupt as error:  # between the program's work and here
+        interrupts.end(interrupts.ended_by(error))
+
+
+train = functools.partial(run, "train")
+craft = functools.partial(run, "craft")
+evaluate = functools.partial(run, "evaluate")
+analyze = functools.partial(run, "analyze")
+export = functools.partial(run, "export")
+prepare_data = functools.partial(run, "prepare_data")
