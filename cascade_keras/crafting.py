@@ -19,7 +19,17 @@ from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.data.specs import DATASETS, DatasetSpec, look_up
 from cascade_keras.errors import InputError, about
 from cascade_keras.provenance import recorded_dataset
-from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting, trust_setting
+from cascade_keras.settings import (
+    POSITIVE,
+    SEED,
+    Rule,
+    Settings,
+    check_apart,
+    items_of,
+    number,
+    setting,
+    trust_setting,
+)
 
 if TYPE_CHECKING:
     from cascade_keras.bank import Bank
@@ -27,12 +37,8 @@ if TYPE_CHECKING:
     from cascade_keras.sources import Network, Source
 
 _WHOLE = Rule(
-    lambda epsilons: (
-        bool(epsilons)
-        and all(1 <= epsilon <= 255 for epsilon in epsilons)
-        and len(set(epsilons)) == len(epsilons)
-    ),
-    "different whole numbers in 1..255, a range such as 1..16 or a list such as 2,4,8",
+    lambda epsilons: bool(epsilons) and all(1 <= epsilon <= 255 for epsilon in epsilons),
+    "whole numbers in 1..255, a range such as 1..16 or a list such as 2,4,8",
 )
 
 
@@ -46,14 +52,16 @@ def parse_epsilons(text: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: it means none.
+        InputError: an item is empty.
     """
     first, dots, last = text.partition("..")
     if not dots:
-        return tuple(int(epsilon) for epsilon in text.split(",") if epsilon.strip())
+        return tuple(number(int, epsilon) for epsilon in items_of(text))
+    first, last = number(int, first), number(int, last)
     # A long range would fill the memory before it is refused.
-    if not 1 <= int(first) <= int(last) <= 255:
+    if not 1 <= first <= last <= 255:
         raise ValueError(text)
-    return tuple(range(int(first), int(last) + 1))
+    return tuple(range(first, last + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +91,10 @@ class CraftSettings(Settings):
     )
     batch_size: int = setting(256, "Images a shard.", POSITIVE)
     seed: int = setting(0, "Of the attacks that draw random numbers.", SEED)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_apart("output", self.output, source=self.source)
 
 
 class Crafting:

@@ -28,8 +28,20 @@ class InputError(ValueError):
 
 def shown(value: object, most: int = 80) -> str:
     """Return a value as a message shows it: on one line, and not longer than a line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def one_line(message: str, most: int = 1000) -> str:
+    """Return a message as a program prints it: on one line, with control characters escaped."""
+    line = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(message.split())
+    )
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 + 5 :]}"
 
 
 @contextlib.contextmanager

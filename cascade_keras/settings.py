@@ -7,16 +7,28 @@ rule forbids, whoever gives them, and a program's flags are the fields (cli/flag
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
-import math
+import re
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, shown
 from cascade_keras.files import expand
+from cascade_keras.records import LARGEST
+
+# What TensorFlow computes with are 32-bit numbers; those closer to 0 it takes for 0.
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
+SMALLEST_FLOAT = 2.0**-126
+_BELOW_ONE = 1 - 2**-24  # the last before 1
+_MOST_DIGITS = 300
+# A file system takes no longer ones.
+_MOST_BYTES_OF_PATH = 4095
+_MOST_BYTES_OF_NAME = 255
 
 
 class Rule(NamedTuple):
@@ -28,9 +40,10 @@ class Rule(NamedTuple):
 
 POSITIVE = Rule(lambda v: v > 0, "above 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or above")
-FRACTION = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
+FRACTION = Rule(lambda v: 0 <= v <= _BELOW_ONE, "in [0, 1)")
 EPSILON = Rule(lambda v: 0 <= v <= 255, "in 0..255")
-SEED = Rule(lambda v: 0 <= v < 2**31, "in 0..2147483647")
+SEED = Rule(lambda v: 0 <= v <= LARGEST, f"in 0..{LARGEST}")
+SOME = Rule(lambda v: len(v) > 0, "at least one")
 EPSILONS = Rule(lambda v: bool(v) and all(0 <= e <= 255 for e in v), "numbers in 0..255")
 
 
@@ -43,19 +56,21 @@ def setting(
     path: bool = False,
     parse: Callable[[str], Any] | None = None,
     operational: bool = False,
+    repeats: bool = False,
 ) -> Any:
     """Return a dataclass field.
 
     Args:
         default: its value where none is given.
         help: the flag's help text; a function is asked when needed, as for ``choices``.
-        rule: what a value must fulfil; None, where the type allows it, always does, and a number
-            that is not finite never.
+        rule: what a value must fulfil beside its type, see ``Settings``; None, where the type
+            allows it, always does. A whole number without a rule must be 0 or above.
         choices: what a value, or each of a tuple's, may be; a function is asked when needed, so
             that rows registered later count.
         path: a place on disk; ``~`` is the user's home, in each of a tuple's.
         parse: makes the value of a flag's text, where the type's own way is not the one.
         operational: it does not change what is computed, so it may differ when work goes on.
+        repeats: a list may hold the same item again.
     """
     metadata = {
         "help": help,
@@ -64,6 +79,7 @@ def setting(
         "path": path,
         "parse": parse,
         "operational": operational,
+        "repeats": repeats,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -127,7 +143,9 @@ def _kind(hint) -> Kind:
 class Settings:
     """The base of settings: values are brought to their types and checked, field by field.
 
-    Lists and arrays become tuples, whole numbers floats where floats are meant.
+    Lists and arrays become tuples, whole numbers floats where floats are meant. Numbers are finite
+    and fit 32 bits; texts are not empty, are UTF-8 and have no control characters; paths are places
+    on this machine; of a list's items each is there once.
 
     Raises:
         InputError: naming the setting, what was wrong and what would be right.
@@ -145,21 +163,24 @@ class Settings:
         if hasattr(value, "tolist"):
             value = value.tolist()  # NumPy's numbers and arrays
         if kind.many:
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise InputError(f"must be {kind.name}, got {value!r}", field.name)
-            value = tuple(_typed(kind.item, item, field) for item in value)
+            if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+                raise InputError(f"must be {kind.name}, got {shown(value)}", field.name)
+            value = tuple(_typed(kind, item, field) for item in value)
+            _check_once(value, field)
         else:
-            value = _typed(kind.item, value, field)
+            value = _typed(kind, value, field)
         choices = choices_of(field)
         if choices is not None:
             for item in value if kind.many else (value,):
                 if item not in choices:
                     known = ", ".join(map(str, choices))
-                    raise InputError(f"must be one of {known}, got {item!r}", field.name)
+                    raise InputError(f"must be one of {known}, got {shown(item)}", field.name)
         rule = field.metadata["rule"]
+        if rule is None and kind.item is int:
+            rule = _ALL_NOT_NEGATIVE if kind.many else NOT_NEGATIVE
         if rule is not None and not rule.holds(value):
-            shown = list(value) if kind.many else value
-            raise InputError(f"must be {rule.expected}, got {shown!r}", field.name)
+            found = list(value) if kind.many else value
+            raise InputError(f"must be {rule.expected}, got {shown(found)}", field.name)
         return value
 
     def replace(self, **changes) -> typing.Self:
@@ -176,15 +197,25 @@ class Settings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def _typed(item: type, value, field: dataclasses.Field):
+_ALL_NOT_NEGATIVE = Rule(lambda v: all(item >= 0 for item in v), "numbers of 0 or above")
+
+
+def _check_once(items: tuple, field: dataclasses.Field) -> None:
+    """Refuse a list that holds an item again, be it as 2 and 2.0."""
+    if field.metadata["repeats"] or len(set(items)) == len(items):
+        return
+    again = next(item for place, item in enumerate(items) if item in items[:place])
+    raise InputError(f"{shown(again)} is named twice; name each once", field.name)
+
+
+def _typed(kind: Kind, value, field: dataclasses.Field):
     """Return one value as the type that its field, or each of a field's list, has."""
-    wrong = InputError(f"must be {_NAMES[item][False]}, got {value!r}", field.name)
+    item = kind.item
+    wrong = InputError(f"must be {_NAMES[item][False]}, got {shown(value)}", field.name)
     if isinstance(value, bool) and item is not bool:
         raise wrong
     if item in (int, float) and isinstance(value, int | float):
-        # Whole numbers are counts and positions, which TensorFlow holds in 64 bits.
-        if not math.isfinite(value) or abs(value) >= 2**63:
-            raise InputError(f"must be a finite number below 2^63, got {value!r}", field.name)
+        _check_number(item, value, field.name)
         if item is int and value != int(value):
             raise wrong
         return item(value)
@@ -192,15 +223,146 @@ def _typed(item: type, value, field: dataclasses.Field):
         value = value.__fspath__()
     if not isinstance(value, item):
         raise wrong
-    return _expanded(value, field.name) if field.metadata["path"] else value
+    if item is str:
+        _check_text(value, kind, field.name)
+    return _place(value, field.name) if field.metadata["path"] else value
 
 
-def _expanded(path: str, name: str) -> str:
-    if not path:
-        raise InputError("must be a path, got ''", name)
-    if not path.startswith("~"):
-        return path  # as it was written, which is what a record compares
+def _check_number(item: type, value: float, name: str) -> None:
+    """Refuse a number that is not finite, or that 32 bits cannot hold."""
+    if item is int and not -LARGEST <= value <= LARGEST:
+        bound = f"at least {-LARGEST}" if value < 0 else f"at most {LARGEST}"
+        raise InputError(f"must be {bound}, got {shown(value)}", name)
+    if not -LARGEST_FLOAT <= value <= LARGEST_FLOAT:
+        raise InputError(
+            f"must be a finite number of at most {LARGEST_FLOAT:.2g}, got {shown(value)}", name
+        )
+    if value and abs(value) < SMALLEST_FLOAT:
+        raise InputError(
+            f"must be 0, or at least {SMALLEST_FLOAT:.2g} as 32 bits hold no less, got "
+            f"{shown(value)}",
+            name,
+        )
+
+
+def _check_text(value: str, kind: Kind, name: str) -> None:
+    """Refuse a text that is empty, or that could not be written into a file or shown."""
+    if not value:
+        problem = "has an empty item" if kind.many else "must not be empty"
+        raise InputError(f"{problem}; leave it out{'' if kind.many else ' for its default'}", name)
+    categories = {unicodedata.category(character) for character in value}
+    if "Cs" in categories:  # how Python holds the bytes of a command line that are no text
+        raise InputError(f"must be text in UTF-8, got {shown(value)}", name)
+    if "Cc" in categories:
+        raise InputError(f"must have no control characters, got {shown(value)}", name)
+
+
+def _place(path: str, name: str) -> str:
+    """Return a path, ``~`` being the user's home; refuse what can be no place here."""
+    if "://" in path:
+        raise InputError(f"must be a place on this machine, got {shown(path)}", name)
+    if path.startswith("~"):  # others stay as they were written, which is what a record compares
+        try:
+            path = str(expand(path))
+        except RuntimeError as error:
+            raise InputError(f"there is no home directory for {shown(path)}", name) from error
+    longest = max(len(part.encode()) for part in path.split("/"))
+    if longest > _MOST_BYTES_OF_NAME or len(path.encode()) > _MOST_BYTES_OF_PATH:
+        raise InputError(
+            f"must be a path of names of at most {_MOST_BYTES_OF_NAME} bytes, and "
+            f"{_MOST_BYTES_OF_PATH} in all; got {len(path.encode())}: {shown(path)}",
+            name,
+        )
+    return path
+
+
+def check_apart(name: str, place: str | None, **others: str | Sequence[str] | None) -> None:
+    """Refuse a place of a program's output that is also another setting's, or inside of it.
+
+    Args:
+        name: of the setting that names the place.
+        place: a path; None, which is nowhere, is fine, in ``others`` too.
+        others: by their settings' names, each a path or several.
+
+    Raises:
+        InputError: naming both settings.
+    """
+    if place is None:
+        return
+    resolved = expand(place).resolve()
+    for other, paths in others.items():
+        for path in (paths,) if isinstance(paths, str) else paths or ():
+            if resolved.is_relative_to(expand(path).resolve()):
+                raise InputError(f"must be a place of its own, {shown(path)} is {other}'s", name)
+
+
+# Texts.
+
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(
+    r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE
+)
+
+
+def number(item: type, text: str) -> float:
+    """Return the number that a text means, in plain ASCII digits; spaces around it do not count.
+
+    Args:
+        item: int or float.
+
+    Raises:
+        ValueError: it means none.
+    """
+    pattern = _WHOLE_NUMBER if item is int else _NUMBER
+    text = text.strip(" ")
+    if len(text) > _MOST_DIGITS or not pattern.fullmatch(text):
+        raise ValueError(f"not {_NAMES[item][False]}: {shown(text)}")
+    return item(text)
+
+
+def of_text(settings: type, field: dataclasses.Field, text: str) -> Any:
+    """Return what a text, such as a flag's, means as the value of a setting.
+
+    A list's items are separated by commas; ``none`` is a list without any.
+
+    Raises:
+        InputError: it means nothing.
+    """
+    kind, parse = kind_of(settings, field.name), field.metadata["parse"]
+    if not text.strip(" "):
+        raise InputError("must not be empty; leave it out for its default", field.name)
     try:
-        return str(expand(path))
-    except RuntimeError as error:
-        raise InputError(f"there is no home directory for {path!r}", name) from error
+        if parse is not None:
+            return parse(text)
+        if not kind.many:
+            return _item(kind, text)
+        return () if text == "none" else tuple(_item(kind, item) for item in items_of(text))
+    except InputError as error:
+        raise InputError(error.message, field.name) from error
+    except ValueError as error:
+        rule = field.metadata["rule"]
+        expected = rule.expected if rule is not None and parse is not None else kind.name
+        raise InputError(f"must be {expected}, got {shown(text)}", field.name) from error
+
+
+def _item(kind: Kind, text: str):
+    return text if kind.item is str else number(kind.item, text)
+
+
+def items_of(text: str) -> list[str]:
+    """Return the items that commas separate, without the spaces around them.
+
+    An item that holds a comma itself stands in double quotes.
+
+    Raises:
+        InputError: one is empty.
+        ValueError: a quote is not closed.
+    """
+    try:
+        (row,) = csv.reader([text], strict=True)
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    items = [item.strip(" ") for item in row]
+    if not all(items):
+        raise InputError(f"has an empty item, got {shown(text)}")
+    return items

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from collections.abc import Sequence
 from typing import TypeVar
 
 from absl import flags
 
-from cascade_keras.errors import InputError
-from cascade_keras.settings import Kind, Settings, choices_of, kind_of
+from cascade_keras.errors import InputError, about, shown
+from cascade_keras.files import expand
+from cascade_keras.settings import Kind, Settings, choices_of, kind_of, of_text
 
 S = TypeVar("S", bound=Settings)
+_MOST_BYTES = 2**20  # of a file of flags
+_LONGEST_NAME = 200
 
 
 def define(settings: type[Settings], values: flags.FlagValues | None = None) -> flags.FlagValues:
@@ -36,6 +41,8 @@ def _help(field: dataclasses.Field, kind: Kind) -> str:
         text += f" {'Some' if kind.many else 'One'} of: {', '.join(map(str, choices))}."
     elif kind.item is not str and kind.item is not bool and field.metadata["parse"] is None:
         text += f" {kind.name[0].upper()}{kind.name[1:]}."
+    if kind.many and field.default and _may_be_empty(field):
+        text += " Or none."
     if field.default is None or field.default == ():
         return text
     default = field.default
@@ -48,10 +55,13 @@ def _help(field: dataclasses.Field, kind: Kind) -> str:
     return f"{text} Default: {default}."
 
 
-def read(values: flags.FlagValues, settings: type[S]) -> S:
-    """Return the settings that flags mean.
+def _may_be_empty(field: dataclasses.Field) -> bool:
+    rule = field.metadata["rule"]
+    return rule is None or rule.holds(())
 
-    An empty text (``--init_from=``) means None where there may be none, and an empty list.
+
+def read(values: flags.FlagValues, settings: type[S]) -> S:
+    """Return the settings that flags mean, those that are not given being left to the class.
 
     Raises:
         InputError: a value that its setting refuses.
@@ -59,30 +69,65 @@ def read(values: flags.FlagValues, settings: type[S]) -> S:
     given = {}
     for field in dataclasses.fields(settings):
         value = values[field.name].value
-        if value is None:
-            continue
-        kind = kind_of(settings, field.name)
-        if value == "" and kind.optional:
-            given[field.name] = None
-        elif isinstance(value, str):
-            given[field.name] = _value(value, field, kind)
-        else:
-            given[field.name] = value
+        if value is not None:
+            is_text = isinstance(value, str)
+            given[field.name] = of_text(settings, field, value) if is_text else value
     return settings(**given)
 
 
-def _value(text: str, field: dataclasses.Field, kind: Kind):
-    """Return what a flag's text means."""
+def with_files(arguments: Sequence[str], above: tuple[pathlib.Path, ...] = ()) -> list[str]:
+    """Return a program's arguments, with the lines of the file in place of each ``--flagfile``.
+
+    Empty lines and those that begin with # or // say nothing; a file may name others. absl's own
+    way ends in a traceback for a file that is no text.
+
+    Args:
+        above: the files that have named this one's arguments.
+
+    Raises:
+        InputError: a file that cannot be read, is no text, or names itself, or a flag of a name
+            that none can have.
+    """
+    found, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, file = argument.partition("=")
+        if name.startswith("-") and len(name) > _LONGEST_NAME:
+            # absl would look for similar names by recursion
+            raise InputError(f"unknown flag {shown(name)}; --help shows those that there are")
+        if name not in ("--flagfile", "-flagfile"):
+            found.append(argument)
+            continue
+        if not equals:
+            file = rest.pop(0) if rest else ""
+        with about("flagfile"):
+            found += _flags_in(file.strip(), above)
+    return found
+
+
+def _flags_in(file: str, above: tuple[pathlib.Path, ...]) -> list[str]:
+    if not file:
+        raise InputError("must name a file of flags, one a line")
     try:
-        if field.metadata["parse"] is not None:
-            return field.metadata["parse"](text)
-        if kind.many:
-            return tuple(kind.item(item) for item in flags.ListParser().parse(text) if item)
-        return kind.item(text)
-    except InputError as error:
-        raise InputError(error.message, field.name) from error
-    except ValueError as error:
-        rule = field.metadata["rule"]
-        parsed = rule is not None and field.metadata["parse"] is not None
-        expected = rule.expected if parsed else kind.name
-        raise InputError(f"must be {expected}, got {text!r}", field.name) from error
+        place = expand(file).resolve()
+        with open(place, "rb") as opened:
+            content = opened.read(_MOST_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror})") from error
+    except (ValueError, RuntimeError) as error:  # NUL in the name; no such user
+        raise InputError(f"cannot read {shown(file)} ({error})") from error
+    if place in above:
+        raise InputError(f"{file} includes itself")
+    lines = [line.strip() for line in _text(content, file).splitlines()]
+    flags_in = [line for line in lines if line and not line.startswith(("#", "//"))]
+    return with_files(flags_in, (*above, place))
+
+
+def _text(content: bytes, file: str) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text or len(content) == _MOST_BYTES:
+        raise InputError(f"{file} is no file of flags: it must be text, one flag a line")
+    return text

@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from cascade_keras.attacks.specs import Grid
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, shown
 from cascade_keras.lazy import resolve
 
 
@@ -123,7 +123,7 @@ def look_up(name: str | None) -> DatasetSpec:
         InputError: there is none of this name.
     """
     if name not in DATASETS:
-        raise InputError(f"{name!r} is none of {', '.join(DATASETS)}", "dataset")
+        raise InputError(f"{shown(name)} is none of {', '.join(DATASETS)}", "dataset")
     return DATASETS[name]
 
 
@@ -172,5 +172,9 @@ for _row in (
 
 
 def scaled_boundaries(preset: DatasetSpec, steps: int) -> tuple[int, ...]:
-    """Return the published boundaries, moved in proportion to a schedule of ``steps``."""
-    return tuple(round(boundary * steps / preset.steps) for boundary in preset.boundaries)
+    """Return the published boundaries, moved in proportion to a schedule of ``steps``, 1 or above.
+
+    In a schedule of a few steps several may fall on one step.
+    """
+    moved = (round(boundary * steps / preset.steps) for boundary in preset.boundaries)
+    return tuple(max(boundary, 1) for boundary in moved)

@@ -18,8 +18,10 @@ from cascade_keras.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    SOME,
     Rule,
     Settings,
+    check_apart,
     setting,
     trust_setting,
 )
@@ -36,7 +38,8 @@ _SETTINGS_OF_OPTIONS = {
     "autoattack": {"iterations": "autoattack_iterations", "queries": "autoattack_queries"},
     "cw_linf": {"search": "cw_search", "images": "cw_images", "iterations": "cw_iterations"},
 }
-_EACH_ONCE = Rule(lambda v: bool(v) and len(set(v)) == len(v), "at least one attack, each once")
+# A pixel value cannot be changed by more in a step.
+_STEP_SIZE = Rule(lambda v: 0 < v <= 255, "above 0 and at most 255")
 
 
 def _possible() -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class EvaluationSettings(Settings):
     attack: tuple[str, ...] = setting(
         ("step_ll", "step_fgsm", "iter_fgsm", "pgd"),
         "White box or from the sources.",
-        _EACH_ONCE,
+        SOME,
         choices=_possible,
     )
     epsilon: tuple[float, ...] | None = setting(
@@ -90,7 +93,7 @@ class EvaluationSettings(Settings):
     )
     pgd_steps: int = setting(_PGD["steps"], "Of each start.", POSITIVE)
     pgd_step_size: float | None = setting(
-        _PGD["step_size"], "Default: 2.5 epsilon / steps.", POSITIVE
+        _PGD["step_size"], "Default: 2.5 epsilon / steps.", _STEP_SIZE
     )
     pgd_restarts: int = setting(_PGD["restarts"], "Random starts; the worst counts.", POSITIVE)
     pgd_loss: str = setting(
@@ -164,7 +167,8 @@ class EvaluationSettings(Settings):
             dataset: the row of a dataset that was given beside the settings.
 
         Raises:
-            InputError: there is no target, a network is not there, or none says what it learned.
+            InputError: there is no target, a network is not there, or none says what it learned;
+                or two of the places are one.
         """
         networks = {"target": targets or self.target, "source": sources or self.source}
         if not networks["target"]:
@@ -182,14 +186,21 @@ class EvaluationSettings(Settings):
                 "dataset",
             )
         row = dataset or DATASETS[name]
-        epsilon = tuple(sorted(set(self.epsilon or (row.max_epsilon,))))
-        return dataclasses.replace(
+        epsilon = tuple(sorted(self.epsilon or (row.max_epsilon,)))
+        settings = dataclasses.replace(
             self,
             dataset=name if name in DATASETS else None,
             epsilon=epsilon,
-            cw_threshold=tuple(sorted(set(self.cw_threshold or epsilon))),
+            cw_threshold=tuple(sorted(self.cw_threshold or epsilon)),
             output=self.output or f"reports/{_name(networks['target'][0])}",
         )
+        paths = {
+            name: tuple(path for path in given if _is_path(path))
+            for name, given in networks.items()
+        }
+        check_apart("output", settings.output, **paths)
+        check_apart("images_dir", settings.images_dir, output=settings.output, **paths)
+        return settings
 
     def small_epsilon(self) -> float | None:
         """Return the smallest epsilon that is not 0 but below one pixel value, None without one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 
 from cascade_keras.attacks import specs as attack_specs
@@ -19,7 +18,18 @@ from cascade_keras.figures.kinds import (
     particular,
     takers,
 )
-from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting, trust_setting
+from cascade_keras.settings import (
+    POSITIVE,
+    SEED,
+    SOME,
+    Rule,
+    Settings,
+    check_apart,
+    items_of,
+    number,
+    setting,
+    trust_setting,
+)
 
 
 def parse_epsilons(text: str) -> tuple[float, ...]:
@@ -27,21 +37,22 @@ def parse_epsilons(text: str) -> tuple[float, ...]:
 
     Raises:
         ValueError: it means none.
+        InputError: an item is empty.
     """
     found: list[float] = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", part)
-        if ends:
-            first, last = map(int, ends.groups())
-            # A long range would fill the memory before it is refused.
-            if not -LARGEST_EPSILON <= first <= last <= LARGEST_EPSILON:
-                raise ValueError(part)
-            found += map(float, range(first, last + 1))
-        else:
-            found.append(float(part))
+    for part in items_of(text):
+        first, dots, last = part.partition("..")
+        if not dots:
+            found.append(number(float, part))
+            continue
+        first, last = number(int, first), number(int, last)
+        # A long range would fill the memory before it is refused.
+        if not -LARGEST_EPSILON <= first <= last <= LARGEST_EPSILON:
+            raise ValueError(part)
+        found += map(float, range(first, last + 1))
     if not _are_epsilons(found):
         raise ValueError(text)
-    return _ascending(found)
+    return tuple(sorted(found))
 
 
 def _are_epsilons(values: Sequence[float]) -> bool:
@@ -52,13 +63,8 @@ def _ascending(epsilons: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons}))  # -0.0 is 0
 
 
-def _each_once(values: Sequence) -> bool:
-    return bool(values) and len(set(values)) == len(values)
-
-
 _EPSILONS = Rule(_are_epsilons, "a range such as 0..16 or numbers in -255..255 such as 2,4,8")
-_INDICES = Rule(lambda v: _each_once(v) and min(v) >= 0, "whole numbers from 0, each once")
-_ONCE = Rule(_each_once, "names, each once")
+_INDICES = Rule(lambda v: bool(v) and min(v) >= 0, "whole numbers from 0")
 
 
 def _default(attack: str, option: str) -> str:
@@ -101,7 +107,7 @@ class FigureSettings(Settings):
     attack: tuple[str, ...] | None = setting(
         None,
         f"Default: {defaults_in_words(lambda spec: spec.attacks)}.",
-        _ONCE,
+        SOME,
         choices=attack_specs.image_attacks,
     )
     pgd_steps: int | None = setting(
@@ -128,6 +134,7 @@ def check_options(settings: FigureSettings, spec: FigureSpec) -> None:
             raise InputError(f"{spec.name} does not use it; {', '.join(takers(name))} does", name)
     if settings.image_index is not None and settings.num_images is not None:
         raise InputError("names the images itself; leave out num_images", "image_index")
+    check_apart("output", settings.output, model=settings.model)
 
 
 def epsilons_of(

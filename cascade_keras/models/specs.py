@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, shown
 from cascade_keras.lazy import resolve
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def look_up(name: str, embedding_at: str = "logits") -> tuple[ModelSpec, dict[st
         if match:
             break
     else:
-        raise InputError(f"unknown model {name!r}; known: {known_names()}", "model")
+        raise InputError(f"unknown model {shown(name)}; known: {known_names()}", "model")
     arguments = spec.arguments(match)
     if embedding_at not in (*spec.stages, "logits"):
         raise InputError(
-            f"{embedding_at!r} is none of {', '.join(spec.stages)}, which {name} has",
+            f"{shown(embedding_at)} is none of {', '.join(spec.stages)}, which {name} has",
             "embedding_at",
         )
     return spec, arguments
@@ -119,7 +119,13 @@ def build(name: str, **options) -> keras.Model:
 
 
 def _depth(match: re.Match) -> int:
-    depth = int(match["depth"])
+    digits = match["depth"]
+    if len(digits) > len(str(_DEEPEST)) or int(digits) > _DEEPEST:
+        raise InputError(
+            f"the depth of {shown(match[0])} is above {_DEEPEST}; take 20, 32, 44, 56 or 110",
+            "model",
+        )
+    depth = int(digits)
     if depth < 8 or (depth - 2) % 6:
         raise InputError(
             f"depth {depth} of {match[0]!r} is not 6n + 2; take 20, 32, 44, 56 or 110", "model"
@@ -127,25 +133,27 @@ def _depth(match: re.Match) -> int:
     return depth
 
 
+_DEEPEST = 1202  # of the published ones
+_DEPTH = "(?P<depth>[1-9][0-9]*)"
 _STAGES = ("stem", "stage1", "stage2", "stage3", "features", "logits")
 for _row in (
     ModelSpec(
         "resnetD (D = 6n + 2: 20, 32, 44, ...)",
-        r"resnet(?P<depth>\d+)",
+        rf"resnet{_DEPTH}",
         "networks:resnet",
         lambda match: {"depth": _depth(match)},
         _STAGES,
     ),
     ModelSpec(
         "resnetD_e2, resnetD_e10x2",
-        rf"resnet(?P<depth>\d+)_(?P<head>{'|'.join(HEADS)})",
+        rf"resnet{_DEPTH}_(?P<head>{'|'.join(HEADS)})",
         "networks:resnet",
         lambda match: {"depth": _depth(match), "head": HEADS[match["head"]]},
         (*_STAGES, "bottleneck"),
     ),
     ModelSpec(
         "plainD",
-        r"plain(?P<depth>\d+)",
+        rf"plain{_DEPTH}",
         "networks:resnet",
         lambda match: {"depth": _depth(match), "shortcut": False},
         _STAGES,

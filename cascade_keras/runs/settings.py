@@ -11,7 +11,7 @@ from typing import Any
 from cascade_keras.attacks import specs as attacks
 from cascade_keras.data import specs as data
 from cascade_keras.errors import InputError
-from cascade_keras.files import named_twice
+from cascade_keras.files import expand, named_twice
 from cascade_keras.losses import specs as losses
 from cascade_keras.models import specs as models
 from cascade_keras.provenance import recorded_dataset
@@ -22,27 +22,24 @@ from cascade_keras.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    SOME,
     Rule,
     Settings,
+    check_apart,
     setting,
     trust_setting,
 )
 
 NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
 NAME = Rule(
-    lambda v: bool(re.fullmatch(r"[\w.+-]+", v) and v.strip(".")),
-    "a folder name of letters, digits, . + - _",
+    lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
+    "a folder name of at most 100 letters, digits, . + - _",
 )
 PER_CENT = Rule(lambda v: 0 < v <= 100, "above 0 and at most 100 per cent")
 BOUNDARIES = Rule(
-    lambda v: all(step >= 0 for step in v) and list(v) == sorted(v),
-    "none or increasing steps such as 4000,6000",
+    lambda v: all(step >= 1 for step in v) and list(v) == sorted(v),
+    "none or increasing steps from 1 on such as 4000,6000",
 )
-SOME = Rule(lambda v: len(v) > 0, "at least one")
-
-
-def _boundaries(text: str) -> tuple[int, ...]:
-    return () if text == "none" else tuple(int(step) for step in text.split(",") if step.strip())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +171,7 @@ class TrainingSettings(Settings):
         "Steps after which the learning rate is divided by 10, or none; default: the published "
         "ones in proportion to steps.",
         BOUNDARIES,
-        parse=_boundaries,
+        repeats=True,  # as the published ones in a schedule of a few steps
     )
     warmup_steps: int | None = setting(
         None,
@@ -277,6 +274,8 @@ class TrainingSettings(Settings):
         if dataset is None:
             sources = {name: getattr(self, name) for name in ("cascade_source", "ensemble_source")}
             dataset = data.look_up(self.dataset or recorded_dataset(sources) or "digits")
+        if own_network is None:
+            models.look_up(self.model, self.embedding_at)  # before it is part of a name
         steps = self.steps or dataset.steps
         boundaries = data.scaled_boundaries(dataset, steps)
         epsilon = dataset.max_epsilon if self.max_epsilon is None else self.max_epsilon
@@ -297,7 +296,8 @@ class TrainingSettings(Settings):
         _check_sources(settings)
         _check_batch(settings)
         _check_schedule(settings)
-        _check_network(settings, dataset, own_network)
+        _check_crop(settings, dataset)
+        _check_places(settings)
         return settings
 
     def _default_name(self, dataset: str, network: str) -> str:
@@ -400,6 +400,10 @@ def _check_batch(settings: TrainingSettings) -> None:
 
 def _check_schedule(settings: TrainingSettings) -> None:
     boundaries = settings.lr_boundaries
+    if settings.warmup_steps > settings.steps:
+        raise InputError(
+            f"must end with the {settings.steps} steps, got {settings.warmup_steps}", "warmup_steps"
+        )
     if boundaries and settings.warmup_steps and settings.warmup_steps >= boundaries[0]:
         raise InputError(
             f"must end before the first of lr_boundaries ({boundaries[0]}), got "
@@ -408,11 +412,21 @@ def _check_schedule(settings: TrainingSettings) -> None:
         )
 
 
-def _check_network(
-    settings: TrainingSettings, dataset: data.DatasetSpec, own_network: str | None
-) -> None:
+def _check_places(settings: TrainingSettings) -> None:
+    """Refuse places that would be written into each other, which else shows after the training."""
+    run = str(expand(settings.runs_dir) / settings.name)
+    saved = str(expand(settings.saved_dir) / settings.name)
+    if settings.export:
+        check_apart("saved_dir", saved, runs_dir=run)
+        check_apart("runs_dir", run, saved_dir=saved)
+    for bank in settings.cascade_bank:
+        check_apart("cascade_bank", bank, runs_dir=run, saved_dir=saved)
+        for name in ("runs_dir", "saved_dir"):
+            check_apart(name, getattr(settings, name), cascade_bank=bank)
+    check_apart("init_from", settings.init_from, runs_dir=run)
+
+
+def _check_crop(settings: TrainingSettings, dataset: data.DatasetSpec) -> None:
     if settings.crop not in dataset.crops:
         sides = " or ".join(map(str, dataset.crops))
         raise InputError(f"{dataset.name} networks see {sides} pixels, got {settings.crop}", "crop")
-    if own_network is None:
-        models.look_up(settings.model, settings.embedding_at)

@@ -122,6 +122,7 @@ def test_the_published_schedules_scale():
     assert scaled_boundaries(DATASETS["mnist"], 8000) == (4000, 6000)
     assert scaled_boundaries(DATASETS["mnist"], 2000) == (1000, 1500)
     assert scaled_boundaries(DATASETS["cifar10"], 94000) == (48000, 72000)
+    assert [scaled_boundaries(DATASETS["digits"], n) for n in (1, 2, 3)] == [(1, 1), (1, 2), (2, 2)]
 
 
 def test_the_published_grids_of_carlini_and_wagner():

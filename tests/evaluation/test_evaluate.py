@@ -410,7 +410,7 @@ def test_kept_images_are_taken_by_other_reports_and_drawn(place, images_and_labe
         batches.clear()
         evaluated("--target=b,c", *flags, "--examples=3", output="second")
         assert not batches
-    evaluated("--target=b,c", *flags, "--examples=3", "--images_dir=", output="without")
+    evaluated("--target=b,c", *flags[:-1], "--examples=3", output="without")
     assert timeless("second") == timeless("without")
 
     # Whatever the images follow from is their identity: others of it are others, see test_tasks.
@@ -580,17 +580,19 @@ def stranger(place):
 
 
 BAD = {  # one of each kind: what is refused is in test_networks, test_evaluation and test_tasks
-    "no target": (None, ["--target="], "--target: name at least one"),
+    "no target": (None, ["--target=none"], "--target: name at least one"),
     "no such source": (None, ["--source=nobody"], "--source: nobody does not ex"),
     "the same network twice": (lambda place: shutil.copytree("a", "copy"), ["--target=a,copy"],
                                "--target: a and copy are the same network; name it once"),
-    "no dataset": (None, ["--dataset="], "--dataset: a does not record"),
+    "empty dataset": (None, ["--dataset="], "--dataset: must not be empty"),
     "too many for cw": (None, ["--attack=cw_linf", "--cw_images=361"], "--cw_images: .*361 of 360"),
     "another seed": (lambda place: os.rename("done", "out"), ["--seed=6"],
                      "--seed: out was made with 5, now it is 6; name"),
     "other weights": (changed_weights, [], "--target: out was made with .*; name another"),
     "a stranger's folder": (stranger, [], "--output: out exists and is not a report"),
     "a run's folder": (None, ["--output=runs/half"], "--output: runs/half is a run"),
+    "output in a network": (None, ["--output=a/report"], "--output: .*'a' is target's"),
+    "images in the report": (None, ["--images_dir=out/x"], "--images_dir: .*'out' is output's"),
     "below a file": (lambda place: (place / "file").write_text("x"), ["--output=file/out"],
                      "--output: .*/file is not a directory;"),
 }  # fmt: skip

@@ -119,7 +119,7 @@ def test_settings_follow_from_rows():
         assert Attack(name, (8,), asked.options(name)).options == ATTACKS[name].options
     fields = {field.name: field.metadata for field in dataclasses.fields(asked)}
     assert set(attacks.OBJECTIVES) >= set(fields["pgd_loss"]["choices"])
-    epsilons = EvaluationSettings(target=["a"], epsilon=[8, 2, 8]).resolved([NETWORK], None, ROW)
+    epsilons = EvaluationSettings(target=["a"], epsilon=[8, 2]).resolved([NETWORK], None, ROW)
     assert epsilons.epsilon == epsilons.cw_threshold == (2.0, 8.0)
     assert asked.resolved([NETWORK], None, ROW).epsilon == (ROW.max_epsilon,)
 

@@ -550,7 +550,7 @@ def test_crafting_says_which_setting_is_wrong(tmp_path):
     for settings, message in (
         ({"examples": 7}, "examples: the test split of own has 6"),
         ({"output": tmp_path}, "output: .*not a bank"),
-        ({"epsilons": (1, 1)}, "epsilons: must be different"),
+        ({"epsilons": (1, 1)}, "epsilons: 1 is named twice"),
         ({"attack": "pgd"}, "attack: must be one of"),
         ({"split": "valid"}, "split: must be one of"),
     ):

@@ -662,7 +662,7 @@ def larger_images(folder):
 # Bad input: what makes it so, the flags beside --run, part of the message. Every row must give
 # that one line, exit code 2, and leave every file as it was.
 ROWS = {
-    "no run": (None, ["--run="], "--run: must be"),
+    "no run": (None, ["--run="], "--run: must not be empty"),
     "not a flag": (None, ["saved/x"], "unexpected argument 'saved/x'"),
     "run missing": (None, ["--run=other"], "--run: other does not exist; name a"),
     "run is a file": (None, ["--run=run/model.keras"], "model.keras is not a run"),
