@@ -22,10 +22,13 @@ import hashlib
 import io
 import logging
 import math
+import os
 import pathlib
 import posixpath
+import re
+import shutil
 import tarfile
-import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -34,9 +37,19 @@ import tensorflow_datasets as tfds
 
 from cascade_keras.data.specs import look_up
 from cascade_keras.errors import InputError
-from cascade_keras.files import expand
+from cascade_keras.files import (
+    PARTIAL,
+    check_writable,
+    clean,
+    expand,
+    hold_output,
+    partial_sibling,
+    publish,
+)
 from cascade_keras.lazy import resolve
 from cascade_keras.startup import import_tensorflow
+
+MOST_BYTES = 512 * 2**20  # of an archive's content: the largest official one holds 184 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +172,34 @@ CIFAR100 = CifarFormat(
 )
 
 
+class _Decompressed:
+    """What a gzip file holds, read from its beginning and not beyond ``MOST_BYTES``."""
+
+    def __init__(self, path: pathlib.Path, stream: gzip.GzipFile):
+        self._path, self._stream, self._read = path, stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Return so many bytes, all that are left where negative.
+
+        Raises:
+            InputError: there are too many; a small file can hold more than the memory does.
+        """
+        left = MOST_BYTES - self._read
+        content = self._stream.read(left + 1 if size < 0 else min(size, left + 1))
+        self._read += len(content)
+        if self._read > MOST_BYTES:
+            raise InputError(
+                f"{self._path}: holds more than {MOST_BYTES >> 20} MB; expected the official "
+                "archive"
+            )
+        return content
+
+
 @contextlib.contextmanager
-def _decompressed(path: pathlib.Path) -> Iterator[gzip.GzipFile]:
+def _decompressed(path: pathlib.Path) -> Iterator[_Decompressed]:
     """Open a gzip file; damage found while reading it, or after what was read, is an InputError."""
-    with gzip.open(path) as stream:
+    with gzip.open(path) as opened:
+        stream = _Decompressed(path, opened)
         try:
             yield stream
             # The checksum stands at the end, which a reader of the members need not have reached.
@@ -257,13 +294,16 @@ def _read_members(path: pathlib.Path, folder: str, names: Iterable[str]) -> dict
     found = {}
     with _decompressed(path) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
                     # Archives packed again often prefix "./".
                     name = wanted.get(posixpath.normpath(member.name))
-                    if name and member.isreg():
+                    # A sparse file's size need not be in the archive.
+                    if name and member.isreg() and not member.issparse():
                         found[name] = tar.extractfile(member).read()
-        except (tarfile.TarError, ValueError) as error:
+        except InputError:
+            raise
+        except (tarfile.TarError, ValueError, ArithmeticError, LookupError) as error:
             raise InputError(
                 f"{path}: not a valid tar archive ({error}); expected a .tar.gz of {folder}"
             ) from error
@@ -389,19 +429,25 @@ def _make_builder(
 
 
 @contextlib.contextmanager
-def _staging(destination: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary directory in the data_dir of ``destination``, .../NAME/VERSION.
+def _alone(destination: pathlib.Path) -> Iterator[None]:
+    """Keep other processes from a dataset, .../NAME/VERSION, and clean what killed ones have left.
 
-    After an error neither it nor any directory that was made for it or for ``destination`` remains.
-    It is inside data_dir because what lies beside may be read-only or another file system, from
-    which nothing can be renamed.
+    After an error no directory remains that was made for it.
+
+    Raises:
+        InputError: another process prepares it.
     """
     made = [path for path in destination.parents if not path.exists()]
+    name, version = destination.parent.name, destination.name
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         data_dir = destination.parent.parent
-        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=data_dir) as staging:
-            yield pathlib.Path(staging)
+        in_use = f"another process prepares {name} {version} in {data_dir}; wait for it"
+        with hold_output(data_dir, f"{name}-{version}", in_use, "data_dir"):
+            clean(data_dir, f"{name}-{version}")
+            for folder in _left_by_0_2_0(data_dir, name):
+                shutil.rmtree(folder)
+            yield
     except BaseException:
         for path in made:
             with contextlib.suppress(OSError):
@@ -409,30 +455,66 @@ def _staging(destination: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
+def _clean_up(destination: pathlib.Path) -> None:
+    """Remove what a process left that was killed when all but this was done, where that is allowed.
+
+    It may be a directory that this user only reads.
+    """
+    data_dir = destination.parent.parent
+    if any(data_dir.glob(f"{PARTIAL}*")) or _left_by_0_2_0(data_dir, destination.parent.name):
+        with contextlib.suppress(InputError, OSError), _alone(destination):
+            pass
+
+
+def _left_by_0_2_0(data_dir: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Return the folders of this dataset that killed processes of versions 0.1.0 and 0.2.0 left.
+
+    Those knew no lock: a folder that may be in use, changed within a day, is not among them.
+    """
+    long_ago = time.time() - 24 * 3600
+    return [
+        folder
+        for folder in data_dir.glob("incomplete.*")
+        # TensorFlow Datasets' own folders have other names, and lie in that of a dataset.
+        if re.fullmatch(r"incomplete\.[a-z0-9_]{8}", folder.name)
+        and folder.is_dir()
+        and not folder.is_symlink()
+        and {path.name for path in folder.iterdir()} <= {name}
+        and all(path.lstat().st_mtime < long_ago for path in (folder, *folder.rglob("*")))
+    ]
+
+
 def _write(dataset: str, content: Content, destination: pathlib.Path, track: Callable) -> None:
     """Write the dataset to ``destination``, .../NAME/VERSION, which appears complete or not at all.
 
+    It is written in data_dir because what lies beside may be read-only or another file system,
+    from which nothing can be renamed.
+
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; nothing is left.
     """
     # Not needed before: a bad archive is answered at once.
     import_tensorflow()
     import tensorflow as tf
 
-    with _staging(destination) as staging:
+    name, version = destination.parent.name, destination.name
+    staging = partial_sibling(destination.parent.parent / f"{name}-{version}")
+    try:
         builder = _make_builder(dataset, content, staging, track)
-        try:
-            # TFDS would print that it downloads.
-            with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare(
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-                )
-        except RuntimeError as error:
-            # What TFDS makes of TensorFlow's errors, a full disk among them.
-            if not isinstance(error.__cause__, tf.errors.OpError):
-                raise
-            raise OSError(f"{destination}: cannot be written: {error.__cause__.message}") from error
-        builder.data_path.rename(destination)
+        # TFDS would print that it downloads.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+        publish(pathlib.Path(builder.data_path), destination)
+    except (RuntimeError, tf.errors.OpError) as error:
+        # What TFDS makes of TensorFlow's errors, a full disk among them.
+        cause = error if isinstance(error, tf.errors.OpError) else error.__cause__
+        if not isinstance(cause, tf.errors.OpError):
+            raise
+        raise OSError(f"{destination}: cannot be written: {cause.message}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def prepare(
@@ -473,17 +555,33 @@ def prepare(
             raise InputError(f"{data_dir}: a file, expected a directory", "data_dir")
     builder = tfds.builder(dataset, data_dir=data_dir)
     destination = pathlib.Path(builder.data_path)
-    if destination.exists():
-        if not (destination / "dataset_info.json").exists():
-            raise InputError(
-                f"{destination}: not a prepared dataset; remove it or use another directory",
-                "data_dir",
-            )
+    if _is_prepared(destination):
+        _clean_up(destination)
         return builder, False
-
+    for directory in (destination.parent.parent, destination.parent):
+        check_writable(directory, "data_dir")
     archive_dir = expand(archive_dir)
     content = read_archives(dataset, archive_dir, counts=counts)
     for warning in checksum_warnings(dataset, archive_dir):
         warn(warning)
-    _write(dataset, content, destination, track or (lambda numbers, **_: numbers))
-    return tfds.builder(dataset, data_dir=builder.data_dir_root), True
+    with _alone(destination):
+        written = not _is_prepared(destination)  # another process may just have done it
+        if written:
+            _write(dataset, content, destination, track or (lambda numbers, **_: numbers))
+    return tfds.builder(dataset, data_dir=builder.data_dir_root), written
+
+
+def _is_prepared(destination: pathlib.Path) -> bool:
+    """Whether the dataset is there.
+
+    Raises:
+        InputError: something else is.
+    """
+    if not os.path.lexists(destination):
+        return False
+    if not (destination / "dataset_info.json").is_file():
+        raise InputError(
+            f"{destination}: not a prepared dataset; remove it or use another directory",
+            "data_dir",
+        )
+    return True
