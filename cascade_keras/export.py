@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -30,7 +29,15 @@ import numpy as np
 
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError, about
-from cascade_keras.files import Lock, check_writable, clean, expand, partial_sibling, publish
+from cascade_keras.files import (
+    Lock,
+    check_writable,
+    clean,
+    expand,
+    partial_sibling,
+    publish,
+    write_error,
+)
 from cascade_keras.provenance import (
     PROVENANCE_FILE,
     locate,
@@ -437,6 +444,5 @@ def _published(version: pathlib.Path) -> Iterator[pathlib.Path]:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(version)) from error
         if isinstance(error, tf.errors.OpError):  # what TensorFlow makes of a full disk
-            reason = error.message.splitlines()[0].rpartition("; ")[2]
-            raise OSError(errno.EIO, reason, str(version)) from error
+            raise write_error(error.message, version) from error
         raise

@@ -7,6 +7,7 @@ directory. What is read is checked by records.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import json
@@ -173,6 +174,12 @@ def publish(partial: pathlib.Path, final: pathlib.Path) -> None:
             flush(os.path.join(folder, name))
     partial.rename(final)
     flush(final.parent)
+
+
+def write_error(message: str, path: pathlib.Path) -> OSError:
+    """Return what TensorFlow says of a file it could not write as Python's error about a path."""
+    reason = (message.splitlines() or ["cannot be written"])[0].rpartition("; ")[2]
+    return OSError(errno.EIO, reason, str(path))
 
 
 # Arrays.

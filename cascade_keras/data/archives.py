@@ -38,6 +38,7 @@ import tensorflow_datasets as tfds
 from cascade_keras.data.specs import look_up
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
+    LOCK_FILE,
     PARTIAL,
     check_writable,
     clean,
@@ -45,6 +46,7 @@ from cascade_keras.files import (
     hold_output,
     partial_sibling,
     publish,
+    write_error,
 )
 from cascade_keras.lazy import resolve
 from cascade_keras.startup import import_tensorflow
@@ -460,8 +462,9 @@ def _clean_up(destination: pathlib.Path) -> None:
 
     It may be a directory that this user only reads.
     """
-    data_dir = destination.parent.parent
-    if any(data_dir.glob(f"{PARTIAL}*")) or _left_by_0_2_0(data_dir, destination.parent.name):
+    data_dir, name = destination.parent.parent, destination.parent.name
+    lock = data_dir / f".{name}-{destination.name}{LOCK_FILE}"
+    if lock.exists() or any(data_dir.glob(f"{PARTIAL}*")) or _left_by_0_2_0(data_dir, name):
         with contextlib.suppress(InputError, OSError), _alone(destination):
             pass
 
@@ -512,7 +515,7 @@ def _write(dataset: str, content: Content, destination: pathlib.Path, track: Cal
         cause = error if isinstance(error, tf.errors.OpError) else error.__cause__
         if not isinstance(cause, tf.errors.OpError):
             raise
-        raise OSError(f"{destination}: cannot be written: {cause.message}") from error
+        raise write_error(cause.message, destination) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

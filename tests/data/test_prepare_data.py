@@ -308,6 +308,7 @@ def test_what_killed_processes_left_is_taken_away(run, tmp_path):
             if "new" not in name:
                 for folder in (data_dir / name, *(data_dir / name).parents):
                     os.utime(folder, (0, 0))
+        (data_dir / ".mnist-3.0.1.lock").touch()
         assert run("mnist") == 0
         left = {path.name for path in data_dir.iterdir()}
         assert left == before | {name.partition("/")[0] for name in others}
@@ -337,7 +338,8 @@ def test_full_disk(run, tmp_path, monkeypatch, capsys):
     before = tree(tmp_path)
     monkeypatch.setattr(tf.io, "TFRecordWriter", no_space)
     assert run("cifar10", "new/data") == 2
-    assert "cannot be written: No space left" in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"prepare_data: {tmp_path}/new/data/cifar10/3.0.2: No space left on device"
     assert tree(tmp_path) == before
 
 
