@@ -41,8 +41,8 @@ from cascade_keras.files import (
 from cascade_keras.provenance import (
     PROVENANCE_FILE,
     locate,
-    read_json,
     saved_versions,
+    version_of,
     weights_hash,
 )
 from cascade_keras.settings import Settings, setting
@@ -161,18 +161,16 @@ def export_run(
 
 def _read_run(run: pathlib.Path) -> dict:
     """Return a finished run's provenance."""
-    if not (run / "config.json").is_file():
+    from cascade_keras.runs.run import Run  # a room above, which knows how to read its files
+
+    if not (run / "config.json").exists():
         problem = "is not a run (no config.json)" if run.exists() else "does not exist"
         raise InputError(f"{run} {problem}; name a finished run's folder")
-    if not all((run / name).is_file() for name in ("metrics.json", "model.keras")):
+    directory = Run(run)
+    config, metrics = directory.read_config(), directory.read_metrics()
+    if not (run / "model.keras").is_file():
         raise InputError(f"{run} is not finished; start its bin/train command again, it goes on")
-    config, metrics = (read_json(run / name) for name in ("config.json", "metrics.json"))
-    try:
-        return provenance_of_run(config, metrics["steps"], metrics["results"])
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{run}: config.json or metrics.json is not a run's (missing: {error}); restore it"
-        ) from error
+    return provenance_of_run(config.as_json(), metrics.steps, metrics.as_json()["results"])
 
 
 def check_output(output: str | os.PathLike) -> None:
@@ -186,7 +184,7 @@ def check_output(output: str | os.PathLike) -> None:
         raise InputError(f"{base} is a file; name a folder, the versions are made inside it")
     if (base / "saved_model.pb").exists():
         raise InputError(f"{base} is itself a saved network; name the folder that holds it")
-    if base.resolve().name.isdecimal():
+    if version_of(base.resolve().name) is not None:
         raise InputError(f"{base}: a number names one version; name the folder that holds them")
     if (base / "config.json").exists():
         raise InputError(f"{base} is a run; name a folder of its own, such as saved/{base.name}")
@@ -237,7 +235,7 @@ def export_saved_model(
         "embedding_size": widths["embedding"],
     }
     with _exclusive(base):
-        numbers = [int(p.name) for p in base.iterdir() if p.name.isdecimal()]
+        numbers = [version_of(entry.name) or 0 for entry in base.iterdir()]
         newest = base / str(max(numbers, default=0))
         if _holds(newest, record):
             return newest

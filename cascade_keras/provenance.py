@@ -14,18 +14,91 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
+from cascade_keras import records
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import expand
+from cascade_keras.records import (
+    Count,
+    Epsilon,
+    Index,
+    NotNegative,
+    OpenRecord,
+    PerCent,
+    Sha256,
+    Text,
+)
 
 PROVENANCE_FILE = pathlib.Path("assets.extra", "cascade_keras.json")
+_LARGEST_VERSION = 2**63 - 1  # TensorFlow Serving's
+
+
+class Recipe(OpenRecord):
+    """What is read of the settings that a network was trained with, none of which need be there.
+
+    Attributes:
+        distance_weight: lambda_2.
+        max_epsilon: in 0..255 units.
+    """
+
+    model: Text | None = None
+    loss: Text | None = None
+    dataset: Text | None = None
+    steps: Count | None = None
+    seed: Index | None = None
+    init_from: Text | None = None
+    cascade_source: list[Text] = msgspec.field(default_factory=list)
+    ensemble_source: list[Text] = msgspec.field(default_factory=list)
+    max_epsilon: Epsilon | None = None
+    distance_weight: NotNegative | None = None
+
+
+class LearnedDataset(OpenRecord):
+    """The data that a network learned."""
+
+    name: Text
+    fingerprint: Sha256 | None = None
+
+
+class Accuracy(OpenRecord):
+    """One of the accuracies of a network, in per cent."""
+
+    attack: Text
+    epsilon: Epsilon
+    accuracy: PerCent
+
+
+class Provenance(OpenRecord):
+    """What is recorded of a saved network, none of which need be there; others may add fields."""
+
+    name: Text | None = None
+    recipe: Recipe = msgspec.field(default_factory=Recipe)
+    dataset: LearnedDataset | Text | None = None
+    steps: Count | None = None
+    seed: Index | None = None
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+    results: list[Accuracy] = msgspec.field(default_factory=list)
+    weights_hash: Sha256 | None = None
+    input_shape: list[Count] | None = None
+    image_shape: list[Count] | None = None
+    num_classes: Count | None = None
+    embedding_size: Count | None = None
+
+
+class RunProvenance(OpenRecord):
+    """What config.json says of the network of a run, which was trained by these flags."""
+
+    flags: Recipe
+    dataset: LearnedDataset
+    seed: Index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +128,16 @@ def locate(path: str | pathlib.Path) -> Location:
         InputError: there is none, or its provenance cannot be read.
     """
     path = expand(path)
+    try:
+        os.fsencode(path).decode("utf-8")
+        return _locate(path)
+    except UnicodeError as error:
+        raise InputError(f"{path!r} is not UTF-8, as TensorFlow needs it; rename it") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be looked into ({error.strerror})") from error
+
+
+def _locate(path: pathlib.Path) -> Location:
     if not path.exists():
         raise InputError(
             f"{path} does not exist; name a saved network's folder, a finished run or a .keras file"
@@ -63,10 +146,11 @@ def locate(path: str | pathlib.Path) -> Location:
         if path.suffix != ".keras":
             raise InputError(f"{path} is neither a .keras file nor a SavedModel's folder")
         return Location(path, path.stem, {})
+    place = path.resolve()
     if (path / "saved_model.pb").is_file():
-        name = path.resolve().parent.name if path.name.isdigit() else path.resolve().name
-        return Location(path, name, read_json(path / PROVENANCE_FILE))
-    if (path / "config.json").is_file():
+        own = place.parent.name if version_of(place.name) is not None else place.name
+        return Location(path, own or str(place), _recorded(path))
+    if (path / "config.json").exists():
         return _locate_run(path)
     versions = saved_versions(path)
     if not versions:
@@ -75,28 +159,41 @@ def locate(path: str | pathlib.Path) -> Location:
             "one, and no finished run"
         )
     newest = path / str(versions[-1])
-    return Location(newest, path.resolve().name, read_json(newest / PROVENANCE_FILE))
+    return Location(newest, place.name or str(place), _recorded(newest))
+
+
+def version_of(name: str) -> int | None:
+    """Return the version that a folder's name is, None where it is none: "01", "1e3", "²"."""
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", name) or int(name) > _LARGEST_VERSION:
+        return None
+    return int(name)
 
 
 def saved_versions(base: pathlib.Path) -> list[int]:
     """Return the versions in a folder of the TF Serving layout, ascending."""
     if not base.is_dir():
         return []
+    versions = {version_of(folder.name): folder for folder in base.iterdir()}
     return sorted(
-        int(folder.name)
-        for folder in base.iterdir()
-        if folder.name.isdecimal() and (folder / "saved_model.pb").is_file()
+        version
+        for version, folder in versions.items()
+        if version is not None and (folder / "saved_model.pb").is_file()
     )
 
 
+def _recorded(version: pathlib.Path) -> dict:
+    """Return what is recorded of a SavedModel, nothing where it is not ours."""
+    try:
+        return records.read_values(version / PROVENANCE_FILE, Provenance, "restore or remove it")
+    except FileNotFoundError:
+        return {}
+
+
 def _locate_run(path: pathlib.Path) -> Location:
-    config = read_json(path / "config.json")
+    config = records.read_values(path / "config.json", RunProvenance, "it is no run's; restore it")
     if not (path / "model.keras").is_file():
         raise InputError(f"{path} is a run that is not finished; start its bin/train command again")
-    try:
-        known = {"recipe": config["flags"], "dataset": config["dataset"], "seed": config["seed"]}
-    except KeyError as error:
-        raise InputError(f"{path / 'config.json'}: has no {error}; it is not a run's") from error
+    known = {"recipe": config["flags"], "dataset": config["dataset"], "seed": config["seed"]}
     return Location(path / "model.keras", path.resolve().name, known)
 
 
@@ -125,23 +222,6 @@ def recorded_dataset(networks: Mapping[str, Sequence]) -> str | None:
             if name:
                 return name
     return None
-
-
-def read_json(file: pathlib.Path) -> dict:
-    """Return a JSON object that a file holds, an empty one where there is no file.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: must hold a JSON object")
-    return content
 
 
 def weights_hash(arrays: Iterable[np.ndarray]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.errors import InputError
 from cascade_keras.losses.specs import LOSSES
+from cascade_keras.provenance import version_of
 from cascade_keras.records import OpenRecord
 from cascade_keras.sources import Source
 
@@ -102,7 +103,7 @@ def training(network: Source) -> str:
 def _place_name(path: str) -> str:
     """Return what people call the network at a path, which need not exist any more."""
     place = pathlib.PurePath(path)
-    if place.name == "model.keras" or place.name.isdecimal():
+    if place.name == "model.keras" or version_of(place.name) is not None:
         place = place.parent
     return place.name.removesuffix(".keras")
 

@@ -616,7 +616,7 @@ def test_a_run_of_0_1_0_is_exported(tmp_path):
 
 def test_the_run_of_a_dataset_without_a_row_needs_the_images_shape(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    edit(run / "config.json", flags={"dataset": "own"})
+    another_dataset(tmp_path, "own")
     for given, message in ((None, "must be given"), (run, "register its row, or give image_shape")):
         with pytest.raises(InputError, match=f"^run: .*{message}"):
             export_run(given, tmp_path / "saved")
@@ -650,8 +650,9 @@ def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
-def another_dataset(folder):
-    edit(folder / "run" / "config.json", flags={"dataset": "svhn"})
+def another_dataset(folder, name="svhn"):
+    data = {"name": name, "fingerprint": "0" * 64}
+    edit(folder / "run" / "config.json", flags={"dataset": name}, dataset=data)
 
 
 def larger_images(folder):
@@ -671,10 +672,10 @@ ROWS = {
     "no network": (remove("run/model.keras"), [], "--run: .*not finished"),
     "other network": (put("run/model.keras", b"no zip"), [], "--run: .*model.keras cannot"),
     "cut": (lambda d: os.truncate(d / "run/model.keras", 5000), [], "--run: .*model.keras cannot"),
-    "broken config": (put("run/config.json", b"{"), [], "config.json: cannot be read"),
-    "broken metrics": (put("run/metrics.json", b"{"), [], "metrics.json: cannot be read"),
-    "metrics of others": (put("run/metrics.json", b"{}"), [], "missing: 'steps'"),
-    "config of others": (put("run/config.json", b"[1]"), [], "a JSON object"),
+    "broken config": (put("run/config.json", b"{"), [], "config.json: input data was truncated"),
+    "broken metrics": (put("run/metrics.json", b"{"), [], "metrics.json: input data was truncated"),
+    "metrics of others": (put("run/metrics.json", b"{}"), [], "missing required field `steps`"),
+    "config of others": (put("run/config.json", b"[1]"), [], "expected `object`, got `array`"),
     "unknown dataset": (another_dataset, [], "--run: .*'svhn'.*register"),
     "larger images": (larger_images, [], "--run: image_shape must be .*24"),
     "output is a file": (None, ["--output=run/config.json"], "--output: .* is a file; name a"),
