@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
+import re
+import zipfile
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -20,19 +24,15 @@ import tensorflow as tf
 # Importing the layers makes them known to Keras's loader.
 from cascade_keras import attacks, draws, layers  # noqa: F401
 from cascade_keras.errors import InputError
+from cascade_keras.foreign import check_harmless, within
 from cascade_keras.provenance import Location, locate, weights_hash
+from cascade_keras.records import MOST_BYTES
 
 Outputs = dict[str, tf.Tensor]
-# Operations that read or write files, or call Python, which no network needs to classify images.
-_REACHING_OUT = frozenset(
-    (
-        *("ReadFile", "WriteFile", "MatchingFiles", "Save", "SaveV2", "SaveSlices", "Restore"),
-        *("RestoreV2", "RestoreSlice", "MergeV2Checkpoints"),
-        *("TextLineReaderV2", "TFRecordReaderV2", "WholeFileReaderV2"),
-        *("TextLineDataset", "TFRecordDataset", "PyFunc", "PyFuncStateless", "EagerPyFunc"),
-    )
-)
+T = TypeVar("T")
 _PROBES = 8  # images on which a source is tried out
+TIME_LIMIT = 60.0  # seconds for these images; a network of 200 layers takes a few on a slow machine
+_LOADING = 10  # times as long may loading take, which reads all weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Source:
         provenance: what is recorded of its training; empty where nothing is.
         function: images to outputs.
         trust: whether it may do more than compute.
+        time_limit: seconds in which it must answer when it is tried out; None for whatever it
+            takes. Only a SavedModel from disk has one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Source:
     provenance: dict
     function: Callable[[tf.Tensor], Outputs]
     trust: bool = False
+    time_limit: float | None = None
 
     def __str__(self) -> str:
         return str(self.path or self.name)
@@ -89,8 +92,8 @@ class Source:
         """Refuse a network that cannot classify the images of such a dataset.
 
         Raises:
-            InputError: other images or classes, probabilities instead of logits, or numbers that
-                are not finite.
+            InputError: other images or classes, probabilities instead of logits, numbers that are
+                not finite, or no answer within the time limit.
         """
         expected = tuple(image_shape)
         fits = len(self.input_shape) == len(expected) and all(
@@ -102,10 +105,10 @@ class Source:
                 f"{expected}; name a network trained on such images"
             )
         try:
-            logits = self.logits(draws.probes(_PROBES, expected))
+            logits = self._tried(lambda: self.logits(draws.probes(_PROBES, expected)))
         except InputError:
             raise
-        except (ValueError, tf.errors.OpError) as error:
+        except (ValueError, TypeError, tf.errors.OpError) as error:
             raise InputError(
                 f"{self} cannot be run on images of shape {expected} ({_first_line(error)})"
             ) from error
@@ -126,13 +129,17 @@ class Source:
     def why_no_gradient(self, image_shape: Sequence[int]) -> str | None:
         """Return why random images have no gradient that is not zero, None where they have one."""
         images = draws.probes(_PROBES, image_shape)
-        try:
+
+        def differentiate() -> tf.Tensor | None:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
                 logits = self.logits(images)
                 # Not the cross entropy: it vanishes for networks that are merely confident.
                 objective = attacks.margin(tf.argmax(logits, -1))(logits)
-            gradient = tape.gradient(objective, images)
+            return tape.gradient(objective, images)
+
+        try:
+            gradient = self._tried(differentiate)
         except (LookupError, tf.errors.OpError) as error:
             return _first_line(error)
         if gradient is None:
@@ -141,7 +148,19 @@ class Source:
 
     def on_probes(self, image_shape: Sequence[int]) -> np.ndarray:
         """Return the logits of a few random images: what tells networks of equal weights apart."""
-        return self.logits(draws.probes(_PROBES, image_shape)).numpy()
+        return self._tried(lambda: self.logits(draws.probes(_PROBES, image_shape)).numpy())
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        """Return what a call of the network on a few images returns, within the time limit."""
+        if self.time_limit is None:
+            return call()
+        try:
+            return within(self.time_limit, call)
+        except TimeoutError as error:
+            raise InputError(
+                f"{self} does not answer: {_PROBES} images took more than {self.time_limit:g} s; "
+                "its graph may never end"
+            ) from error
 
 
 Network = str | os.PathLike | Source | keras.Model | Callable[[tf.Tensor], tf.Tensor | Outputs]
@@ -155,6 +174,7 @@ def load_source(
     name: str | None = None,
     weights_hash: str | None = None,
     trust: bool = False,
+    time_limit: float | None = None,
 ) -> Source:
     """Load a network by its path, or take one that is in memory.
 
@@ -172,25 +192,32 @@ def load_source(
         weights_hash: of a function, any text that changes when the function does: banks, reports
             and runs know a network by it.
         trust: run a SavedModel though it does more than compute, such as write files.
+        time_limit: seconds in which a SavedModel must answer for a few images; ``TIME_LIMIT``
+            where None. Loading it may take ten times as long.
 
     Raises:
         InputError: no network there, one that cannot be loaded, or one that does not fit.
     """
-    source = _load(network, image_shape, name, weights_hash, trust)
+    source = _load(network, image_shape, name, weights_hash, trust, time_limit or TIME_LIMIT)
     if image_shape is not None:
         source.check(image_shape, num_classes)
     return source
 
 
 def _load(
-    network: Network, image_shape, name: str | None, digest: str | None, trust: bool
+    network: Network,
+    image_shape,
+    name: str | None,
+    digest: str | None,
+    trust: bool,
+    time_limit: float,
 ) -> Source:
     if isinstance(network, Source):
         return network
     if isinstance(network, str | os.PathLike):
         location = locate(network)
         if location.is_saved_model:
-            return _load_saved_model(location, trust)
+            return _load_saved_model(location, trust, time_limit)
         model = load_keras(location.path)
         return _of_keras(model, location.name, location.path, location.provenance)
     if isinstance(network, keras.Model):
@@ -210,14 +237,21 @@ def _load(
     return Source(name, None, shape, digest, {}, lambda images: _outputs(network(images), name))
 
 
-def _load_saved_model(location: Location, trust: bool) -> Source:
+def _load_saved_model(location: Location, trust: bool, time_limit: float) -> Source:
     path = location.path
+    if not trust:
+        check_harmless(path)
+    limit = _LOADING * time_limit
     try:
-        loaded = tf.saved_model.load(str(path))
-    except (
-        Exception
-    ) as error:  # damaged files raise whatever protobuf, TensorFlow or the file system do
-        raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
+        loaded = within(limit, lambda: tf.saved_model.load(str(path)))
+    except TimeoutError as error:
+        raise InputError(
+            f"{path} cannot be loaded: it took more than {limit:g} s; its graph may never end"
+        ) from error
+    except Exception as error:  # damaged files raise whatever protobuf or TensorFlow do
+        raise InputError(
+            f"{path} cannot be loaded ({_first_line(error)}); copy it, or save it, again"
+        ) from error
     signatures = getattr(loaded, "signatures", {})
     name = next((n for n in ("serve", "serving_default") if n in signatures), None)
     if name is None:
@@ -236,8 +270,6 @@ def _load_saved_model(location: Location, trust: bool) -> Source:
             f"{path}: signature {name!r} takes batches of {spec.shape[0]} only; save it with an "
             "unknown batch size"
         )
-    if not trust:
-        _check_harmless(signature, path)
     recorded = location.provenance.get("weights_hash")
     if recorded is None:
         digest = _files_hash(path)
@@ -250,31 +282,63 @@ def _load_saved_model(location: Location, trust: bool) -> Source:
         return _outputs(signature(**{key: tf.cast(images, spec.dtype)}), path)
 
     shape = tuple(spec.shape[1:])
-    return Source(location.name, path, shape, digest, location.provenance, function, trust)
-
-
-def _check_harmless(signature, path: pathlib.Path) -> None:
-    """Refuse a signature that would reach out of its graph: to files, or into Python."""
-    graph = signature.graph.as_graph_def()
-    nodes = [*graph.node, *(node for part in graph.library.function for node in part.node_def)]
-    found = sorted({node.op for node in nodes} & _REACHING_OUT)
-    if found:
-        raise InputError(f"{path} does more than compute ({', '.join(found)}); it is not run")
+    return Source(
+        location.name, path, shape, digest, location.provenance, function, trust, time_limit
+    )
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:
     """Load a Keras model from a .keras file; of a whole trainer, its network.
+
+    Python code in it, such as that of a Lambda layer, is never run, trusted or not.
 
     Raises:
         InputError: the file is damaged or holds something else.
     """
     from cascade_keras import training  # noqa: F401  checkpoints hold the whole trainer
 
+    _check_keras_file(path)
     try:
-        model = keras.models.load_model(path, compile=False)
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
         raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
     return getattr(model, "network", model)
+
+
+def _check_keras_file(path: str | os.PathLike) -> None:
+    """Refuse a file that is no whole .keras file, or that holds Python code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+            described = "config.json" in names
+            if described and archive.getinfo("config.json").file_size > MOST_BYTES:
+                raise InputError(f"{path}: its config.json is larger than {MOST_BYTES >> 20} MB")
+            config = archive.read("config.json") if described else b""
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and zlib each raise their own
+        raise InputError(
+            f"{path} cannot be loaded: it is no .keras file, or was cut short "
+            f"({_first_line(error)}); copy it, or save it, again"
+        ) from error
+    if not described or not any(name.startswith("model.weights") for name in names):
+        raise InputError(f"{path} cannot be loaded: it is a zip archive, but not of a Keras model")
+    if damaged:
+        raise InputError(
+            f"{path} cannot be loaded: {damaged} in it is damaged; copy it, or save it, again"
+        )
+    try:
+        json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be loaded: its config.json is damaged ({_first_line(error)})"
+        ) from error
+    if b"__lambda__" in config:
+        raise InputError(
+            f"{path} has a Lambda layer, which is Python code and is never run from a file; save "
+            "the network without it"
+        )
 
 
 def _of_keras(model: keras.Model, name: str, path: pathlib.Path | None, provenance: dict) -> Source:
@@ -316,5 +380,15 @@ def _files_hash(folder: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+# What TensorFlow and Keras put around what went wrong.
+_NOISE = re.compile(
+    r"Graph execution error|Detected at node|<stack traces|File \"|Exception encountered when"
+)
+_PLACE = re.compile(r"\{\{function_node [^}]*\}\}\s*|\x1b\[\d*m")
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """Return the first line of an error that says something."""
+    lines = (_PLACE.sub("", line).strip() for line in str(error).splitlines())
+    telling = (line for line in lines if line and not _NOISE.match(line))
+    return next(telling, type(error).__name__)[:160]
