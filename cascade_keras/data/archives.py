@@ -556,7 +556,7 @@ def prepare(
         data_dir = expand(data_dir)
         if data_dir.exists() and not data_dir.is_dir():
             raise InputError(f"{data_dir}: a file, expected a directory", "data_dir")
-    builder = tfds.builder(dataset, data_dir=data_dir)
+    builder = _builder(dataset, data_dir)
     destination = pathlib.Path(builder.data_path)
     if _is_prepared(destination):
         _clean_up(destination)
@@ -571,7 +571,30 @@ def prepare(
         written = not _is_prepared(destination)  # another process may just have done it
         if written:
             _write(dataset, content, destination, track or (lambda numbers, **_: numbers))
-    return tfds.builder(dataset, data_dir=builder.data_dir_root), written
+    return _builder(dataset, builder.data_dir_root), written
+
+
+def _builder(dataset: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    """Return TFDS's builder of a dataset, which is prepared in ``data_dir`` or not.
+
+    Raises:
+        InputError: something is there in its place that cannot be read.
+    """
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+        files = [file for split in builder.info.splits.values() for file in split.filepaths]
+    except OSError:
+        raise
+    except Exception as error:  # whatever the parsers of its files raise
+        place = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR, dataset)
+        raise InputError(
+            f"{place}: cannot be read; remove it and start again", "data_dir"
+        ) from error
+    missing = next((file for file in files if not os.path.exists(file)), None)
+    if missing:
+        place = pathlib.Path(builder.data_path)
+        raise InputError(f"{missing} is missing; remove {place} and start again", "data_dir")
+    return builder
 
 
 def _is_prepared(destination: pathlib.Path) -> bool:

@@ -290,6 +290,26 @@ def test_two_processes_do_not_prepare_one_dataset(run, tmp_path, capsys):
     assert not list(data_dir.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("dataset_info.json", b"{"), ("dataset_info.json", b"\xff"),
+     ("dataset_info.json", b"[" * 10**5), ("mnist-test.tfrecord-00000-of-00001", None)],
+)  # fmt: skip
+def test_a_damaged_dataset_is_said(file, content, run, tmp_path, capsys):
+    write_archives("mnist", tmp_path / "archives")
+    assert run("mnist") == 0
+    capsys.readouterr()
+    place = tmp_path / "data" / "mnist"
+    (place / "3.0.1" / file).unlink()
+    if content:
+        (place / "3.0.1" / file).write_bytes(content)
+    before = tree(tmp_path)
+    assert run("mnist") == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"prepare_data: --data_dir: {place}.* remove .* start again\n", error)
+    assert tree(tmp_path) == before
+
+
 def test_what_killed_processes_left_is_taken_away(run, tmp_path):
     """This dataset's, and those of 0.2.0 that are surely not in use; again once it is there."""
     write_archives("mnist", tmp_path / "archives")
