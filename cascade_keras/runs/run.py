@@ -288,10 +288,11 @@ class Run:
             defaults: as for ``check``.
 
         Raises:
-            InputError: another process is using it, or ``check`` fails.
+            InputError: another process is using it, it was removed, or ``check`` fails.
         """
         if self._lock is None:
             self.hold()
+        self._check_held()
         self.check(config.flags, config.dataset.fingerprint, defaults)
         if not self.started:
             self._forget_events()

@@ -1,22 +1,31 @@
 """A training as an object: what it refuses, how it goes on, and what a user brings himself."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import re
+import shutil
 import signal
 import threading
 
 import keras
 import numpy as np
 import pytest
+import rich.console
 import tensorflow as tf
 from support import release
+from support.files import flip, tree
 
-from cascade_keras import Training, TrainingSettings
+from cascade_keras import Training, TrainingSettings, files
 from cascade_keras.cli.flags import define
 from cascade_keras.data import Dataset, DatasetSpec
 from cascade_keras.errors import InputError
-from cascade_keras.runs import callbacks, metrics, panels
+from cascade_keras.progress import progress_bar
+from cascade_keras.runs import callbacks, metrics, panels, training_run
+from cascade_keras.runs.records import Metrics
+from cascade_keras.runs.run import Run
+from cascade_keras.runs.session import Session
 from cascade_keras.settings import setting
 from cascade_keras.sources import load_source
 
@@ -43,6 +52,11 @@ def content(file):
 
 def weights(run="runs/run"):
     return keras.models.load_model(f"{run}/model.keras", compile=False).get_weights()
+
+
+def everything(place):
+    """The files and what they hold, and the folders."""
+    return tree(place), sorted(pathlib.Path(place).rglob("*"))
 
 
 def forget(run="runs/run", after=0):
@@ -348,6 +362,335 @@ def test_steps_whose_gradient_overflows_count(here):
     for one, other in zip(expected, weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert keras.config.dtype_policy().name == "float32"
+
+
+# A directory that cannot be, or that a killed process has left.
+
+
+def file(name, content=""):
+    def make(run):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(content)
+
+    return make
+
+
+def folder(name):
+    return lambda run: (run / name).mkdir(parents=True)
+
+
+def link(name):
+    def make(run):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).symlink_to(run.parent.parent / "elsewhere")
+        (run.parent.parent / "elsewhere").write_text("somebody's")
+
+    return make
+
+
+IN_THE_WAY = {
+    "../../runs": (file(".."), "runs is not a directory"),
+    "run": (file("."), "run is not a directory"),
+    "checkpoints": (file("checkpoints"), "checkpoints is not a directory"),
+    "lock": (folder("checkpoints/.lock"), ".lock is not a file"),
+    "a link as lock": (link("checkpoints/.lock"), ".lock is not a file"),
+    "checkpoint": (folder("checkpoints/step-00000002.keras"), "00000002.keras is not a file"),
+    "tensorboard": (file("tensorboard"), "tensorboard is not a directory"),
+    "final": (file("tensorboard/final"), "final is not a directory"),
+    "projector": (link("tensorboard/projector"), "projector is not a directory"),
+    "config": (folder("config.json"), "config.json is not a file"),
+    "model": (folder("model.keras"), "model.keras is not a file"),
+    "metrics": (folder("metrics.json"), "metrics.json is not a file"),
+    "others": (file("thesis.tex"), "is not a run"),
+    "others' checkpoints": (file("checkpoints/model.ckpt"), "is not a run"),
+    "damage": (file("config.json", "{"), "config.json: input data was truncated"),
+    "a report": (file("config.json", '{"format": 1, "seed": 0}'), "`flags`"),
+}
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_a_place_that_cannot_be_is_refused_before_anything_is_done(what, here, monkeypatch):
+    make, message = IN_THE_WAY[what]
+    make(here / "runs" / "run") if what[0] != "." else (here / "runs").write_text("a file")
+    monkeypatch.setattr(training_run, "import_tensorflow", lambda: pytest.fail("too late"))
+    before = everything(here)
+    with pytest.raises(InputError, match=re.escape(message)):
+        train()
+    assert everything(here) == before
+
+
+CONFIG = "config.json"
+LEFT = {
+    "nothing": [],
+    "directories": ["checkpoints/"],
+    "lock": ["checkpoints/.lock"],
+    "a half configuration": ["checkpoints/.lock", ".partial-config.json"],
+    "another's": ["checkpoints/.lock", ".partial-77-01234567-config.json"],
+    "no events": [CONFIG, "tensorboard/"],
+    "events": [CONFIG, "tensorboard/events.out.tfevents.1.x", "tensorboard/final/"],
+    "pictures": [
+        CONFIG, "checkpoints/.lock", "tensorboard/projector/.partial-77-01234567-sprite.png",
+        "tensorboard/final/events.out.tfevents.1.x", "tensorboard/projector/embeddings.tsv",
+        "tensorboard/projector_config.pbtxt", "tensorboard/plugins/profile/1/x.xplane.pb",
+    ],
+    "a half checkpoint": [CONFIG, "checkpoints/.partial-77-01234567-step-00000002.keras"],
+    "a whole one, half renamed": [CONFIG, "checkpoints/.partial-step-00000002.keras"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """The directory of an undisturbed run with other flags and data than any before it."""
+    place = tmp_path_factory.mktemp("clean")
+    done = train(runs_dir=str(place), seed=1, tensorboard="scalars", checkpoint_steps=2)
+    return done.path
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_a_killed_start_leaves_is_gone_on_from(what, here, clean, monkeypatch):
+    """With the wrong flags, which end it before its first step, and with the right ones."""
+    run = here / "runs" / "run"
+    for name in LEFT[what]:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        if name == CONFIG:
+            config = content(clean / CONFIG)
+            config["flags"] |= {"steps": 99, "seed": 7}
+            text = json.dumps(config | {"seed": 7})
+            (run / name).write_text(text.replace(config["dataset"]["fingerprint"], "0" * 64))
+        elif name.endswith("/"):
+            (run / name).mkdir(parents=True)
+        else:
+            (run / name).write_bytes(b"half")
+    before = tree(here)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        train(init_from="nowhere", seed=1)
+    names = {path: text for path, text in before.items() if ".partial" not in path.name}
+    assert tree(here) == names and run.exists() == bool(LEFT[what])
+    if what != "pictures":
+        return
+    assert train(seed=1, tensorboard="scalars", checkpoint_steps=2).finished
+    for one, other in zip(weights(clean), weights(run), strict=True):
+        np.testing.assert_array_equal(one, other)
+    found, expected = (
+        {re.sub(r"tfevents.*", "", str(p.relative_to(where))): p for p in where.rglob("*")}
+        for where in (run, clean)
+    )
+    assert set(found) == set(expected)
+    for name in (CONFIG, "metrics.json"):
+        assert found[name].read_text() == expected[name].read_text()
+
+
+def test_one_that_fails_early_leaves_a_free_name(here):
+    with pytest.raises(InputError) as error:
+        train(learning_rate=1e6, steps=50, tensorboard="scalars")
+    assert "no checkpoint yet" in str(error.value) and "kept" not in str(error.value)
+    assert (here / "runs/run/config.json").exists()
+    with pytest.raises(ZeroDivisionError):
+        changed(lambda trainer: 1 / 0)(TrainingSettings(**SMALL, seed=3)).run()
+    assert tree(here) and train(steps=2).finished
+
+
+def test_only_one_process_has_a_directory_and_takes_away_its_own(here, monkeypatch):
+    first, second = Run("a/runs/run"), Run("a/runs/run")
+    first.hold()
+    with pytest.raises(InputError, match="in use by another process"):
+        second.hold()
+    first.close()
+    assert not pathlib.Path("a").exists()
+    # The first takes its directories away between the second's making them and its lock.
+    hold = files.hold
+
+    def late(directory, *args):
+        monkeypatch.setattr(files, "hold", hold)
+        shutil.rmtree("a")
+        return hold(directory, *args)
+
+    monkeypatch.setattr(files, "hold", late)
+    second.hold()
+    assert pathlib.Path("a/runs/run/checkpoints/.lock").exists()
+    with pytest.raises(InputError, match="in use by another process"):
+        first.hold()
+    pathlib.Path("a/runs/other").mkdir()
+    second.close()
+    assert everything("a") == ({}, [pathlib.Path("a/runs"), pathlib.Path("a/runs/other")])
+
+
+def test_a_directory_that_is_removed_under_way_ends_it(here):
+    def remove(*_):
+        shutil.rmtree(here / "runs", ignore_errors=True)
+
+    def remove_in_step(trainer):
+        step = trainer.train_step
+        trainer.train_step = lambda batch: [tf.py_function(remove, [], []), step(batch)][1]
+
+    for change_of in (remove, remove_in_step):
+        with pytest.raises(InputError, match="run was removed while"):
+            changed(change_of)(TrainingSettings(**SMALL)).run()
+        assert not (here / "runs").exists()
+
+
+def test_an_interruption_after_the_last_step_is_gone_on_from(here, clean, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    settings = {"seed": 1, "tensorboard": "scalars", "checkpoint_steps": 2, "export": True}
+    for place, name in ((Session, "evaluate"), (training_run, "export_saved_model"),
+                        (Metrics, "as_json")):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(**settings)
+        assert not (here / "runs/run/metrics.json").exists()
+    assert train(**settings).saved == pathlib.Path("saved/run/1")
+    for name in (CONFIG, "metrics.json", "checkpoints/step-00000002.keras"):
+        assert (here / "runs/run" / name).exists()
+    assert content("runs/run/metrics.json") == content(clean / "metrics.json")
+    for one, other in zip(weights(clean), weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# Damaged files.
+
+
+def change(**fields):
+    def spoil(record):
+        for path, value in fields.items():
+            *parents, last = path.split("__")
+            part = record
+            for name in parents:
+                part = part[int(name[1:]) if name[1:].isdigit() else name]
+            if value is ...:
+                del part[last]
+            else:
+                part[last] = value
+
+    return spoil
+
+
+BANK = "cascade: bank_examples"
+CONFIGS = [
+    ({"flags": ...}, "`flags`"), ({"flags": []}, "flags: expected"),
+    ({"flags__seed": {"a": 1}}, "flags"), ({"seed": -1}, "seed: "), ({"seed": 4}, "seed is 4"),
+    ({"seed": "0"}, "seed: expected `int`"), ({"dataset": None}, "dataset: "),
+    ({"dataset__name": "mnist"}, "dataset is 'mnist', flags.dataset 'digits'"),
+    ({"dataset__fingerprint": "5d1f"}, "dataset.fingerprint: "),
+    ({"versions": ...}, "`versions`"), ({"versions__numpy": 2}, "versions"),
+    ({"format": 0}, "format: "), ({"format": 2**70}, "format"), ({"pruned": True}, "`pruned`"),
+    ({"cascade": ...}, "cascade has 0 sources"), ({"cascade__mode": "both"}, "cascade.mode: "),
+    ({"cascade__mode": "online"}, BANK), ({"cascade__bank_examples": ...}, BANK),
+    ({"cascade__bank_examples": [64, 64]}, BANK),
+    ({"cascade__bank_examples": [0]}, "cascade.bank_examples[0]: "),
+    ({"cascade__sources": []}, "cascade.sources: "),
+    ({"cascade__sources___0__weights_hash": "f" * 63}, "weights_hash: "),
+    ({"cascade__sources___0__path": ""}, "path: "),
+    ({"ensemble": {"sources": [{"name": "a", "path": "a", "weights_hash": "f" * 64}]}},
+     "ensemble has 1 sources"),
+]  # fmt: skip
+RESULT = "results___1__"
+METRICS = [
+    ({"steps": ...}, "`steps`"), ({"steps": 0}, "steps: "), ({"steps": 7}, "steps is 7"),
+    ({"seed": 1}, "seed is 1"), ({"results": {}}, "results: "), ({"extra": 1}, "`extra`"),
+    ({f"{RESULT}accuracy": 38.9}, "accuracy is 38.9, not 140 of 360"),
+    ({f"{RESULT}accuracy": 101.0}, "accuracy: "), ({f"{RESULT}examples": 0}, "examples: "),
+    ({f"{RESULT}correct": 361}, "correct is 361 of 360"), ({f"{RESULT}correct": -1}, "correct: "),
+    ({f"{RESULT}epsilon": 256}, "epsilon: "), ({f"{RESULT}attack": ""}, "attack: "),
+    ({f"{RESULT}attack": "clean"}, "epsilon 0, not 6"),
+    ({f"{RESULT}attack": "clean", f"{RESULT}epsilon": 0}, "clean at epsilon 0 twice"),
+]  # fmt: skip
+SPOILT = [(CONFIG, *row) for row in CONFIGS] + [("metrics.json", *row) for row in METRICS]
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    return release.unpack(tmp_path_factory.mktemp("old")) / "runs"
+
+
+@pytest.mark.parametrize(("name", "fields", "words"), SPOILT, ids=lambda value: str(value)[:40])
+def test_records_that_cannot_be_true_are_refused(name, fields, words, old, here):
+    run = Run(here / "run")
+    shutil.copytree(old / ("half" if name == CONFIG else "finished"), run.path)
+    read = run.read_config if name == CONFIG else run.read_metrics
+    read()
+    record = content(run.path / name)
+    change(**fields)(record)
+    (run.path / name).write_text(json.dumps(record))
+    with pytest.raises(InputError) as error:
+        read()
+    assert name in error.value.message and words in error.value.message
+    assert len(error.value.message.splitlines()) == 1
+
+
+def renamed(step):
+    return lambda path: path.rename(path.with_name(f"step-{step:08d}.keras"))
+
+
+def foreign(path):
+    classifier().save(path)
+
+
+CHECKPOINTS = {
+    "empty": (lambda path: path.write_bytes(b""), 2, "4.keras cannot be used"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), 2, "4.keras cannot be used"),
+    "flipped": (flip, 2, "the checksum of"),
+    "foreign": (foreign, 2, "4.keras cannot be used"),
+    "of an earlier step": (renamed(6), 2, "6.keras cannot be used .it is of step 4"),
+    "copied": (lambda path: shutil.copy(path, path.with_name("step-00000003.keras")), 4, None),
+    "no step": (renamed(0), 2, "no checkpoint's name"),
+    "no number": (lambda path: path.rename(path.with_name("step-abc.keras")), 2, "no checkpoint's"),
+    "short": (lambda path: path.rename(path.with_name("step-4.keras")), 2, "no checkpoint's name"),
+}
+
+
+@pytest.fixture(scope="module")
+def trainer(clean):
+    return keras.models.load_model(clean / "checkpoints" / "step-00000004.keras")
+
+
+@pytest.mark.parametrize("damage", CHECKPOINTS)
+def test_a_checkpoint_that_is_not_what_it_says_is_passed_over(damage, clean, here, trainer, capfd):
+    spoil, step, warning = CHECKPOINTS[damage]
+    run = Run(here / "run")
+    shutil.copytree(clean, run.path)
+    spoil(run.path / "checkpoints" / "step-00000004.keras")
+    assert run.restore(trainer) == int(trainer.steps) == step
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == bool(warning)
+    assert not said or re.search(f"^warning: .*{warning}", said[0])
+    assert int(trainer.optimizer.iterations) == step
+    # What is newer than this one does not count among those that are kept.
+    run.save_checkpoint(trainer, step)
+    assert run.restore(trainer) == step
+
+
+def test_a_checkpoint_beyond_the_schedule_is_refused(clean, here):
+    shutil.copytree(clean, here / "runs" / "run")
+    forget(here / "runs" / "run", after=4)
+    last = here / "runs" / "run" / "checkpoints" / "step-00000004.keras"
+    shutil.copy(last, last.with_name("step-99999999.keras"))
+    with pytest.raises(InputError, match=r"step-99999999.keras is of a step beyond the run's 4"):
+        train(seed=1)
+
+
+def test_a_finished_run_without_its_network_is_said_to_be_so(clean, here):
+    run = here / "runs" / "run"
+    shutil.copytree(clean, run)
+    assert train(seed=1).was_finished
+    flip(run / "model.keras")
+    with pytest.raises(InputError, match=r"model.keras is damaged \(the checksum .*remove metrics"):
+        train(seed=1)
+    (run / "model.keras").unlink()
+    with pytest.raises(InputError, match=r"model.keras does not exist; restore it, or remove met"):
+        train(seed=1)
+    (run / "metrics.json").unlink()
+    assert train(seed=1).finished and (run / "model.keras").exists()
+
+
+def test_a_path_is_no_markup():
+    bar = progress_bar()
+    bar.add_task("crafting r[/b]", total=1)
+    shown = rich.console.Console(file=io.StringIO(), width=200)
+    shown.print(bar.get_renderable())
+    assert "r[/b]" in shown.file.getvalue()
 
 
 # What version 0.1.0 left.
