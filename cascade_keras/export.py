@@ -34,6 +34,7 @@ from cascade_keras.files import (
     check_writable,
     clean,
     expand,
+    folder_name,
     partial_sibling,
     publish,
     write_error,
@@ -136,7 +137,7 @@ def export_run(
     if run is None:
         raise InputError("must be given, a finished run's folder such as runs/NAME", "run")
     run = expand(run)
-    base = expand(output or pathlib.Path("saved", run.resolve().name))
+    base = expand(output or pathlib.Path("saved", folder_name(run.resolve().name, "output")))
     with about("run"):
         provenance = _read_run(run)
         if image_shape is None:

@@ -20,7 +20,7 @@ from absl import flags
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.cli.tables import print_table
-from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.report import check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.evaluation.tables import grid, options_used
 from cascade_keras.progress import show_progress
@@ -35,7 +35,7 @@ def build_flags() -> flags.FlagValues:
 def evaluate(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
     settings = read(values, EvaluationSettings).resolved()
-    Report(settings.output).check()  # before TensorFlow, which takes seconds, is imported
+    check_places(settings)  # before TensorFlow, which takes seconds, is imported
     import_tensorflow()
     from cascade_keras.evaluation import Evaluation
 
@@ -45,6 +45,8 @@ def evaluate(values: flags.FlagValues) -> None:
     with show_progress("evaluating, gradients", evaluation.work) as progress:
         content = evaluation.run(progress)
     print_report(content, evaluation.report.path)
+    seconds = evaluation.seconds
+    print(f"crafting took {seconds.crafting:.0f} s, classifying {seconds.classifying:.0f} s")
 
 
 def print_report(content: Mapping, path: str | os.PathLike) -> None:

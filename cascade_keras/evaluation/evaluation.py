@@ -14,7 +14,7 @@ from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.diagnosis import Gradients
 from cascade_keras.evaluation.networks import load_networks
 from cascade_keras.evaluation.plan import CW, Plan
-from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.report import Report, Seconds, check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.provenance import package_versions
 from cascade_keras.sources import Network, Source
@@ -68,7 +68,7 @@ class Evaluation:
             targets, sources, dataset.preset if dataset else None
         )
         self.report = Report(settings.output)
-        self.report.check()
+        check_places(settings)
         self._preset = dataset.preset if dataset else look_up(settings.dataset)
         trust = settings.trust_source
         targets = load_networks(
@@ -116,6 +116,11 @@ class Evaluation:
         """How many gradients it takes, about, with those that were taken before."""
         return self._plan.work
 
+    @property
+    def seconds(self) -> Seconds:
+        """The ``crafting`` and ``classifying`` seconds that the output's runs took so far."""
+        return self.report.seconds()
+
     def run(self, progress: Callable[[int], None] | None = None) -> dict:
         """Compute what is missing, write the report, and return what report.json holds.
 
@@ -139,6 +144,7 @@ class Evaluation:
             found = _found(plan, arrays, self._labels)
             written = self._content(found)
             self._draw(found, written)
+            self.report.add_seconds(**plan.clock.take())
             self.report.write(written, tables.markdown(written))
         return written
 
@@ -168,7 +174,6 @@ class Evaluation:
             "attacks": [attack.record() for attack in asked],
             "dataset_fingerprint": self._dataset.fingerprint,
             "batch_size": settings.batch_size,
-            "seconds": self.report.add_seconds(plan.clock.take()),
             "versions": package_versions(),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from cascade_keras.evaluation.tasks import (
     batch_of,
     work,
 )
+from cascade_keras.files import expand
 
 CW = "cw_linf"
 
@@ -186,7 +186,7 @@ class Plan:
             "shape": list(shape),
         }
         name = file_name(f"{source}-{attack.name}")
-        return ImageStore(pathlib.Path(settings.images_dir), name, identity, shape)
+        return ImageStore(expand(settings.images_dir), name, identity)
 
     def config(self) -> dict:
         """Return what the numbers follow from; keys are named as the settings they come from."""

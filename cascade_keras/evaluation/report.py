@@ -2,12 +2,13 @@
 
     reports/NAME/config.json     networks with their weights' hashes, attacks, dataset, seed
                  predictions/    an array for each source and attack: the targets' predictions
+                 seconds.json    spent on crafting and on classifying so far
                  report.json     accuracies, worst cases, transfer rates, minimal epsilons,
                                  diagnosis
                  report.md, report.csv, and pictures
 
-The report is computed from the predictions, so it can be written again at any time. Nothing here
-needs TensorFlow.
+The report is computed from the predictions, so it can be written again at any time, and is the same
+to the last byte however often the evaluation was interrupted. Nothing here needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,18 +19,37 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
 
 from cascade_keras.attacks.specs import ATTACKS, in_words
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, about
+from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.files import (
     PARTIAL,
+    check_replaceable,
     check_writable,
     clean,
+    expand,
     hold,
     write_atomically,
     write_json,
     write_text,
+)
+from cascade_keras.records import (
+    Count,
+    Epsilon,
+    Index,
+    NotNegative,
+    Record,
+    Sha256,
+    Text,
+    Values,
+    read,
+    read_values,
 )
 
 RESULT_FIELDS = (
@@ -44,12 +64,62 @@ _DEFAULTS = {
     "cw_images": None,
     "cw_iterations": None,
 }
-_KEYS = (
-    *_DEFAULTS, "dataset", "split", "num_images", "seed", "batch_size", "target", "source",
-    "epsilon", "attack", "inference_noise", "diagnosis_images", "versions",
-)  # fmt: skip
 # They may differ when a report goes on.
 _FREE = ("format", "versions")
+FOLDERS = ("predictions", "examples", "confusion")
+_FILES = (".json", ".md", ".csv", ".png")  # as they end that are written beside the folders
+
+
+class _Dataset(Record):
+    name: Text
+    fingerprint: Sha256
+
+
+class Config(Record):
+    """config.json: what the numbers follow from, each named as the setting it comes from."""
+
+    dataset: _Dataset
+    split: Literal["train", "test"]
+    num_images: Count
+    seed: Index
+    batch_size: Count
+    target: Annotated[dict[Text, Text], Meta(min_length=1)]
+    source: dict[Text, Text]
+    epsilon: Annotated[list[Epsilon], Meta(min_length=1)]
+    # Text here would crash msgspec 0.22: a string with a limit beside a tuple of fixed length.
+    attack: Annotated[list[str | tuple[str, Values]], Meta(min_length=1)]
+    inference_noise: Epsilon
+    diagnosis_images: Index
+    versions: dict[str, str]
+    cw_search: Literal["descent", "grid"] | None = _DEFAULTS["cw_search"]
+    cw_images: Count | None = _DEFAULTS["cw_images"]
+    cw_iterations: Count | None = _DEFAULTS["cw_iterations"]
+    format: Index = _DEFAULTS["format"]
+
+    def __post_init__(self):
+        if self.format > FORMAT:
+            raise ValueError(f"format: is {self.format}, this version knows up to {FORMAT}")
+
+
+class Seconds(Record):
+    """seconds.json: what an evaluation took, all its runs together."""
+
+    crafting: NotNegative = 0.0
+    classifying: NotNegative = 0.0
+
+
+def check_places(settings: EvaluationSettings) -> None:
+    """Refuse places that an evaluation cannot write in, before it does any work.
+
+    Args:
+        settings: resolved.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    Report(settings.output).check()
+    if settings.images_dir is not None:
+        check_writable(expand(settings.images_dir), "images_dir")
 
 
 class Report:
@@ -60,10 +130,11 @@ class Report:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        self.path = expand(path)
         self.arrays = DiskArrays(self.path / "predictions")
         self._config_file = self.path / "config.json"
-        self._seconds_file = self.arrays.path / "seconds.json"
+        self._seconds_file = self.path / "seconds.json"
+        self._seconds_before = self.arrays.path / "seconds.json"  # up to 0.2.0
 
     @property
     def finished(self) -> bool:
@@ -77,17 +148,26 @@ class Report:
             InputError: saying which.
         """
         check_writable(self.path, "output")
-        if self._config_file.exists() or not self.path.exists():
+        if not self.path.exists():
             return
-        # A process killed at its very start leaves this behind.
-        if any(
-            path != self.arrays.path and not path.name.startswith(PARTIAL)
-            for path in self.path.iterdir()
-        ):
-            raise InputError(
-                f"{self.path} exists and is not a report (no config.json); name another directory",
-                "output",
-            )
+        with about("output"):
+            if self._config_file.exists():
+                self._read_config()
+            # A process killed at its very start leaves this behind.
+            elif any(
+                path != self.arrays.path and not path.name.startswith(PARTIAL)
+                for path in self.path.iterdir()
+            ):
+                raise InputError(
+                    f"{self.path} exists and is not a report (no config.json); name another "
+                    "directory"
+                )
+            for path in self.path.iterdir():
+                if path.name in FOLDERS:
+                    check_writable(path)
+                elif path.suffix in _FILES:
+                    check_replaceable(path)
+            self.seconds()
 
     @contextlib.contextmanager
     def opened(self, config: Mapping) -> Iterator[None]:
@@ -106,28 +186,24 @@ class Report:
         self.arrays.path.mkdir(parents=True, exist_ok=True)
         in_use = f"{self.path} is in use by another process; wait for it, or name another"
         with hold(self.arrays.path, in_use, "output"):
-            if not self._config_file.exists():
+            if self._config_file.exists():
+                self._compare(config)  # whoever held it may have made another
+            else:
                 write_json(self._config_file, config)
-            for directory in (self.path, *(p for p in self.path.iterdir() if p.is_dir())):
-                clean(directory)
+            for folder in (self.path, *(self.path / name for name in FOLDERS)):
+                clean(folder)
             yield
 
+    def _read_config(self) -> Values:
+        if "flags" in read(self._config_file, Values, "name another directory"):
+            raise InputError(f"{self.path} is a run; name another directory")
+        mend = "restore it, go on with the version that made it, or name another directory"
+        return read_values(self._config_file, Config, mend)
+
     def _compare(self, config: Mapping) -> None:
-        try:
-            before = dict(json.loads(self._config_file.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{self._config_file} cannot be read ({error})", "output") from error
-        if "flags" in before:
-            raise InputError(f"{self.path} is a run; name another directory", "output")
-        unknown = [key for key in before if key not in _KEYS]
-        if unknown or before.get("format", 0) not in range(FORMAT + 1):
-            reason = f"has the setting {unknown[0]!r}" if unknown else "is of another format"
-            raise InputError(
-                f"{self._config_file} {reason}, which this version does not know; go on with the "
-                "version that made it, or name another directory",
-                "output",
-            )
-        for key in (key for key in _KEYS if key not in _FREE):
+        with about("output"):
+            before = self._read_config()
+        for key in (key for key in Config.__struct_fields__ if key not in _FREE):
             old, new = (each.get(key, _DEFAULTS.get(key)) for each in (before, config))
             if key == "attack":
                 old, new = _with_options(old), _with_options(new)
@@ -138,18 +214,25 @@ class Report:
                     key,
                 )
 
-    def add_seconds(self, seconds: Mapping[str, float]) -> dict[str, float]:
+    def seconds(self) -> Seconds:
+        """Return the time spent in this directory so far.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        for file in (self._seconds_file, self._seconds_before):
+            if file.exists():
+                return read(file, Seconds, "remove it")
+        return Seconds()
+
+    def add_seconds(self, crafting: float, classifying: float) -> Seconds:
         """Add to the time spent in this directory so far, and return the sum."""
-        total = dict.fromkeys(seconds, 0.0)
-        try:
-            if self._seconds_file.exists():
-                total |= json.loads(self._seconds_file.read_text(encoding="utf-8"))
-            total = {name: total[name] + spent for name, spent in seconds.items()}
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{self._seconds_file} cannot be read ({error}); remove it", "output"
-            ) from error
-        write_json(self._seconds_file, total)
+        before = self.seconds()
+        total = Seconds(
+            crafting=before.crafting + crafting, classifying=before.classifying + classifying
+        )
+        write_json(self._seconds_file, msgspec.structs.asdict(total))
+        self._seconds_before.unlink(missing_ok=True)
         return total
 
     def write(self, content: Mapping, markdown: str) -> None:
@@ -163,16 +246,25 @@ class Report:
         """Write rows as a table."""
 
         def write(temporary: pathlib.Path) -> None:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
+            # Of a name that is not Unicode, what can be written.
+            kind = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+            with open(temporary, "w", **kind) as file:
                 writer = csv.DictWriter(file, fields, extrasaction="ignore")
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows(
+                    {key: _no_formula(cell) for key, cell in row.items()} for row in rows
+                )
 
         write_atomically(self.path / name, write)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         write_text(self.path / name, text)
+
+
+def _no_formula(cell):
+    """Return a text as no spreadsheet takes it for a formula; a number as it is."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@")) else cell
 
 
 def _with_options(attacks):

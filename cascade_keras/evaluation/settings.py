@@ -10,7 +10,7 @@ from typing import Any
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
-from cascade_keras.files import expand, named_twice
+from cascade_keras.files import expand, folder_name, named_twice
 from cascade_keras.provenance import recorded_dataset
 from cascade_keras.settings import (
     EPSILON,
@@ -185,6 +185,9 @@ class EvaluationSettings(Settings):
                 f"name one of {', '.join(DATASETS)}",
                 "dataset",
             )
+        output = self.output
+        if output is None:
+            output = f"reports/{folder_name(_name(networks['target'][0]), 'output')}"
         row = dataset or DATASETS[name]
         epsilon = tuple(sorted(self.epsilon or (row.max_epsilon,)))
         settings = dataclasses.replace(
@@ -192,7 +195,7 @@ class EvaluationSettings(Settings):
             dataset=name if name in DATASETS else None,
             epsilon=epsilon,
             cw_threshold=tuple(sorted(self.cw_threshold or epsilon)),
-            output=self.output or f"reports/{_name(networks['target'][0])}",
+            output=output,
         )
         paths = {
             name: tuple(path for path in given if _is_path(path))

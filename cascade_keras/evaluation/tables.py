@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from cascade_keras.attacks.specs import in_words
@@ -20,21 +21,35 @@ def markdown(content: Mapping) -> str:
 def _heading(content: Mapping) -> str:
     noise = content["inference_noise"]
     return (
-        f"# Robustness: {', '.join(n['name'] for n in content['networks'] if n['target'])}\n\n"
+        f"# Robustness: {', '.join(plain(n['name']) for n in content['networks'] if n['target'])}"
+        "\n\n"
         f"Accuracy in per cent of the first {content['examples']:,} images of the "
-        f"{content['split']} split of {content['dataset']}, true labels, seed {content['seed']}, "
-        "epsilon in 0..255. "
+        f"{content['split']} split of {plain(content['dataset'])}, true labels, seed "
+        f"{content['seed']}, epsilon in 0..255. "
         + ("Black box: crafted from the sources." if content["sources"] else "White box.")
         + (f" Random signs of {noise:g} are added before every network." if noise else "")
     )
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence], left: int = 1) -> str:
-    """Return a Markdown table; the first ``left`` columns are text."""
+    """Return a Markdown table; the headings and the first ``left`` columns are text."""
     marks = ["---"] * left + ["---:"] * (len(headings) - left)
-    lines = [headings, marks, *rows]
-    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+    body = ([*map(plain, row[:left]), *map(str, row[left:])] for row in rows)
+    lines = [list(map(plain, headings)), marks, *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def plain(text: str) -> str:
+    """Return a text such that Markdown, GitHub's too, shows it as it is: a name may be anything."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    # Within a word an underscore is one.
+    text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    # What would begin a list, a heading or a line.
+    text = re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", text)
+    return re.sub(r"[&<>]", lambda found: _HTML[found[0]], text)
 
 
 def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
@@ -182,7 +197,7 @@ def _diagnosis(content: Mapping) -> str:
     found = content["diagnosis"]
     if not found:
         return ""
-    lines = "\n".join(f"- {sentence}" for sentence in found["sentences"])
+    lines = "\n".join(f"- {plain(sentence)}" for sentence in found["sentences"])
     options = _sentence(options_used(found["results"]))
     return (
         f"## Can these numbers be trusted?\n\nWhite box, {found['examples']} images.{options}"
@@ -196,17 +211,16 @@ def _origin(content: Mapping) -> str:
         for network in content["networks"]
     ]
     attacks = [
-        "- " + ", ".join(filter(None, (attack["name"], in_words(attack["options"]))))
+        "- " + ", ".join(filter(None, (plain(attack["name"]), in_words(attack["options"]))))
         for attack in content["attacks"]
     ]
-    crafting, classifying = (content["seconds"][key] for key in ("crafting", "classifying"))
     return (
         "## What was measured\n\n"
         + table(["network", "path", "SHA-256 of its weights"], networks, left=3)
         + "\n\n"
         + "\n".join(attacks)
         + f"\n\nSHA-256 of the dataset: {content['dataset_fingerprint'][:16]}. "
-        f"Crafting took {crafting:.0f} s, classifying {classifying:.0f} s. Versions: "
+        "Versions: "
         + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         + "."
     )

@@ -21,11 +21,13 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation import crafting
 from cascade_keras.evaluation.crafting import NOT_FINITE, Craft, Predict
 from cascade_keras.evaluation.networks import is_loaded
-from cascade_keras.evaluation.stores import Arrays
+from cascade_keras.evaluation.stores import Arrays, Content, is_missing
+from cascade_keras.files import naming
 from cascade_keras.sources import Source, load_source
 
 _VERSIONS = 4_096  # adversarial images in memory at a time, at most
 _CW_BATCH = 50
+LARGEST_EPSILON = 255.0  # from black to white
 
 
 class Networks(Protocol):
@@ -140,6 +142,7 @@ class Task(Protocol):
         indices: of the images it takes, (n,).
         batch_size: images at a time.
         shape, dtype, missing: of the array, without its last axis; what stands where nothing is.
+        content: what else can stand there, by which an array on disk is checked; None: anything.
         cost: gradients an image takes, about.
     """
 
@@ -149,6 +152,7 @@ class Task(Protocol):
     shape: tuple[int, ...]
     dtype: str
     missing: float
+    content: Content | None
     cost: float
 
     def start(self, networks: Networks) -> Craft:
@@ -183,7 +187,8 @@ def run(
             indices = task.indices[batch]
             array[..., batch] = step(images[indices], labels[indices], batch.start)
             if isinstance(array, np.memmap):
-                array.flush()
+                with naming(array.filename):
+                    array.flush()
             done += task.cost * len(indices)
             progress(round(done))
 
@@ -199,12 +204,8 @@ def _missing_batches(task: Task, arrays: Arrays) -> list[slice]:
 
 def open_array(task: Task, arrays: Arrays) -> np.ndarray:
     """Return a task's array."""
-    return arrays.open(task.key, (*task.shape, len(task.indices)), task.dtype, task.missing)
-
-
-def is_missing(part: np.ndarray, missing: float) -> np.ndarray:
-    """Return where nothing has been computed yet."""
-    return np.isnan(part) if np.isnan(missing) else part == missing
+    shape = (*task.shape, len(task.indices))
+    return arrays.open(task.key, shape, task.dtype, task.missing, task.content)
 
 
 def work(tasks: Iterable[Task]) -> int:
@@ -284,6 +285,10 @@ class Predictions:
         self.batch_size = batch_of(attack, batch_size)
         self.shape = (len(shown), len(attack.epsilons))
         self.cost = attack.gradients + FORWARD * len(shown) * len(attack.epsilons)
+        classes = np.iinfo(self.dtype).max if num_classes is None else num_classes
+        self.content = Content(
+            lambda seen: (seen >= 0) & (seen < classes), f"the classes 0..{classes - 1}", indices
+        )
         self.clock = clock
         self._through = through
 
@@ -315,6 +320,7 @@ class ZeroGradients:
     def __init__(self, network: str, indices: np.ndarray, batch_size: int):
         self.key = f"{network}--zero_gradients"
         self.network, self.indices, self.batch_size = network, indices, batch_size
+        self.content = Content(lambda zero: (zero == 0) | (zero == 1), "0 and 1", indices)
 
     def start(self, networks: Networks) -> Craft:
         """See ``Task``."""
@@ -340,6 +346,11 @@ class MinimalEpsilons:
         self.key = f"{network}--cw_linf"
         self.clock = clock
         self.network, self.indices = network, indices
+        self.content = Content(
+            lambda found: np.isposinf(found) | (found >= 0) & (found <= LARGEST_EPSILON),
+            f"0..{LARGEST_EPSILON:g} and inf, where there is none",
+            indices,
+        )
         self.grid, self.search, self.iterations = grid, search, iterations
         pairs = len(grid.constants) * len(grid.taus) * iterations
         self.cost = pairs if search == "grid" else ATTACKS["cw_linf"].gradients((), {})

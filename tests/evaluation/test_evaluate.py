@@ -52,8 +52,9 @@ def read(output="out"):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def timeless(output="out"):
-    return {key: value for key, value in read(output).items() if key != "seconds"}
+def results(output="out"):
+    """Every file but the seconds, which are the only thing that differs."""
+    return {path: text for path, text in tree(output).items() if path.name != "seconds.json"}
 
 
 def evaluated(*flags, output="out"):
@@ -260,7 +261,8 @@ def test_a_report_says_what_it_measured(white, trained):
         for name in WHITE_ATTACKS
     ]
     assert set(report["versions"]) == {"python", "numpy", "tensorflow", "keras"}
-    assert all(report["seconds"][what] > 0 for what in ("crafting", "classifying"))
+    seconds = json.loads((white[0] / "seconds.json").read_text())
+    assert all(seconds[what] > 0 for what in ("crafting", "classifying"))
     for result in report["results"]:
         assert tuple(result) == RESULT_FIELDS and result["examples"] == COUNT
         assert result["accuracy"] == pytest.approx(100 * result["correct"] / COUNT)
@@ -289,6 +291,7 @@ def test_a_trained_network_is_evaluated_on_what_it_learned(place, capsys):
     flags = ["--num_images=40", "--attack=step_fgsm", "--epsilon=0.3", "--diagnosis_images=0"]
     assert evaluate_here(*flags, "--target=saved/finished") == 0
     out = capsys.readouterr().out
+    assert re.search(r"^crafting took \d+ s, classifying \d+ s$", out, re.MULTILINE)
     assert "reports/finished: accuracy in % of 40 digits test images, white box" in out
     assert "note: Epsilon 0.3 is less than one pixel value" in out
     report = read("reports/finished")
@@ -344,11 +347,8 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_report(place):
         evaluated(*flags)
     assert sum(attack == "pgd" for _, attack, *_ in batches) == left // 5
     evaluated(*flags, output="uninterrupted")
-    assert timeless("uninterrupted") == timeless()
-    before, other = tree("out"), tree("uninterrupted")
-    assert before.keys() == other.keys()
-    differing = {path.name for path in before if before[path] != other[path]}
-    assert differing <= {"report.json", "report.md", "seconds.json"}
+    assert results("uninterrupted") == results()
+    before = tree("out")
 
     # Once it is finished, the same command computes nothing and leaves every file as it is.
     with crafting() as batches:
@@ -386,7 +386,7 @@ def test_killed_before_any_file_gets_its_name_it_goes_on(place, monkeypatch):
             evaluated(*flags)
             break
     assert deaths > 4
-    assert timeless() == timeless("uninterrupted")
+    assert results() == results("uninterrupted")
     for name in ("images", "out"):
         assert not list(pathlib.Path(name).rglob(".partial*"))
 
@@ -411,7 +411,7 @@ def test_kept_images_are_taken_by_other_reports_and_drawn(place, images_and_labe
         evaluated("--target=b,c", *flags, "--examples=3", output="second")
         assert not batches
     evaluated("--target=b,c", *flags[:-1], "--examples=3", output="without")
-    assert timeless("second") == timeless("without")
+    assert read("second") == read("without")
 
     # Whatever the images follow from is their identity: others of it are others, see test_tasks.
     records = [json.loads(path.read_text()) for path in sorted(place.glob("images/*/*.json"))]
@@ -485,11 +485,11 @@ def test_minimal_epsilons_are_counted_listed_drawn_and_resumed(
     ] == [("clean", 0.0, {}), ("cw_linf", 10.0, options), ("cw_linf", 20.0, options)]
     assert pathlib.Path("out/cw_linf.png").read_bytes().startswith(b"\x89PNG")
 
-    before = timeless()
+    before = results()
     np.lib.format.open_memmap("out/predictions/b--cw_linf.npy", mode="r+")[15:] = np.nan
     sizes.clear()
     evaluated(*flags)
-    assert sizes == [5] and timeless() == before
+    assert sizes == [5] and results() == before
 
     # Other thresholds are counted in what is there.
     report = evaluated(*flags, "--cw_threshold=5")
@@ -593,6 +593,8 @@ BAD = {  # one of each kind: what is refused is in test_networks, test_evaluatio
     "a run's folder": (None, ["--output=runs/half"], "--output: runs/half is a run"),
     "output in a network": (None, ["--output=a/report"], "--output: .*'a' is target's"),
     "images in the report": (None, ["--images_dir=out/x"], "--images_dir: .*'out' is output's"),
+    "images in a file": (None, ["--images_dir=/etc/passwd"],
+                         "--images_dir: /etc/passwd is not a directory; name a writable"),
     "below a file": (lambda place: (place / "file").write_text("x"), ["--output=file/out"],
                      "--output: .*/file is not a directory;"),
 }  # fmt: skip

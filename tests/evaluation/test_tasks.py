@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import weakref
 
 import numpy as np
@@ -19,7 +20,8 @@ from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import tasks as engine
 from cascade_keras.evaluation.networks import load_networks
-from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.report import Report, Seconds, check_places
+from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.evaluation.stores import DiskArrays, ImageStore, MemoryArrays, file_name
 from cascade_keras.files import reserve
 from cascade_keras.sources import Source
@@ -58,7 +60,7 @@ def predictions(source, attack="step_fgsm", epsilons=(8.0,), shown=None, **optio
 class Squares:
     """A task whose result is known: index and square, an entry counted whenever it is computed."""
 
-    dtype, shape, batch_size, cost = "float32", (2,), 5, 3.0
+    dtype, shape, batch_size, cost, content = "float32", (2,), 5, 3.0, None
 
     def __init__(self, key="squares", missing=float("nan"), dies=None):
         self.key, self.missing, self.indices = key, missing, np.arange(N)[::-1]
@@ -263,8 +265,11 @@ def test_a_damaged_array_is_refused_and_left_as_it_is(damage, message, tmp_path)
 
 def test_names_of_files_differ_as_the_names_do():
     names = ["net", "net 1", "net_1", "net/1", "net:1", "../net", "a--b", "ä", "日本", "a\nb", "%"]
+    names += ["", ".", "..", "...", "n" * 150, "n" * 151, "n" * 400, "日" * 200, "日" * 201]
+    names += [".partial-net", "\udcff", "\udcfe"]
     files = [file_name(name) for name in names]
-    assert len(set(files)) == len(names)
+    assert len(set(files)) == len(names) and max(len(file.encode()) for file in files) <= 160
+    assert not any(file.startswith(".partial") or not file.strip(".") for file in files)
     assert file_name("net-1.0_b") == "net-1.0_b"
     assert all(re.fullmatch(r"[\w.+%-]+", file) for file in files)
 
@@ -275,16 +280,23 @@ def test_names_of_files_differ_as_the_names_do():
 class Crafted:
     """A function that crafts, and the batches it was called for."""
 
-    def __init__(self, add=1.0):
-        self.add, self.batches = add, []
+    def __init__(self, divide=2.0):
+        self.divide, self.batches = divide, []
 
     def __call__(self, images, labels, first):
         self.batches.append(first)
-        return np.stack([images + self.add, images + self.add + first])
+        return np.stack([images / self.divide, images / (self.divide + first)])
+
+
+IDENTITY = {
+    "source": "net", "source_hash": "1f", "dataset": "digits", "dataset_hash": "2e",
+    "split": "test", "attack": "pgd", "options": {"steps": 40, "step_size": None},
+    "epsilons": [2.0, 4.0], "seed": 0, "batch_size": 10, "shape": [2, N, *SHAPE],
+}  # fmt: skip
 
 
 def store(base, **identity):
-    return ImageStore(base, "net-pgd", {"seed": 0, **identity}, (2, N, *SHAPE))
+    return ImageStore(base, "net-pgd", {**IDENTITY, **identity})
 
 
 def fill(store, craft):
@@ -301,10 +313,10 @@ def test_a_store_crafts_each_batch_once(tmp_path):
     assert craft.batches == [0, 10, 20]
     np.testing.assert_array_equal(np.load(kept.path / "images.npy"), first)
     recorded = json.loads((kept.path / "images.json").read_text())
-    assert recorded == {"seed": 0, "complete_batches": [0, 10, 20]}
+    assert recorded == IDENTITY | {"complete_batches": [0, 10, 20]}
     # One of another identity is another.
     for number, identity in enumerate(({"seed": 1}, {"epsilons": [1]}, {"source_hash": "x"}), 2):
-        other = Crafted(add=2.0)
+        other = Crafted(divide=3.0)
         fill(store(tmp_path, **identity), other)
         assert other.batches == [0, 10, 20] and len(list(tmp_path.iterdir())) == number
     np.testing.assert_array_equal(fill(store(tmp_path), craft), first)
@@ -317,31 +329,85 @@ def test_a_store_that_is_killed_does_not_give_what_was_not_crafted(tmp_path):
     (half.path / "images.json").unlink()
     full = fill(store(tmp_path), craft)
     assert craft.batches == [0, 0, 10, 20]
-    np.testing.assert_array_equal(full[0], IMAGES + np.float32(1))
+    np.testing.assert_array_equal(full[0], IMAGES / np.float32(2))
 
 
-SPOILT = {
-    "cut": lambda file, record: os.truncate(file, 100),
-    "gone": lambda file, record: os.remove(file),
-    "no JSON": lambda file, record: record.write_text("{"),
-    "no object": lambda file, record: record.write_text("[]"),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_a_store_that_is_damaged_is_refused(spoil, tmp_path):
+def test_two_processes_that_share_a_store_take_each_others_images(tmp_path):
+    first, second, parts = Crafted(), Crafted(), list(evaluation.slices(IMAGES, LABELS, 10))
+    one, other = (store(tmp_path).through(craft) for craft in (first, second))
+    (store(tmp_path).path / ".partial-1-00000000-images.json").write_text("{half")  # of a third
+    taken = [one, other, other, one, one, other]
+    found = [
+        through(*part, at) for through, (at, *part) in zip(taken, [p for p in parts for _ in "12"])
+    ]
+    assert (first.batches, second.batches) == ([0, 20], [10])
+    for mine, theirs in zip(found[::2], found[1::2], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(np.concatenate(found[::2], axis=1)[0], IMAGES / np.float32(2))
     fill(store(tmp_path), Crafted())
-    spoil(*(store(tmp_path).path / name for name in ("images.npy", "images.json")))
-    with pytest.raises(InputError, match=r"net-pgd-.* cannot be read .*; remove it") as error:
-        store(tmp_path).through(Crafted())
-    assert error.value.setting == "images_dir"
+    assert sorted(map(str, tree(store(tmp_path).path))) == ["images.json", "images.npy"]
+
+
+def write_image(store, value):
+    np.lib.format.open_memmap(store / "images.npy", mode="r+")[1, 13, 2, 2, 0] = value
+
+
+def record(**changes):
+    """Change what images.json says; DEL takes a field out."""
+
+    def damage(store):
+        content = json.loads((store / "images.json").read_text()) | changes
+        content = {key: value for key, value in content.items() if value is not DEL}
+        (store / "images.json").write_text(json.dumps(content))
+
+    return damage
+
+
+DEL = object()
+SPOILT = {
+    "cut": (lambda store: os.truncate(store / "images.npy", 100), "images.npy is damaged"),
+    "gone": (lambda store: os.remove(store / "images.npy"), "images.npy is not there"),
+    "other": (lambda store: np.save(store / "images.npy", IMAGES), "images.npy is damaged: it h"),
+    "NaN": (lambda store: write_image(store, np.nan), "damaged: image 13 has a pixel of nan, they"),
+    "large": (lambda store: write_image(store, 255), "damaged: image 13 has a pixel of 255, they"),
+    "no JSON": (lambda store: (store / "images.json").write_text("{"), "images.json: "),
+    "no object": (lambda store: (store / "images.json").write_text("[]"), "images.json: "),
+    **{
+        f"{key} gone": (record(**{key: DEL}), f"images.json: .*`{key}`")
+        for key in (*IDENTITY, "complete_batches")
+    },
+    **{
+        f"other {key}": (record(**{key: value}), f"images.json: {key}: is .*, not .*")
+        for key, value in {
+            "source": "other", "source_hash": "3d", "dataset": "mnist", "dataset_hash": "3d",
+            "split": "train", "attack": "step_ll", "options": {}, "epsilons": [2.0], "seed": 1,
+            "batch_size": 5, "shape": [3, N, *SHAPE],
+        }.items()
+    },
+    **{
+        f"batches {value}": (record(complete_batches=value), "images.json: .*complete_batches")
+        for value in (None, {}, [-10], [5], [30], [0, 1e9], ["0"], 0)
+    },
+    "later": (record(patches=1), "images.json: .*`patches`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil, message", SPOILT.values(), ids=SPOILT)
+def test_a_store_that_is_damaged_is_refused(spoil, message, tmp_path):
+    fill(store(tmp_path), Crafted())
+    spoil(store(tmp_path).path)
+    damaged, words = tree(tmp_path), rf"^images_dir: .*{message}.*emove \S*net-pgd-\w* to craft"
+    with pytest.raises(InputError, match=words):
+        fill(store(tmp_path), Crafted())
+    assert tree(tmp_path) == damaged
 
 
 # A report's directory.
 
 PGD = {"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"}
 CONFIG = {
-    "dataset": {"name": "digits"}, "split": "test", "num_images": 9, "seed": 1, "batch_size": 5,
+    "dataset": {"name": "digits", "fingerprint": "0" * 64}, "split": "test",
+    "num_images": 9, "seed": 1, "batch_size": 5,
     "target": {"a": "1f"}, "source": {}, "epsilon": [2.0, 4.0], "inference_noise": 0.0,
     "attack": [["step_ll", {}], ["pgd", PGD], "cw_linf"], "diagnosis_images": 0,
     "versions": {"a": "1"},
@@ -370,7 +436,10 @@ OTHERS = [
     ),
     ({"cw_images": 5}, "with null, now it is 5"),
     ({"epsilon": [2.0]}, r"with \[2.0, 4.0\], now it is \[2.0\]"),
-    ({"dataset": {"name": "x" * 200}}, r'with {"name": "digits"}, now it is {"name": "x+\.\.\.;'),
+    (
+        {"dataset": {"name": "x" * 200}},
+        r'with {"name": "digits", .*}, now it is {"name": "x+\.\.\.;',
+    ),
     ({"target": {"a": "2e"}}, "was made with"),  # other weights
     ({"target": {"a": "1f", "b": "2e"}}, "was made with"),
     ({"attack": [STEP_LL]}, "was made with"),
@@ -396,30 +465,173 @@ def test_another_configuration_is_refused_by_the_setting_that_differs(changes, w
     assert tree(tmp_path) == before
 
 
+# What a key of config.json cannot be.
+IMPOSSIBLE = {
+    "dataset": [None, "digits", {"name": "digits"}, {"name": "", "fingerprint": "0" * 64}],
+    "split": [None, "valid"],
+    "num_images": [None, 0, -9, 9.5, "9", 2**31],
+    "seed": [None, -1, 2**31],
+    "batch_size": [None, 0],
+    "target": [None, {}, ["a"], {"a": 1}, {"a": ""}],
+    "source": [None, [], {"": "1f"}],
+    "epsilon": [None, [], [-1], [256], ["2"], 2],
+    "attack": [None, [], ["cw_linf", 1], [["pgd"]], [["pgd", []]], [["pgd", {}, {}]]],
+    "inference_noise": [None, -1, 256, "0"],
+    "diagnosis_images": [None, -1],
+    "versions": [None, {"keras": 3}],
+    "cw_search": ["binary", 1],
+    "cw_images": [0, "x"],
+    "cw_iterations": [-1],
+    "format": [None, 2, "x", -1],
+    "patches": [3],
+}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "cannot be read"),
-        ("[1]", "cannot be read"),
-        (json.dumps({**CONFIG, "patches": 3}), "has the setting 'patches', which this version"),
-        (json.dumps({**CONFIG, "format": 2}), "is of another format"),
-        (json.dumps({**CONFIG, "format": "x"}), "is of another format"),
+        *((content, "") for content in ("", "{", "[1]", "7", '{"a":' * 10_000, "null")),
+        *(
+            (json.dumps({k: v for k, v in CONFIG.items() if k != key}), f"`{key}`")
+            for key in CONFIG
+        ),
+        *(
+            (json.dumps({**CONFIG, key: value}), key)
+            for key, values in IMPOSSIBLE.items() for value in values
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_configuration_that_is_not_understood_is_refused(content, words, tmp_path):
     (tmp_path / "config.json").write_text(content)
     before = tree(tmp_path)
-    with pytest.raises(InputError, match=words) as error:
-        begin(tmp_path)
-    assert error.value.setting == "output" and tree(tmp_path) == before
+    for use in (lambda: begin(tmp_path), Report(tmp_path).check):  # which nothing else needs
+        with pytest.raises(InputError, match=f"config.json: .*{words}.*name another dir") as error:
+            use()
+        assert error.value.setting == "output" and tree(tmp_path) == before
+
+
+CW_TASK = {"grid": DATASETS["mnist"].grid, "search": "descent", "iterations": 1}
+TASKS = {
+    "classes": lambda: predictions("a", num_classes=3),
+    "zero": lambda: engine.ZeroGradients("a", np.arange(N), 10),
+    "minimal": lambda: engine.MinimalEpsilons(
+        "a", np.arange(N)[::-1], clock=engine.Clock(), **CW_TASK
+    ),
+}
+POSSIBLE = {"classes": [0, 2, -1], "zero": [0, 1, -1], "minimal": [0, 0.5, 255, np.inf, np.nan]}
+IMPOSSIBLE_VALUES = {
+    "classes": [3, 99, -2, -5],
+    "zero": [2, -2, 127],
+    "minimal": [-1, 255.5, 1e30, -np.inf],
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_an_array_whose_values_cannot_be_is_refused_with_the_image(kind, tmp_path):
+    task, arrays = TASKS[kind](), DiskArrays(tmp_path)
+    (file,) = (tmp_path / f"{file_name(task.key)}.npy",)
+    for value in POSSIBLE[kind]:
+        engine.open_array(task, arrays)[..., 7] = value
+        engine.open_array(task, arrays)
+    for value in IMPOSSIBLE_VALUES[kind]:
+        engine.open_array(task, arrays)[..., 7] = value
+        image = 15 if kind == "minimal" else 7
+        before = tree(tmp_path)
+        with pytest.raises(InputError, match=f"^output: .* for image {image} is none of") as error:
+            engine.open_array(task, arrays)
+        assert str(file) in str(error.value) and tree(tmp_path) == before
+        np.lib.format.open_memmap(file, mode="r+")[..., 7] = 0
+
+
+def spoil_with_a_file(*names):
+    def spoil(path):
+        for name in names:
+            (path / name).write_text("mine")
+
+    return spoil
+
+
+PLACES = {
+    "output a file": (lambda path: (path.rmdir(), path.write_text("x")), "out is not a directory"),
+    "a stranger's": (spoil_with_a_file("notes"), "out exists and is not a report"),
+    "a bank": (spoil_with_a_file("bank.json", "images.npy"), "out exists and is not a report"),
+    "a saved network": (lambda path: (path / "1").mkdir(), "out exists and is not a report"),
+    "a run": (lambda path: (path / "config.json").write_text('{"flags": {}}'), "out is a run"),
+    "config.json a folder": (lambda path: (path / "config.json").mkdir(), "is not a file"),
+    **{
+        f"{name} a folder": (
+            lambda path, name=name: (begin(path), (path / name).mkdir()),
+            f"{name} is not a file; remove it",
+        )
+        for name in ("report.json", "report.md", "report.csv", "white_box-8.png", "seconds.json")
+    },
+    **{
+        f"{name} a file": (
+            lambda path, name=name: (begin(path), spoil_folder(path / name)),
+            f"{name} is not a directory",
+        )
+        for name in ("predictions", "examples", "confusion")
+    },
+    "seconds": (
+        lambda path: (begin(path), (path / "seconds.json").write_text('{"crafting": -1}')),
+        r"seconds.json: crafting: .*; remove it",
+    ),
+    "old seconds": (
+        lambda path: (begin(path), (path / "predictions/seconds.json").write_text("{")),
+        r"predictions/seconds.json: .*; remove it",
+    ),
+}
+
+
+def spoil_folder(path):
+    if path.exists():
+        shutil.rmtree(path)
+    path.write_text("mine")
+
+
+@pytest.mark.parametrize("spoil, message", PLACES.values(), ids=PLACES)
+def test_a_place_that_cannot_be_a_reports_is_refused_before_any_work(spoil, message, tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    spoil(path)
+    before = tree(tmp_path)
+    settings = EvaluationSettings(target=("a",), output=path)
+    with pytest.raises(InputError, match=f"^output: .*{message}") as error:
+        check_places(settings)
+    assert "\n" not in str(error.value) and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["file", "file/deep", "/etc/passwd", "/proc/1"])
+def test_a_place_for_images_is_refused_before_any_work(place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    settings = EvaluationSettings(
+        target=("a",), output=tmp_path / "out", images_dir=tmp_path / place
+    )
+    with pytest.raises(InputError, match=r"^images_dir: .* name a writable directory"):
+        check_places(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_lock_of_a_report_is_never_a_link(tmp_path):
+    begin(tmp_path / "out")
+    victim, lock = tmp_path / "victim", tmp_path / "out" / "predictions" / ".lock"
+    victim.write_text("mine")
+    lock.unlink()
+    lock.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link") as error:
+        begin(tmp_path / "out")
+    assert error.value.filename == str(lock) and victim.read_text() == "mine"
 
 
 def test_seconds_add_up_over_runs_and_report_json_is_written_last(tmp_path, monkeypatch):
     begin(tmp_path)
-    report = Report(tmp_path)
-    report.add_seconds({"crafting": 1.5, "classifying": 1.0})
-    total = report.add_seconds({"crafting": 2.0, "classifying": 0.0})
-    assert total == {"crafting": 3.5, "classifying": 1.0} and not report.finished
+    report, before = Report(tmp_path), tmp_path / "predictions" / "seconds.json"
+    before.write_text('{"crafting": 1.5, "classifying": 1.0}')  # where 0.1.0 kept them
+    assert report.seconds() == Seconds(crafting=1.5, classifying=1.0)
+    report.add_seconds(2.0, 0.0)
+    total = report.add_seconds(crafting=0.5, classifying=1.0)
+    assert total == report.seconds() == Seconds(crafting=4.0, classifying=2.0)
+    assert not before.exists() and not report.finished
     written, replace = [], os.replace
 
     def replacing(source, target):
