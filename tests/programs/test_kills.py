@@ -1,0 +1,54 @@
+"""Programs killed at the worst of their writes and started again; all: tests/sweeps/kills.py."""
+
+import shutil
+
+import pytest
+from support.killing import SUPPORTED, Launcher
+from support.programs import PROGRAMS, canonical, differences, make_place
+
+pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs seccomp of Linux on x86-64")
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    with Launcher() as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="module")
+def place(launcher, tmp_path_factory):
+    return make_place(launcher, tmp_path_factory.mktemp("kills") / "place")
+
+
+# For each program, kills one after the other: how, what the call does, to which path's end, and
+# the how manieth such call it is.
+KILLS = {
+    "cascade online": [
+        ("in", "create", ".partial-config.json", 0),
+        ("in", "create", ".partial-step-00000002.keras", 0),
+        ("before", "rename", "metrics.json", 0),
+    ],
+    "craft": [("in", "create", ".partial-bank.json", 0), ("in", "open", "images.npy", 0)],
+    "analyze": [("before", "rename", ".png", 0)],
+    "export": [("in", "create", ".temporary", 0), ("before", "rename", "piv/1", 0)],
+    "prepare_data": [("in", "create", "features.json", 0), ("after", "rename", "3.0.1", 0)],
+}
+
+
+@pytest.mark.parametrize("program", KILLS)
+def test_killed_at_a_write_it_goes_on_to_the_same_end(program, launcher, place, tmp_path):
+    argv = PROGRAMS[program]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    shutil.copytree(place, whole)
+    shutil.copytree(place, killed)
+    first = launcher.run(argv, whole)
+    assert first.status == 0, first.errors
+    for how, kind, end, nth in KILLS[program]:
+        event = next(
+            e for e in first.events if (e.kind, e.nth) == (kind, nth) and e.path.endswith(end)
+        )
+        ran = launcher.run(argv, killed, kill=(how, event), sizes=first.sizes)
+        assert ran.status == -9, (event, ran.errors)
+    ran = launcher.run(argv, killed)
+    assert ran.status == 0, ran.errors
+    assert differences(canonical(whole), canonical(killed)) == []

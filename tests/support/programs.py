@@ -1,0 +1,127 @@
+"""Small runs of every program, each of seconds: what is killed, starved and raced."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import re
+import zipfile
+
+from support.archives import write_archives
+
+TRAIN = (
+    "train", "--dataset=digits", "--model=lenet", "--steps=4", "--checkpoint_steps=2",
+    "--log_steps=2", "--batch_size=16", "--eval_attacks=step_ll", "--max_epsilon=4",
+    "--deterministic",
+)  # fmt: skip
+_CASCADE = (
+    *TRAIN, "--loss=pivot", "--adversarial_batch_size=8", "--cascade_source=saved/std",
+    "--tensorboard=none", "--noexport",
+)  # fmt: skip
+
+PROGRAMS = {
+    "train": (*TRAIN, "--loss=pivot", "--adversarial_batch_size=8", "--tensorboard=all",
+              "--tensorboard_images=8", "--tensorboard_steps=2", "--name=run"),
+    "cascade by bank": (*_CASCADE, "--cascade_mode=bank", "--bank_examples=300", "--name=run"),
+    "cascade online": (*_CASCADE, "--cascade_mode=online", "--name=run"),
+    "craft": ("craft", "--source=saved/std", "--epsilons=1..2", "--examples=70",
+              "--batch_size=32", "--output=banks/std"),
+    "evaluate": ("evaluate", "--target=saved/std,runs/piv", "--attack=step_ll", "--epsilon=4",
+                 "--num_images=20", "--batch_size=10", "--diagnosis_images=0", "--confusion",
+                 "--examples=2", "--images_dir=images", "--output=reports/run"),
+    "evaluate cw_linf": ("evaluate", "--target=saved/std", "--attack=step_ll,cw_linf",
+                         "--epsilon=4", "--num_images=20", "--batch_size=20",
+                         "--diagnosis_images=5", "--cw_images=1", "--cw_iterations=2",
+                         "--output=reports/run"),
+    "analyze": ("analyze", "--figure=noise_correlation", "--model=saved/std,runs/piv",
+                "--num_images=6", "--output=figures"),
+    "export": ("export", "--run=runs/piv", "--output=saved/piv"),
+    "prepare_data": ("prepare_data", "--dataset=mnist", "--archive_dir=archives",
+                     "--data_dir=data"),
+}  # fmt: skip
+
+
+_PRESENT = (".lock", "seconds.json", "saved_model.pb", "fingerprint.pb")
+
+
+def make_place(launcher, place: pathlib.Path) -> pathlib.Path:
+    """Put into a directory what the programs need: two runs, a saved network and archives."""
+    place.mkdir(parents=True)
+    shared = (*TRAIN, "--tensorboard=none")
+    for flags in (
+        (*shared, "--loss=standard", "--name=std"),
+        (*shared, "--loss=pivot", "--adversarial_batch_size=8", "--name=piv", "--noexport"),
+    ):
+        ran = launcher.run(flags, place)
+        assert ran.status == 0, ran.output + ran.errors
+    write_archives("mnist", place / "archives")
+    return place
+
+
+def canonical(place: pathlib.Path) -> dict[str, object]:
+    """Return what must be equal after a kill and a restart: every file by what it holds.
+
+    All bytes count, and every folder, but for what says when, how long or by which process
+    something was done:
+
+    - lock files, and TensorBoard's event files, which say when;
+    - how many seconds it took: ``seconds.json``, and ``seconds`` in report.json;
+    - of a .keras file, whose members are compared one by one, the date in ``metadata.json`` and
+      the ``shared_object_id`` of ``config.json``, an address in memory;
+    - the graph of a saved network (``saved_model.pb``, ``fingerprint.pb``, and the description of
+      it beside the weights in ``variables/``), which TensorFlow writes in another order each time.
+      Its weights are compared by name and value, its provenance and its requests byte by byte.
+    """
+    found = {}
+    for path in sorted(pathlib.Path(place).rglob("*")):
+        name = str(path.relative_to(place))
+        if path.is_dir():
+            found[f"{name}/"] = None
+        elif path.name in _PRESENT or path.parent.name == "variables":
+            found[name] = None
+            if path.name == "variables.index":
+                found[name] = _weights(path.with_suffix(""))
+        elif "tfevents" in path.name or "/plugins/" in name:
+            continue
+        elif path.suffix == ".keras":
+            found[name] = _members(path)
+        elif path.name == "report.json":
+            report = json.loads(path.read_text())
+            report.pop("seconds", None)
+            found[name] = report
+        elif path.name == "report.md":
+            found[name] = re.sub(r"Crafting took .*", "", path.read_text())
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def _weights(prefix: pathlib.Path) -> dict[str, tuple]:
+    import tensorflow as tf
+
+    try:
+        saved = tf.train.load_checkpoint(str(prefix))
+        names = sorted(saved.get_variable_to_shape_map())
+        values = {name: saved.get_tensor(name) for name in names if not name.startswith("_")}
+    except (tf.errors.OpError, ValueError) as error:
+        return {"cannot be read": str(error)}
+    return {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in values.items()}
+
+
+def _members(path: pathlib.Path) -> dict[str, object]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return {"half of it": path.read_bytes()}
+    metadata = json.loads(members["metadata.json"])
+    metadata.pop("date_saved", None)
+    config = re.sub(rb'"shared_object_id": \d+', b"", members["config.json"])
+    return members | {"metadata.json": metadata, "config.json": config}
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """Return the names of what differs between two canonical trees."""
+    return [name for name in sorted(one.keys() | other.keys())
+            if name not in one or name not in other or one[name] != other[name]]  # fmt: skip
