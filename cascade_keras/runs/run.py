@@ -263,11 +263,12 @@ class Run:
         in_use = f"{self.path} is in use by another process; wait for it, or choose another"
         for attempt in range(_RETRIES):
             wanted = (self.checkpoints, self.path, *self.path.parents)
+            left = (self.checkpoints / files.LOCK_FILE).exists()  # by a process that was killed
             made = [folder for folder in wanted if not folder.exists()]
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 lock = files.hold(self.checkpoints, in_use, "name")
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 # One that did not start takes away what it has made.
                 if attempt == _RETRIES - 1:
                     raise
@@ -279,6 +280,8 @@ class Run:
         below = (self.tensorboard, self.tensorboard / FINAL, self.tensorboard / PROJECTOR)
         for folder in (self.path, self.checkpoints, *below):
             files.clean(folder)
+        if left and self._is_a_start():
+            self._made = [self.checkpoints, self.path]
 
     def open(self, config: RunConfig, defaults: Callable | None = None) -> None:
         """Write config.json, unless the run goes on; the directory is held from here on.
@@ -302,7 +305,8 @@ class Run:
     def close(self) -> None:
         """Let other processes in; safe to call twice.
 
-        Of a run that came to no step, what this process has made is taken away again.
+        Of a run that came to no step, what this process has made is taken away again, or the
+        process before it that was killed.
         """
         if self._lock is None:
             return
@@ -327,8 +331,8 @@ class Run:
         """Remove what TensorBoard would show of a start that came to no checkpoint."""
         shutil.rmtree(self.tensorboard / "plugins" / "profile", ignore_errors=True)
         for pattern in ("events.out.tfevents.*", f"{FINAL}/events.out.tfevents.*",
-                        f"{PROJECTOR}/*", PROJECTOR_CONFIG):  # fmt: skip
-            for path in self.tensorboard.glob(pattern):
+                        f"{PROJECTOR}/*.tsv", f"{PROJECTOR}/*.png", PROJECTOR_CONFIG):  # fmt: skip
+            for path in filter(pathlib.Path.is_file, self.tensorboard.glob(pattern)):
                 path.unlink()
         for folder in ("plugins", FINAL, PROJECTOR, "."):
             with contextlib.suppress(OSError):

@@ -173,6 +173,12 @@ class Training:
                 check_output(self._saved)
         for note in self.settings.notes():
             self.say(f"note: {note}")
+        import_tensorflow()
+        # Where a program is interrupted while it imports, it ends at once: so before it makes
+        # directories.
+        from cascade_keras.evaluation import networks  # noqa: F401
+        from cascade_keras.runs import session, supply  # noqa: F401
+
         directory.hold()
         try:
             # Another process may have been at it since it was looked at.
@@ -189,8 +195,6 @@ class Training:
         return TrainingResult(self.directory.path, metrics.steps, results, was_finished=True)
 
     def _trained(self) -> TrainingResult:
-        import_tensorflow()
-
         from cascade_keras.runs.build import precision
 
         with precision(self.settings.precision):
