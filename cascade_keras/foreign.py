@@ -109,7 +109,7 @@ def check_harmless(folder: pathlib.Path) -> None:
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     raise InputError(
         f"{folder} does more than compute: {', '.join(listed[:_SHOWN])}{more}; it is not run. "
-        "If you trust who made it, pass trust_source"
+        "If you trust who made it, pass trust_source (programs: --trust_source)"
     )
 
 

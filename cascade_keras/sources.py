@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -299,7 +300,10 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
 
     _check_keras_file(path)
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():
+            # Keras warns of every layer that the file lacks before it gives up.
+            warnings.simplefilter("ignore")
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
         raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
     return getattr(model, "network", model)

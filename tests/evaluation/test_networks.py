@@ -5,12 +5,14 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.saved_models import saved_model
+from support.saved_models import MALICIOUS, saved_model
 
+from cascade_keras.cli.evaluate import main
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import load_networks
 from cascade_keras.evaluation.networks import is_loaded
+from cascade_keras.evaluation.tasks import SavedNetworks
 from cascade_keras.sources import Source
 
 DIGITS = DATASETS["digits"]
@@ -104,3 +106,37 @@ def test_what_does_not_fit_is_refused_with_its_setting(case):
     assert error.value.setting == "target"
     if case in FIXED:
         assert load(*networks, differentiable=False).names == ("b",)
+
+
+# Networks of strangers.
+
+
+def test_a_network_that_was_let_go_is_trusted_again_if_it_was_trusted(tmp_path):
+    written = tmp_path / "written"
+    MALICIOUS["signature"][0](tmp_path / "foreign", str(written))
+    with pytest.raises(InputError, match="foreign does more than compute") as error:
+        load(tmp_path / "foreign", setting="source", keep=False)
+    assert error.value.setting == "source" and not written.exists()
+    found = load(tmp_path / "foreign", keep=False, trust=True)
+    written.unlink()
+    networks = SavedNetworks(dict(zip(found.names, found.sources, strict=True)), SHAPE)
+    networks.logits("foreign")(tf.zeros([1, *SHAPE]))
+    assert written.exists()
+
+
+def test_the_program_runs_a_network_that_writes_files_only_if_it_is_trusted(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    MALICIOUS["initialiser"][0]("foreign", "written")
+    before = sorted(tmp_path.rglob("*"))
+    command = ["evaluate", "--target=foreign", "--dataset=digits", "--num_images=4"]
+    command += ["--attack=step_ll", "--epsilon=2", "--diagnosis_images=0", "--output=report"]
+    capfd.readouterr()
+    assert main(command) == 2
+    told = capfd.readouterr()
+    assert told.err.startswith("evaluate: --target: foreign does more than compute: WriteFile in")
+    assert told.err.count("\n") == 1 and not told.out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main([*command, "--trust_source"]) == 0
+    assert (tmp_path / "written").exists() and (tmp_path / "report" / "report.json").exists()

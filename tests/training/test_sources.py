@@ -1,20 +1,27 @@
 """Saved networks of every form as sources: the same outputs and gradients, or one line of error."""
 
+import io
 import json
+import os
 import shutil
+import time
+import zipfile
 
+import h5py
 import keras
 import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
 from support.files import flip
-from support.saved_models import saved_model
+from support.saved_models import HARMLESS, MALICIOUS, Initialised, endless, saved_model
+from tensorflow.core.protobuf import saved_model_pb2
 
-from cascade_keras import attacks, models
+from cascade_keras import attacks, foreign, models
 from cascade_keras.errors import InputError
 from cascade_keras.export import export_saved_model
-from cascade_keras.provenance import PROVENANCE_FILE, weights_hash
+from cascade_keras.foreign import within
+from cascade_keras.provenance import PROVENANCE_FILE, locate, version_of, weights_hash
 from cascade_keras.runs.records import Metrics, RunConfig
 from cascade_keras.runs.run import Run
 from cascade_keras.sources import load_source
@@ -294,6 +301,53 @@ def cut(path, forms):
     return path.with_suffix(".keras")
 
 
+def flipped(path, forms):
+    """Flip one bit in the middle of the weights, which Keras would not notice."""
+    content = bytearray(forms["keras"].read_bytes())
+    content[len(content) // 2] ^= 1
+    path.with_suffix(".keras").write_bytes(content)
+    return path.with_suffix(".keras")
+
+
+CONFIG_MEMBER, DEEP = "config.json", b"[" * 99_999
+
+
+def keras_file(change):
+    """The network's .keras file after something happened to its members, name -> bytes."""
+
+    def make(path, forms):
+        path = path.with_suffix(".keras")
+        with zipfile.ZipFile(forms["keras"]) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        change(members)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return path
+
+    return make
+
+
+def with_lambda(path, _):
+    path = path.with_suffix(".keras")
+    code = keras.layers.Lambda(lambda images: images * 2)
+    keras.Sequential([keras.Input(SHAPE), code, keras.layers.Flatten()]).save(path)
+    return path
+
+
+def of_another_architecture(members):
+    """Weights of a network with other layers."""
+    other = io.BytesIO()
+    with h5py.File(other, "w") as file:
+        file["layers/dense/vars/0"] = np.zeros((3, 3))
+    members["model.weights.h5"] = other.getvalue()
+
+
+def refuse_small(pixels):
+    tf.debugging.assert_greater(tf.shape(pixels)[1], 20, "too small")
+    return pooled(pixels)
+
+
 def contrast(pixels):
     return tf.raw_ops.AdjustContrastv2(images=pixels, contrast_factor=2.0)
 
@@ -310,6 +364,14 @@ REFUSED = {
     "h5": (file("net.h5"), "is neither a .keras file nor a SavedModel"),
     "keras": (file("net.keras"), r"net.keras cannot be loaded: it is no .keras file"),
     "cut keras": (cut, r"cannot be loaded: it is no .keras file, or was cut short"),
+    "text keras": (file("net.keras"), "it is no .keras file"),
+    "other zip": (keras_file(lambda members: members.pop("config.json")), "not of a Keras model"),
+    "no weights keras": (keras_file(lambda m: m.pop("model.weights.h5")), "not of a Keras model"),
+    "flipped keras": (flipped, "model.weights.h5 in it is damaged"),
+    "deep config": (keras_file(lambda m: m.update({CONFIG_MEMBER: DEEP})), "config.json is dam"),
+    "no JSON": (keras_file(lambda m: m.update({CONFIG_MEMBER: b"{"})), "config.json is damaged"),
+    "another h5": (keras_file(of_another_architecture), r"cannot be loaded \("),
+    "lambda": (with_lambda, "Lambda layer, which is Python code and is never run"),
     "protobuf": (file("saved_model.pb"), r"cannot be loaded: saved_model.pb is damaged"),
     "no weights": (damaged("version", lambda p: shutil.rmtree(p / "variables")), "cannot be load"),
     "weights": (damaged("version", lambda path: flip(path / WEIGHTS)), DAMAGED),
@@ -326,10 +388,16 @@ REFUSED = {
     "no input": (function(lambda: tf.ones([1, CLASSES]), []), "one batch of images"),
     "vectors": (vectors, "one batch of images"),
     "image shape": (function(dense, [(None, 8, 8, 3)]), r"\(8, 8, 3\), the dataset's .* 8, 1\)"),
-    "hidden size": (function(hidden_size, [(None, None, None, 1)]), r"of shape \(8, 8, 1\)"),
+    "hidden size": (
+        function(hidden_size, [(None, None, None, 1)]),
+        r"of shape \(8, 8, 1\) \(Shape of tensor pixels \[8,8,8,1\] is not compatible",
+    ),
+    "asserts": (
+        function(refuse_small, [(None, None, None, 1)]),
+        r"run on images of shape \(8, 8, 1\) \(assertion failed: \[too small\]",
+    ),
     "classes": (function(lambda x: dense(x, classes=7)), "7 classes apart, the dataset has 10"),
     "outputs": (function(lambda x: {"b": dense(x), "a": dense(x)}), "'logits'.* returns a, b"),
-    "writes": (function(lambda x: [tf.io.write_file("written", "x"), dense(x)][1]), "WriteFile"),
     "a map": (function(lambda x: {"logits": x}), "must return 'logits'"),
     "softmax": (function(lambda x: tf.nn.softmax(dense(x))), "gives probabilities"),
     "nan": (function(lambda x: dense(x) * np.nan), "not finite"),
@@ -357,3 +425,199 @@ def test_a_network_is_not_judged_by_a_dataset_that_is_not_named(tmp_path):
     with pytest.raises(InputError, match="tells 7 classes apart"):
         source.check((4, 4, 2), CLASSES)
     source.check((4, 4, 2), 7)
+
+
+# Provenance, and how networks are named.
+
+
+def put(value, *path):
+    """The text of a record in which one field has another value."""
+    record = {"recipe": {"model": "lenet"}, "dataset": {"name": "digits"}, "steps": 3, "seed": 0}
+    *folders, last = path
+    place = record
+    for name in folders:
+        place = place.setdefault(name, {})
+    place[last] = value
+    return json.dumps(record)
+
+
+DAMAGED_RECORDS = {
+    "": "truncated", '{"a":' * 100_000: "nested", "null": "expected `object`", "\xff": "malformed",
+    put(None, "recipe"): "recipe: expected `object`",
+    put("16", "recipe", "max_epsilon"): "recipe.max_epsilon: expected `float",
+    put(-1, "recipe", "max_epsilon"): "recipe.max_epsilon: expected `float` >= 0",
+    put(5, "recipe", "model"): "recipe.model: expected `str",
+    put(1e30, "recipe", "steps"): "recipe.steps: expected `int",
+    put([3], "recipe", "cascade_source"): r"recipe.cascade_source\[0\]: expected `str",
+    put({}, "recipe", "init_from"): "recipe.init_from: expected `str",
+    put({"name": None}, "dataset"): "dataset.name: expected `str`",
+    put({}, "dataset"): "dataset: object missing required field `name`",
+    put("0", "weights_hash"): "weights_hash: expected `str` matching",
+    put([8, -1], "input_shape"): r"input_shape\[1\]: expected `int` >= 1",
+    put([{"attack": "pgd"}], "results"): r"results\[0\]: object missing required",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED_RECORDS, ids=DAMAGED_RECORDS.values())
+def test_a_record_that_cannot_be_true_is_refused_with_its_field(text, tmp_path):
+    file = tmp_path / "net" / "1" / PROVENANCE_FILE
+    file.parent.mkdir(parents=True)
+    (tmp_path / "net" / "1" / "saved_model.pb").touch()
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=f"cascade_keras.json: .*{DAMAGED_RECORDS[text]}") as error:
+        locate(tmp_path / "net")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_others_may_add_to_a_record_and_need_not_have_one(tmp_path):
+    version = saved_model(tmp_path / "net" / "1", dense)
+    assert locate(version).provenance == {}
+    (version / "assets.extra").mkdir()
+    file = version / PROVENANCE_FILE
+    file.write_text(put([1, {"a": None}], "recipe", "own"))
+    recipe = {"model": "lenet", "own": [1, {"a": None}]}
+    assert locate(tmp_path / "net").provenance["recipe"] == recipe
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InputError, match=r"cascade_keras\.json is not a file"):
+        locate(version)
+
+
+def test_the_newest_version_is_the_largest_number_that_a_server_would_take(tmp_path):
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "saved_model.pb").touch()
+    names = ["1e3", "01", "\uff10\uff11", "\uff13", "\u00b2", "+7", "-1", "9" * 23, "3\n", "10"]
+    for name in names[:-1]:
+        shutil.copytree(tmp_path / "2", tmp_path / name)
+    assert locate(tmp_path).path.name == "2" and [*map(version_of, names)] == [None] * 9 + [10]
+    shutil.copytree(tmp_path / "2", tmp_path / "10")
+    assert locate(tmp_path).path.name == "10"
+    os.makedirs(tmp_path / "11" / "saved_model.pb")
+    assert locate(tmp_path).path.name == "10"
+
+
+def test_every_name_of_a_place_is_understood_or_refused_in_one_line(tmp_path, monkeypatch):
+    net = saved_model(tmp_path / "a net\nof two lines" / "7", dense)
+    monkeypatch.chdir(net)
+    for name in (".", "../7", "..", str(net)):
+        assert locate(name).name == "a net\nof two lines" and load_source(name).name
+    for name in ("/", "\0", "x" * 300, b"\xff".decode(errors="surrogateescape"), "/proc/1/root/x"):
+        with pytest.raises(InputError):
+            locate(name)
+
+
+# Networks of strangers.
+
+
+@pytest.mark.parametrize("kind", MALICIOUS)
+def test_what_does_more_than_compute_is_not_run(kind, tmp_path):
+    make, message = MALICIOUS[kind]
+    path, written = tmp_path / "foreign", tmp_path / "written"
+    written.mkdir()
+    make(path, str(written / "file"))
+    shutil.rmtree(written)  # to save one can be to run it
+    written.mkdir()
+    with pytest.raises(InputError, match=f"more than compute: {message}.* pass trust_source") as e:
+        load_source(path, SHAPE, CLASSES)
+    assert "\n" not in str(e.value) and not any(written.iterdir())
+    # That is what it would have done.
+    assert load_source(path, SHAPE, CLASSES, trust=True).trust
+    assert any(written.iterdir())
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_networks_that_only_compute_are_run_whatever_their_operations(kind, digits, tmp_path):
+    source = load_source(HARMLESS[kind](tmp_path / "foreign"), SHAPE, CLASSES)
+    assert source.logits(tf.constant(digits[0][:2])).shape == (2, CLASSES)
+
+
+def loops_at_load(path):
+    def initialise():  # what nothing depends on would be left out
+        tf.debugging.Assert(endless(tf.zeros(1)) < 1, [0])
+
+    return saved_model(path, dense, resource=Initialised(initialise))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: saved_model(path, lambda x: dense(endless(x))), "8 images took more than"),
+        (lambda path: saved_model(path, lambda x: dense(x) + endless(tf.ones(10))), "not answer"),
+        (loops_at_load, "cannot be loaded: it took more than 2 s"),
+    ],
+)
+def test_a_network_that_never_answers_is_given_up(make, message, tmp_path):
+    path, began = make(tmp_path / "foreign"), time.perf_counter()
+    with pytest.raises(InputError, match=message) as error:
+        load_source(path, SHAPE, CLASSES, time_limit=0.2)
+    assert time.perf_counter() - began < 20 and "\n" not in str(error.value)
+
+
+def test_the_time_limit_is_each_calls_own_and_errors_pass_it(monkeypatch):
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
+    monkeypatch.setattr(foreign, "_PATIENCE", 0.1)
+    with pytest.raises(TimeoutError):  # what cannot be cancelled is left alone
+        within(0.1, lambda: time.sleep(1))
+    assert within(5, lambda: float(tf.reduce_sum(tf.ones(3)))) == 3
+
+
+def retold(change):
+    """A SavedModel's graph, after something was changed in it."""
+
+    def make(path, forms):
+        path = saved_model(path, dense)
+        graph = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        change(graph)
+        (path / "saved_model.pb").write_bytes(graph.SerializeToString())
+        return path
+
+    return make
+
+
+def first_function(graph):
+    return graph.meta_graphs[0].graph_def.library.function[0]
+
+
+def unknown_operation(graph):
+    first_function(graph).node_def.add(name="x", op="Evil\nOperation")
+
+
+def two_functions_of_a_name(graph):
+    graph.meta_graphs[0].graph_def.library.function.append(first_function(graph))
+
+
+def a_function_named_as_an_operation(graph):
+    graph.meta_graphs[0].graph_def.library.function.add().signature.name = "MatMul"
+
+
+def hidden_by_the_saver(graph):
+    """Write a file in a function that the saver calls, and the network too."""
+    meta = graph.meta_graphs[0]
+    name = meta.saver_def.restore_op_name
+    (node,) = (node for node in meta.graph_def.node if node.name == name)
+    function = node.attr["f"].func.name
+    (body,) = (f for f in meta.graph_def.library.function if f.signature.name == function)
+    body.node_def.add(name="x", op="WriteFile")
+    own = next(name for name in meta.object_graph_def.concrete_functions if "wrapper" in name)
+    (caller,) = (f for f in meta.graph_def.library.function if f.signature.name == own)
+    call = caller.node_def.add(name="x", op="StatefulPartitionedCall")
+    call.attr["f"].func.name = function
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda graph: graph.Clear(), "saved_model.pb holds no graph"),
+        (unknown_operation, "needs the operation Evil.Operation, which this TensorFlow"),
+        (two_functions_of_a_name, "a name in its graph has two meanings"),
+        (a_function_named_as_an_operation, "a name in its graph has two meanings"),
+        (hidden_by_the_saver, "compute: RestoreV2 in function .*, WriteFile in function"),
+    ],
+)
+def test_graphs_that_nobody_has_saved_are_refused(change, message, tmp_path):
+    path = retold(change)(tmp_path / "foreign", None)
+    with pytest.raises(InputError, match=message) as error:
+        load_source(path)
+    assert "\n" not in str(error.value)
