@@ -74,6 +74,18 @@ def end(number: int) -> None:
     os._exit(128 + number)
 
 
+def over(status: int) -> None:
+    """Let nothing change a program's exit code any more, now that its work is done.
+
+    One that was stopped ends here: it does not wait for threads that libraries have started.
+    """
+    for number in WORDS:
+        signal.signal(number, signal.SIG_IGN)
+    if status > 128:
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def _on_signal(number: int, frame) -> None:
     if not _State.working or _is_importing(frame):
         end(number)

@@ -46,7 +46,9 @@ def run_program(
                 f"unexpected argument {shown(rest[0])}; flags are written --name=value"
             )
         with interrupts.working():
-            return program(values) or 0
+            status = program(values) or 0
+            sys.stdout.flush()
+        return status
     except InputError as error:
         # A library names its settings; here they are flags.
         message = f"--{error.setting}: {error.message}" if error.setting else error.message
@@ -58,10 +60,19 @@ def run_program(
         return 128 + number
     except BrokenPipeError:
         # Who reads the output has seen enough: `bin/train --help | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
         # A full disk, a directory without permission: nothing that a traceback would explain.
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _drop_output()
     print(f"{name}: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _drop_output() -> None:
+    """Let Python not complain at its end of output that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ def run(program: str) -> int:
     interrupts.handle(program)
     try:
         status = importlib.import_module(f"cascade_keras.cli.{program}").main()
-        sys.stdout.flush()
+        interrupts.over(status)
         return status
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("cascade_keras"):

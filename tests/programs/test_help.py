@@ -34,3 +34,11 @@ def test_without_the_environment_one_line_says_how_to_make_it(program, tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{program}: ") and "make demo" in line and "pip install ." in line
+
+
+def test_output_that_cannot_be_written_gives_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, ROOT / "bin" / "train", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "train: [Errno 28] No space left on device\n"

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +41,13 @@ def wait_until(process, true):
             return
         time.sleep(0.01)
     pytest.fail("it did not come to this")
+
+
+def awaits_signals(process):
+    """Whether a program has come so far that SIGTERM is not the end of it without a word."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def kill(process):
