@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -88,12 +90,13 @@ def load_tfds(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
     tfds.disable_progress_bar()
     data_dir = data_dir and str(expand(data_dir))
     try:
-        builder = tfds.builder(spec.name, data_dir=data_dir)
-        if not builder.is_prepared():
-            _reach(builder)
-            builder.download_and_prepare()
-        # One read of each whole split, in the order on disk: the same order at every load.
-        splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
+        with without_warnings():
+            builder = tfds.builder(spec.name, data_dir=data_dir)
+            if not builder.is_prepared():
+                _reach(builder)
+                builder.download_and_prepare()
+            # One read of each whole split, in the order on disk: the same order at every load.
+            splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
     except Exception as error:  # TFDS raises whatever its downloader, reader or parser meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -103,6 +106,18 @@ def load_tfds(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
             "data_dir",
         ) from error
     return [(split["image"].numpy(), split["label"].numpy()) for split in splits]
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep TensorFlow Datasets from warning of what is not there yet, or else raises an error."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _reach(builder) -> None:

@@ -1,7 +1,10 @@
 """Batches are a pure function of (seed, step), and show what the dataset holds."""
 
+import logging
+
 import numpy as np
 import pytest
+import requests
 
 from cascade_keras import data
 from cascade_keras.data import specs
@@ -160,3 +163,14 @@ def test_one_row_makes_a_dataset(monkeypatch):
 def test_a_row_whose_sizes_cannot_be_is_refused(shape, crops):
     with pytest.raises(ValueError, match="image_shape"):
         data.DatasetSpec("other", load_stripes, shape, 4, crops=crops)
+
+
+def test_a_dataset_that_is_not_there_is_said_once(tmp_path, monkeypatch, caplog):
+    def unreachable(*args, **kwargs):
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", unreachable)
+    level = logging.getLogger("absl").level
+    with pytest.raises(InputError, match="not ready"):
+        data.load("mnist", str(tmp_path / "none"))
+    assert not caplog.records and logging.getLogger("absl").level == level
