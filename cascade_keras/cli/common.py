@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from cascade_keras import interrupts
-from cascade_keras.cli.flags import with_files
+from cascade_keras.cli.flags import parse
 from cascade_keras.errors import InputError, one_line, shown
 
 BAD_INPUT = 2
@@ -40,7 +40,7 @@ def run_program(
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print(f"{description.strip()}\n\nFlags:\n{values.get_help()}", flush=True)
             return 0
-        rest = values([*argv[:1], *with_files(argv[1:])])[1:]
+        rest = parse(values, argv)
         if rest:
             raise InputError(
                 f"unexpected argument {shown(rest[0])}; flags are written --name=value"

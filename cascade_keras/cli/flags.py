@@ -75,6 +75,20 @@ def read(values: flags.FlagValues, settings: type[S]) -> S:
     return settings(**given)
 
 
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Take a program's arguments, ``argv`` without its first, and return those that are no flags.
+
+    Raises:
+        InputError, flags.Error: what is no flag, or a flag without or with a value too many.
+    """
+    try:
+        return values([*argv[:1], *with_files(argv[1:])])[1:]
+    except InputError:
+        raise
+    except ValueError as error:  # absl's, of --noexport=5
+        raise InputError(str(error)) from error
+
+
 def with_files(arguments: Sequence[str], above: tuple[pathlib.Path, ...] = ()) -> list[str]:
     """Return a program's arguments, with the lines of the file in place of each ``--flagfile``.
 

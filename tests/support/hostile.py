@@ -72,6 +72,8 @@ def cases(program: str) -> Iterator[Case]:
     for field in dataclasses.fields(settings):
         for text in dict.fromkeys(_forbidden(settings, field)):
             yield Case(program, field.name, text)
+        if kind_of(settings, field.name).item is bool:
+            yield from (Case(program, f"no{field.name}", text) for text in ("5", "true", ""))
 
 
 def _forbidden(settings: type[Settings], field: dataclasses.Field) -> Iterator[str]:
