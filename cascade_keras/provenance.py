@@ -214,14 +214,13 @@ def recorded_dataset(networks: Mapping[str, Sequence]) -> str | None:
     Raises:
         InputError: one of the networks is not there.
     """
+    found = None
     for setting, paths in networks.items():
         for path in paths:
             with about(setting):
                 known = locate(path) if isinstance(path, str | os.PathLike) else path
-            name = dataset_name(getattr(known, "provenance", {}))
-            if name:
-                return name
-    return None
+            found = found or dataset_name(getattr(known, "provenance", {}))
+    return found
 
 
 def weights_hash(arrays: Iterable[np.ndarray]) -> str:

@@ -26,6 +26,7 @@ LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
 SMALLEST_FLOAT = 2.0**-126
 _BELOW_ONE = 1 - 2**-24  # the last before 1
 _MOST_DIGITS = 300
+_MOST_ITEMS = 100_000
 # A file system takes no longer ones.
 _MOST_BYTES_OF_PATH = 4095
 _MOST_BYTES_OF_NAME = 255
@@ -165,6 +166,8 @@ class Settings:
         if kind.many:
             if isinstance(value, str | bytes) or not isinstance(value, Sequence):
                 raise InputError(f"must be {kind.name}, got {shown(value)}", field.name)
+            if value[_MOST_ITEMS:]:  # a range has a length that memory need not have
+                raise InputError(f"must have at most {_MOST_ITEMS:,} items", field.name)
             value = tuple(_typed(kind, item, field) for item in value)
             _check_once(value, field)
         else:
@@ -202,10 +205,11 @@ _ALL_NOT_NEGATIVE = Rule(lambda v: all(item >= 0 for item in v), "numbers of 0 o
 
 def _check_once(items: tuple, field: dataclasses.Field) -> None:
     """Refuse a list that holds an item again, be it as 2 and 2.0."""
-    if field.metadata["repeats"] or len(set(items)) == len(items):
-        return
-    again = next(item for place, item in enumerate(items) if item in items[:place])
-    raise InputError(f"{shown(again)} is named twice; name each once", field.name)
+    seen = set()
+    for item in () if field.metadata["repeats"] else items:
+        if item in seen:
+            raise InputError(f"{shown(item)} is named twice; name each once", field.name)
+        seen.add(item)
 
 
 def _typed(kind: Kind, value, field: dataclasses.Field):

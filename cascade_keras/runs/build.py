@@ -14,10 +14,9 @@ import tensorflow as tf
 
 from cascade_keras import data, models
 from cascade_keras.errors import InputError
-from cascade_keras.files import expand
 from cascade_keras.losses.specs import LOSSES
 from cascade_keras.options import TrainerOptions
-from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings
+from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -106,17 +105,7 @@ def load_initialisation(network: keras.Model, path: str) -> None:
     Raises:
         InputError: nothing there, or weights of another network.
     """
-    file = expand(path)
-    if file.is_dir():
-        file = file / "model.keras"
-    if not file.is_file():
-        raise InputError(
-            f"{file} does not exist; name a finished run's directory, a .keras or a .weights.h5 "
-            "file",
-            "init_from",
-        )
-    if not file.name.endswith((".keras", ".weights.h5")):
-        raise InputError(f"{file} is neither a .keras nor a .weights.h5 file", "init_from")
+    file = initialisation(path)
     try:
         with warnings.catch_warnings():
             # Keras warns of every layer that the file lacks before it gives up.

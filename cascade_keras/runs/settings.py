@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 import typing
 from collections.abc import Sequence
@@ -334,6 +335,26 @@ class TrainingSettings(Settings):
                     f"{small:g} of the whole range would be {255 * small:g}"
                 )
         return noted
+
+
+def initialisation(path: str) -> pathlib.Path:
+    """Return the file whose weights a training starts from that was told ``init_from``.
+
+    Raises:
+        InputError: it is not there, or no such file.
+    """
+    file = expand(path)
+    if file.is_dir():
+        file = file / "model.keras"
+    if not file.is_file():
+        raise InputError(
+            f"{file} does not exist; name a finished run's directory, a .keras or a .weights.h5 "
+            "file",
+            "init_from",
+        )
+    if not file.name.endswith((".keras", ".weights.h5")):
+        raise InputError(f"{file} is neither a .keras nor a .weights.h5 file", "init_from")
+    return file
 
 
 def _check_sources(settings: TrainingSettings) -> None:

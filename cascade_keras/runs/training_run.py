@@ -27,7 +27,7 @@ from cascade_keras.runs.records import (
     RunConfig,
 )
 from cascade_keras.runs.run import Run
-from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.runs.settings import TrainingSettings, initialisation
 from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
@@ -171,6 +171,8 @@ class Training:
         if self.settings.export:
             with about("saved_dir"):
                 check_output(self._saved)
+        if self.settings.init_from and not directory.has_checkpoints:
+            initialisation(self.settings.init_from)
         for note in self.settings.notes():
             self.say(f"note: {note}")
         import_tensorflow()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.data import Dataset
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
+from cascade_keras.provenance import recorded_dataset
 from cascade_keras.sources import Source
 
 SHAPE, CLASSES, COUNT = (5, 5, 1), 3, 40
@@ -161,6 +163,13 @@ def content_of(name):
 
 def pgd_arrays(name):
     return list(pathlib.Path("reports", name, "predictions").glob("*--pgd--*.npy"))
+
+
+def test_every_network_is_looked_for_before_one_is_loaded():
+    known = types.SimpleNamespace(provenance={"dataset": "digits"})
+    assert recorded_dataset({"target": [object(), known]}) == "digits"
+    with pytest.raises(InputError, match="source: nobody does not exist"):
+        recorded_dataset({"target": [known], "source": [known, "nobody"]})
 
 
 def test_reports_of_the_first_release_are_read_and_gone_on_with(tmp_path, monkeypatch):

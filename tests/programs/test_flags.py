@@ -232,6 +232,12 @@ def test_a_number_that_python_cannot_write_is_refused():
             Chosen(**{name: [value] if name == "epsilons" else value})
 
 
+def test_a_list_without_end_is_refused():
+    for value in (range(10**30), range(100_001), ["2"] * 100_001):
+        with pytest.raises(InputError, match="epsilons: must have at most 100,000 items"):
+            Chosen(epsilons=value)
+
+
 @pytest.mark.parametrize("name", NO_NUMBERS)
 def test_numbers_are_plain_ascii(name, capsys):
     for text in NO_NUMBERS[name]:

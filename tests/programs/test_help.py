@@ -10,8 +10,9 @@ from support.files import ROOT
 
 PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "prepare_data")
 HELP = (
-    "import sys; from cascade_keras.cli import launch; status = launch.run(sys.argv[1]);"
-    "sys.exit(status or 3 * bool({'tensorflow', 'keras', 'matplotlib'} & {*sys.modules}))"
+    "import sys; from cascade_keras.cli import launch; program = sys.argv.pop(1);"
+    "status = launch.run(program);"
+    "sys.exit(3 if {'tensorflow', 'keras', 'matplotlib'} & {*sys.modules} else status)"
 )
 
 
@@ -24,6 +25,27 @@ def test_help_needs_no_heavy_import(program, tmp_path):
     module = importlib.import_module(f"cascade_keras.cli.{program}")
     assert done.stdout.startswith(module.__doc__.splitlines()[0]) and "--flagfile" in done.stdout
     assert os.access(ROOT / "bin" / program, os.X_OK)
+
+
+REFUSED = {
+    "train": ["--embedding_at=stage9", "--init_from=nowhere", "--saved_dir=runs"],
+    "export": ["--run=nowhere"],
+    "craft": ["--source=nowhere"],
+    "evaluate": ["--target=nowhere"],
+    "analyze": ["--figure=logits --model=nowhere"],
+    "prepare_data": ["--dataset=svhn"],
+}
+ROWS = [(program, flags) for program, several in REFUSED.items() for flags in several]
+
+
+@pytest.mark.parametrize(("program", "flags"), ROWS)
+def test_what_cannot_be_is_refused_before_a_heavy_import(program, flags, tmp_path):
+    command = [sys.executable, "-c", HELP, program, *flags.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not os.listdir(tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{program}: {flags.split()[-1].partition('=')[0]}: ")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
