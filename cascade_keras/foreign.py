@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import attr_value_pb2, graph_pb2, node_def_pb2, variable_pb2
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow.core.protobuf import fingerprint_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow.python.eager import cancellation
 
 # What TensorFlow itself decides by: the operations that are registered.
@@ -91,7 +91,7 @@ def check_harmless(folder: pathlib.Path) -> None:
     Raises:
         InputError: naming the operations and where they are, or saying that its graph is damaged.
     """
-    found: dict[str, str | None] = {}
+    found: dict[str, str | None] = {}  # an operation, and a function that has it
     for meta in _parse(folder / "saved_model.pb").meta_graphs:
         for operation, function in _refused(meta):
             if op_def_registry.get(operation) is None:
@@ -111,6 +111,23 @@ def check_harmless(folder: pathlib.Path) -> None:
         f"{folder} does more than compute: {', '.join(listed[:_SHOWN])}{more}; it is not run. "
         "If you trust who made it, pass trust_source (programs: --trust_source)"
     )
+
+
+def check_whole(folder: pathlib.Path) -> None:
+    """Refuse a SavedModel whose fingerprint is damaged: TensorFlow would print a traceback.
+
+    Raises:
+        InputError: it is.
+    """
+    file = folder / "fingerprint.pb"
+    try:
+        fingerprint_pb2.FingerprintDef.FromString(file.read_bytes())
+    except FileNotFoundError:
+        return  # as of earlier versions of TensorFlow
+    except (DecodeError, OSError) as error:
+        raise InputError(
+            f"{folder} cannot be loaded: {file.name} is damaged; copy it, or save it, again"
+        ) from error
 
 
 def _parse(file: pathlib.Path) -> saved_model_pb2.SavedModel:

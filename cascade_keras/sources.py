@@ -25,7 +25,7 @@ import tensorflow as tf
 # Importing the layers makes them known to Keras's loader.
 from cascade_keras import attacks, draws, layers  # noqa: F401
 from cascade_keras.errors import InputError
-from cascade_keras.foreign import check_harmless, within
+from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
 from cascade_keras.records import MOST_BYTES
 
@@ -240,6 +240,7 @@ def _load(
 
 def _load_saved_model(location: Location, trust: bool, time_limit: float) -> Source:
     path = location.path
+    check_whole(path)
     if not trust:
         check_harmless(path)
     limit = _LOADING * time_limit

@@ -373,6 +373,7 @@ REFUSED = {
     "another h5": (keras_file(of_another_architecture), r"cannot be loaded \("),
     "lambda": (with_lambda, "Lambda layer, which is Python code and is never run"),
     "protobuf": (file("saved_model.pb"), r"cannot be loaded: saved_model.pb is damaged"),
+    "fingerprint": (damaged("version", lambda p: os.truncate(p / "fingerprint.pb", 9)), "print.pb"),
     "no weights": (damaged("version", lambda p: shutil.rmtree(p / "variables")), "cannot be load"),
     "weights": (damaged("version", lambda path: flip(path / WEIGHTS)), DAMAGED),
     "other weights": (record(json.dumps({"weights_hash": "0" * 64})), "is damaged.*export again"),
