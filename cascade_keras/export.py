@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -59,6 +60,14 @@ SIGNATURES = ("serving_default", "raw", "serve")
 WARMUP_FILE = PROVENANCE_FILE.with_name("tf_serving_warmup_requests")
 WARMUP_BATCHES = (1, 32)
 _PIXEL_VALUES = 256
+# What other folders of ours are known by.
+_OTHERS = {
+    "report.json": "a report",
+    "predictions": "a report",
+    "config.json": "a run",
+    "bank.json": "a bank",
+    "images.json": "one of kept images",
+}
 # Versions that agree in these are the same network: exporting it again adds nothing.
 _IDENTITY = (
     "weights_hash",
@@ -178,17 +187,24 @@ def check_output(output: str | os.PathLike) -> None:
     """Refuse a folder that cannot hold a network's versions; needs no TensorFlow.
 
     Raises:
-        InputError: it is a file, a version, a run, or cannot be written in.
+        InputError: it has no name of its own, is a file, a version, or another thing's folder, or
+            cannot be written in.
     """
     base = expand(output)
-    if base.exists() and not base.is_dir():
+    if base.name in ("", ".."):
+        raise InputError(f"{base} has no name to be served by; name a folder such as saved/NAME")
+    if os.path.lexists(base) and not base.is_dir():
         raise InputError(f"{base} is a file; name a folder, the versions are made inside it")
-    if (base / "saved_model.pb").exists():
-        raise InputError(f"{base} is itself a saved network; name the folder that holds it")
+    for folder in (base, *base.absolute().parents):
+        if (folder / "saved_model.pb").exists():
+            raise InputError(f"{folder} is itself a saved network; name the folder that holds it")
     if version_of(base.resolve().name) is not None:
         raise InputError(f"{base}: a number names one version; name the folder that holds them")
-    if (base / "config.json").exists():
-        raise InputError(f"{base} is a run; name a folder of its own, such as saved/{base.name}")
+    for file, kind in _OTHERS.items():
+        if (base / file).exists():
+            raise InputError(
+                f"{base} is {kind} ({file}); name a folder of its own, such as saved/{base.name}"
+            )
     check_writable(base)
 
 
@@ -241,10 +257,13 @@ def export_saved_model(
         if _holds(newest, record):
             return newest
         version = base / str(int(newest.name) + 1)
+        if version_of(version.name) is None:
+            raise InputError(f"{newest} is the last version that there can be; name another folder")
         with _published(version) as partial:
             archive.write_out(str(partial), verbose=False)
+            _settle_fingerprint(partial / "fingerprint.pb")
             (partial / PROVENANCE_FILE).parent.mkdir()
-            text = json.dumps(record, indent=2) + "\n"
+            text = json.dumps(record, indent=2, allow_nan=False) + "\n"
             (partial / PROVENANCE_FILE).write_text(text, encoding="utf-8")
             _write_warmup(partial / WARMUP_FILE, record)
     return version
@@ -283,12 +302,15 @@ def _trace(
     import keras
     import tensorflow as tf
 
+    from cascade_keras.keras_private import list_in_order
+
     floats = [tf.TensorSpec((None, *input_shape), tf.float32, name="images")]
     stored = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
     archive = keras.export.ExportArchive()
     # Not archive.track(): it would save the state of dropout layers too, and the weights twice,
     # because TensorFlow does not see a Keras variable and its value as one.
     archive.add_variable_collection("variables", [weight.value for weight in network.weights])
+    list_in_order(archive, "variables")
     # Each signature calls the one before, so the network is traced and saved once.
     serve = archive.add_endpoint("serve", _inference(network, input_shape), floats)
     served = archive.add_endpoint("serving_default", _with_probabilities(serve), floats)
@@ -356,6 +378,20 @@ def _output_widths(serve: tf.types.experimental.ConcreteFunction) -> dict[str, i
             )
         widths[name] = shape[1]
     return widths
+
+
+def _settle_fingerprint(file: pathlib.Path) -> None:
+    """Make a number of a fingerprint's hashes that TensorFlow draws at random.
+
+    So the same network has the same files, whichever process exports it.
+    """
+    from tensorflow.core.protobuf import fingerprint_pb2
+
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(file.read_bytes())
+    fingerprint.ClearField("uuid")
+    hashes = fingerprint.SerializeToString(deterministic=True)
+    fingerprint.uuid = str(int.from_bytes(hashlib.sha256(hashes).digest()[:16]))
+    file.write_bytes(fingerprint.SerializeToString(deterministic=True))
 
 
 def _write_warmup(file: pathlib.Path, record: dict) -> None:

@@ -1,6 +1,6 @@
 """What is reached in Keras by private names, as there is no public way to it; all of it.
 
-Tried with Keras 3.15; tests/training/test_training.py uses each.
+Tried with Keras 3.15; tests/training/test_training.py and test_export.py use each.
 """
 
 from __future__ import annotations
@@ -33,3 +33,19 @@ def schedule_of(
     schedule = getattr(optimizer, "_learning_rate", None)
     scheduled = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
     return schedule if scheduled else None
+
+
+def list_in_order(archive: keras.export.ExportArchive, name: str) -> None:
+    """Let an archive list its variables as the collection of this name does.
+
+    Keras lists them by their addresses, so that each process writes another file.
+    """
+    track = archive._filter_and_track_resources
+
+    def track_in_order() -> None:
+        track()
+        held = archive._tf_trackable
+        used = {id(variable) for variable in held._all_variables}
+        held._all_variables = [each for each in getattr(held, name) if id(each) in used]
+
+    archive._filter_and_track_resources = track_in_order

@@ -448,6 +448,42 @@ def test_another_network_is_the_next_version_and_the_same_is_none(
     assert len(set(digests)) == 2 and digests.count(digests[1]) == 1
 
 
+STRANGE = ("01", "０７", "1e3", "²", "-4", "99999999999999999999", "2.keras")
+
+
+def test_folders_that_are_no_versions_are_left_alone(network, base, tmp_path):
+    """And a file that has a version's name is not replaced."""
+    output = shutil.copytree(base / "sequential", tmp_path / "name")
+    provenance = locate(output).provenance
+    for name in STRANGE:
+        shutil.copytree(output / "1", output / name)
+    before = tree(output)
+    assert export_saved_model(network, output, provenance) == output / "1" == locate(output).path
+    (output / "2").write_text("a file")
+    assert export_saved_model(network, output, provenance) == output / "3" == locate(output).path
+    after = tree(output)
+    assert {name: after[name] for name in before} == before and saved_versions(output) == [1, 3]
+
+
+EXPORT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from cascade_keras.export import export_run
+export_run(*sys.argv[2:])
+"""
+
+
+def test_processes_export_the_same_bytes(finished, tmp_path):
+    """Each lays the network out at other addresses, and names would be drawn at random."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", EXPORT, ROOT, finished, tmp_path / output / "name"])
+        for output in ("first", "second")
+    ]
+    assert [process.wait() for process in started] == [0, 0]
+    assert len(tree(tmp_path / "first")) == 6
+    assert tree(tmp_path / "first") == tree(tmp_path / "second")
+
+
 SPOILS = {
     "weights": lambda version: flip(version / "variables/variables.data-00000-of-00001"),
     "index": lambda version: flip(version / "variables/variables.index"),
@@ -655,6 +691,10 @@ def another_dataset(folder, name="svhn"):
     edit(folder / "run" / "config.json", flags={"dataset": name}, dataset=data)
 
 
+def last_version(folder):
+    (folder / "last" / str(2**63 - 1)).mkdir(parents=True)
+
+
 def larger_images(folder):
     """A network that sees more than its dataset stores."""
     models.resnet(8, (24, 24, 1)).save(folder / "run" / "model.keras")
@@ -682,7 +722,14 @@ ROWS = {
     "below a file": (None, ["--output=run/config.json/y"], "config.json is not a directory; name"),
     "a version": (None, ["--output=saved/1"], "--output: saved/1 is itself a saved network; name"),
     "a number": (None, ["--output=saved/2"], "--output: saved/2: a number"),
-    "output is a run": (None, ["--output=run"], "--output: run is a run; name a"),
+    "output is a run": (None, ["--output=run"], "--output: run is a run .config.json.; name a"),
+    "a bank": (put("saved/bank.json", b"{}"), ["--output=saved"], "saved is a bank"),
+    "a report": (put("saved/report.json", b"{}"), ["--output=saved"], "saved is a report"),
+    "in a version": (None, ["--output=saved/1/variables/x"], "saved/1 is itself a saved network"),
+    "here": (None, ["--output=."], "--output: .* has no name"),
+    "above": (None, ["--output=saved/.."], "--output: .* has no name"),
+    "the root": (None, ["--output=/"], "--output: / has no name"),
+    "last version": (last_version, ["--output=last"], "last/9223372036854775807 is the last"),
     "output not writable": (None, ["--output=/proc/saved"], "cannot write in /proc; name"),
 }
 
