@@ -179,6 +179,7 @@ def publish(partial: pathlib.Path, final: pathlib.Path) -> None:
 def write_error(message: str, path: pathlib.Path) -> OSError:
     """Return what TensorFlow says of a file it could not write as Python's error about a path."""
     reason = (message.splitlines() or ["cannot be written"])[0].rpartition("; ")[2]
+    reason = re.sub(r" \[Op:\w+\]$", "", reason)
     return OSError(errno.EIO, reason, str(path))
 
 

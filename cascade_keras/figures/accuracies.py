@@ -230,7 +230,13 @@ def _distance_weight(network: Source) -> float:
             f"for lambda_2 to weigh; name runs of {' or '.join(filter(has_distance, LOSSES))}",
             "model",
         )
-    return float(recipe.distance_weight)
+    if recipe.distance_weight and not 1e-100 < recipe.distance_weight < 1e100:
+        raise InputError(
+            f"{network} records the lambda_2 {recipe.distance_weight:g}, which no axis can show; "
+            "leave it out",
+            "model",
+        )
+    return recipe.distance_weight
 
 
 def _scale_by_decades(axes: Axes, ascending: np.ndarray) -> None:

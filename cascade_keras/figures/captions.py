@@ -11,29 +11,10 @@ import numpy as np
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.errors import InputError
 from cascade_keras.losses.specs import LOSSES
-from cascade_keras.provenance import version_of
-from cascade_keras.records import OpenRecord
+from cascade_keras.provenance import Recipe, version_of
 from cascade_keras.sources import Source
 
 SAME, OTHER, UNKNOWN = "same initialisation", "other initialisation", "initialisation not recorded"
-
-
-class Recipe(OpenRecord):
-    """What captions and figures say of a network's training: some of its run's flags."""
-
-    model: str | None = None
-    dataset: str | None = None
-    loss: str | None = None
-    distance_weight: int | float | None = None
-    steps: int | None = None
-    seed: int | None = None
-    cascade_source: list[str] | None = None
-    ensemble_source: list[str] | None = None
-    init_from: str | None = None
-
-    def __post_init__(self):
-        if not 0 <= (self.distance_weight or 0) <= 1e100:
-            raise ValueError(f"distance_weight is {self.distance_weight:g}, which is no weight")
 
 
 def recipe_of(network: Source) -> Recipe | None:

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import types
 import zipfile
 
@@ -181,12 +180,11 @@ def test_captions_tell_what_a_number_follows_from(place, monkeypatch):
 def test_names_of_any_characters_do_no_harm(place, recwarn):
     """In the picture none is read as a formula; in the caption each network has one line."""
     odd = "a\n$b^2$ \\$c <i>\x07日"
-    shutil.copytree("runs/a", odd)
     settings = FigureSettings(
-        figure="noise_correlation", model=[odd, "runs/b"], epsilons=[8], attack=["step_ll"],
-        num_images=2, output="out",
+        figure="noise_correlation", epsilons=[8], attack=["step_ll"], num_images=2, output="out",
     )  # fmt: skip
-    Figure(settings).draw()
+    networks = [dataclasses.replace(load_source("runs/a"), name=odd), load_source("runs/b")]
+    Figure(settings, networks=networks).draw()
     assert not recwarn.list  # such as of letters that the font lacks
     lines = pathlib.Path("out/noise_correlation.txt").read_text().splitlines()
     name = "a $b^2$ \\$c <i>\ufffd日"
