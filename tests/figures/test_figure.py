@@ -141,7 +141,7 @@ def test_a_figure_is_computed_once_and_drawn_again(figure, place, capfd, monkeyp
     assert "sha256" in stored
     without = {name: array for name, array in stored.items() if name != "sha256"}
     np.savez(out / f"{figure}.npz", **without)
-    assert analyze_here(figure, *FEW, BOTH, *flags) == 0
+    assert analyze_here(figure, *few, BOTH, *flags) == 0
     assert len(calls) == 1 and "drawn again" in capfd.readouterr().out
 
     # Another split, seed, ...: nothing of before is taken.
