@@ -7,6 +7,8 @@ whatever its optimizer made of them.
 from __future__ import annotations
 
 import math
+import os
+import pathlib
 import signal
 import threading
 import time
@@ -18,6 +20,7 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
+from cascade_keras.runs import events
 from cascade_keras.runs.metrics import metric, progress_text
 from cascade_keras.runs.run import Run
 
@@ -118,6 +121,7 @@ class Report(keras.callbacks.Callback):
         last_step: of the schedule.
         images_per_step: clean and adversarial.
         every: steps between two reports.
+        directory: of the event files, for what is said if they cannot be written.
     """
 
     def __init__(
@@ -127,9 +131,11 @@ class Report(keras.callbacks.Callback):
         last_step: int,
         images_per_step: int,
         every: int,
+        directory: str | os.PathLike = "tensorboard",
     ):
         super().__init__()
         self.writer = writer
+        self.directory = pathlib.Path(directory)
         self.first_step = first_step
         self.last_step = last_step
         self.images_per_step = images_per_step
@@ -158,7 +164,8 @@ class Report(keras.callbacks.Callback):
     def close(self) -> None:
         """End the display and write out the events; safe to call twice."""
         self._progress.stop()
-        self.writer.flush()
+        with events.writing(self.directory):
+            self.writer.flush()
 
     def on_train_batch_begin(self, batch, logs=None):
         self._since = time.monotonic() if self._since is None else self._since
@@ -190,12 +197,13 @@ class Report(keras.callbacks.Callback):
         self.model.reset_metrics()
 
     def _write(self, scalars: dict[str, float], step: int) -> None:
-        with self.writer.as_default(step):
-            for name, value in scalars.items():
-                row = metric(name)
-                if row.measured(scalars):
-                    tf.summary.scalar(row.tag, row.factor * value)
-        self.writer.flush()
+        with events.writing(self.directory):
+            with self.writer.as_default(step):
+                for name, value in scalars.items():
+                    row = metric(name)
+                    if row.measured(scalars):
+                        tf.summary.scalar(row.tag, row.factor * value)
+            self.writer.flush()
 
 
 class Looks(keras.callbacks.Callback):
@@ -280,7 +288,8 @@ class Profile(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch == self.steps.start:
-            tf.profiler.experimental.start(str(self.directory))
+            with events.writing(self.directory):
+                tf.profiler.experimental.start(str(self.directory))
             self._running = True
         if batch in self.steps:
             self._trace = tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
@@ -295,5 +304,6 @@ class Profile(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         if self._running:
-            tf.profiler.experimental.stop()
             self._running = False
+            with events.writing(self.directory):
+                tf.profiler.experimental.stop()

@@ -103,13 +103,14 @@ class Dashboard:
             name: of the run.
             flags: those that determine its result.
         """
-        with self.writer.as_default(self._first_event_step):
-            tf.summary.graph(self._network.graph)
-            tf.summary.text("about", self._about(flags))
-        with self._final.as_default(0):
-            hparams_api.hparams(_hyperparameters(flags), trial_id=name)
-        self.writer.flush()
-        self._final.flush()
+        with events.writing(self.directory):
+            with self.writer.as_default(self._first_event_step):
+                tf.summary.graph(self._network.graph)
+                tf.summary.text("about", self._about(flags))
+            with self._final.as_default(0):
+                hparams_api.hparams(_hyperparameters(flags), trial_id=name)
+            self.writer.flush()
+            self._final.flush()
 
     def keep(self, attack: Attack, first: int, versions: np.ndarray) -> None:
         """Remember adversarial images of the finished network that the evaluation makes anyway.
@@ -132,12 +133,13 @@ class Dashboard:
             craft: make the images that were not kept; else those are left out.
         """
         views = self._views(craft)
-        with self.writer.as_default(step):
-            self._write_scalars(views)
-            self._write_panels(views, step)
-            self._write_histograms(views, step)
+        with events.writing(self.directory):
+            with self.writer.as_default(step):
+                self._write_scalars(views)
+                self._write_panels(views, step)
+                self._write_histograms(views, step)
+            self.writer.flush()
         self._write_projector(views)
-        self.writer.flush()
         return views
 
     def finish(self, step: int, results: Sequence[Mapping]) -> None:
@@ -147,18 +149,21 @@ class Dashboard:
             step: the number of steps done.
             results: as in metrics.json.
         """
-        with self._final.as_default(step):
-            for result in results:
-                name = result_name(result["attack"], result["epsilon"])
-                attack = Attack(result["attack"], (result["epsilon"],), result.get("options", {}))
-                tf.summary.scalar(f"final/{name}", result["accuracy"], description=str(attack))
-            end = session_end_pb(STATUS_SUCCESS).SerializeToString()
-            tf.summary.experimental.write_raw_pb(end)
-        self._final.flush()
+        with events.writing(self.directory):
+            with self._final.as_default(step):
+                for result in results:
+                    attack, epsilon = result["attack"], result["epsilon"]
+                    about = str(Attack(attack, (epsilon,), result.get("options", {})))
+                    name = f"final/{result_name(attack, epsilon)}"
+                    tf.summary.scalar(name, result["accuracy"], description=about)
+                end = session_end_pb(STATUS_SUCCESS).SerializeToString()
+                tf.summary.experimental.write_raw_pb(end)
+            self._final.flush()
 
     def close(self) -> None:
         """Write out the events; safe to call twice."""
-        self._final.close()
+        with events.writing(self.directory):
+            self._final.close()
 
     def _views(self, craft: bool) -> list[View]:
         views = [self._view(Attack.clean(), 0.0, self.images)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import pathlib
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 
-from cascade_keras.files import partial_sibling
+from cascade_keras.files import write_atomically
 
 _VERSION = "brain.Event:2"  # of event files in which a restart is announced rather than guessed
 
@@ -21,10 +24,31 @@ def open_writer(directory: pathlib.Path, first_step: int) -> tf.summary.SummaryW
     Args:
         directory: of the event files.
         first_step: the number of steps done when the run goes on, 0 at its start.
+
+    Raises:
+        OSError: the disk is full or the like.
     """
-    if any(directory.glob("events.out.tfevents.*")):
-        _announce_restart(directory, first_event_step(first_step))
-    return tf.summary.create_file_writer(str(directory))
+    with writing(directory):
+        if any(directory.glob("events.out.tfevents.*")):
+            _announce_restart(directory, first_event_step(first_step))
+        return tf.summary.create_file_writer(str(directory))
+
+
+@contextlib.contextmanager
+def writing(directory: pathlib.Path) -> Iterator[None]:
+    """Say in one line that events cannot be written.
+
+    It has to be around each writing in a training: Keras takes some of TensorFlow's errors, such as
+    that of a file that grows too large, for the end of the data.
+
+    Raises:
+        OSError: naming the directory.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        reason = str(error.message or error).strip().splitlines()[0].rpartition("; ")[2][:80]
+        raise OSError(errno.EIO, f"events cannot be written ({reason})", str(directory)) from error
 
 
 def first_event_step(first_step: int) -> int:
@@ -42,9 +66,12 @@ def _announce_restart(directory: pathlib.Path, step: int) -> None:
     name = f"events.out.tfevents.{int(now):010d}.-restart-{step}"
     log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     start = tf.compat.v1.Event(wall_time=now, step=step, session_log=log)
-    partial = partial_sibling(directory / name)
-    with tf.io.TFRecordWriter(str(partial)) as writer:
-        # Twice: the first session that TensorBoard sees is no restart to it.
-        for event in (tf.compat.v1.Event(wall_time=now, file_version=_VERSION), start, start):
-            writer.write(event.SerializeToString())
-    partial.rename(directory / name)
+    # Twice: the first session that TensorBoard sees is no restart to it.
+    begun = [tf.compat.v1.Event(wall_time=now, file_version=_VERSION), start, start]
+
+    def write(partial: pathlib.Path) -> None:
+        with tf.io.TFRecordWriter(str(partial)) as writer:
+            for event in begun:
+                writer.write(event.SerializeToString())
+
+    write_atomically(directory / name, write)

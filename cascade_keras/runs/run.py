@@ -115,8 +115,8 @@ class Run:
         unknown = sorted(set(config.flags) - set(flags))
         if unknown:
             raise InputError(
-                f"{self.path} was started with {', '.join(unknown)}, which this version does not "
-                f"know; {self._go_on_with(config.versions)}"
+                f"{self.path} was started with {', '.join(unknown)}, which is no setting "
+                f"here; {self._go_on_with(config.versions)}"
             )
         if self.started:
             self._compare(config, flags, fingerprint, defaults)
@@ -248,8 +248,8 @@ class Run:
     def _go_on_with(self, versions: Mapping[str, str]) -> str:
         """Return what can be done about what another version has written."""
         made_by = versions.get("cascade_keras")
-        if made_by is None:
-            return f"go on with the version that made it ({CONFIG} says which), or use another name"
+        if made_by in (None, cascade_keras.__version__):
+            return "go on with the program that made it, or use another name"
         return f"use version {made_by} of cascade_keras, which made it, or another name"
 
     # Holding it.

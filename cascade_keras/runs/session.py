@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import signal
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from cascade_keras.evaluation.white_box import Result, WhiteBox
 from cascade_keras.progress import progress_bar
 from cascade_keras.runs import build, callbacks
 from cascade_keras.runs.dashboard import Dashboard, expected_steps
-from cascade_keras.runs.events import open_writer
+from cascade_keras.runs.events import open_writer, writing
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.training import AdversarialTrainer
@@ -56,8 +55,9 @@ class Session:
         if self.first_step:
             say(f"{run.path}: going on from step {self.first_step} of {settings.steps}")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_event_errors(run))
-            self.writer = stack.enter_context(contextlib.closing(self._open_writer()))
+            stack.enter_context(_enough_memory())
+            self.writer = self._open_writer()
+            stack.callback(self._close_writer)
             self.dashboard = self._open_dashboard()
             if self.dashboard:
                 stack.enter_context(contextlib.closing(self.dashboard))
@@ -74,6 +74,10 @@ class Session:
         if self.settings.tensorboard == "none":
             return tf.summary.create_noop_writer()
         return open_writer(self.run.tensorboard, self.first_step)
+
+    def _close_writer(self) -> None:
+        with writing(self.run.tensorboard):
+            self.writer.close()
 
     def _open_dashboard(self) -> Dashboard | None:
         """Return what TensorBoard shows beside scalars, None where that is not wanted."""
@@ -116,7 +120,12 @@ class Session:
             self.run, settings.checkpoint_minutes, settings.checkpoint_steps, last_step
         )
         report = callbacks.Report(
-            self.writer, self.first_step, last_step, settings.batch_size, settings.log_steps
+            self.writer,
+            self.first_step,
+            last_step,
+            settings.batch_size,
+            settings.log_steps,
+            self.run.tensorboard,
         )
         batches = data.batches(
             *self.dataset.train,
@@ -142,6 +151,10 @@ class Session:
         finally:
             checkpoints.restore_handlers()
             report.close()
+        if self.trainer.steps < last_step and not checkpoints.stop_signal:
+            # Keras takes some errors of TensorFlow for the end of the data.
+            step = int(self.trainer.steps)
+            raise InputError(f"there were no data after step {step} of {last_step}")
         return checkpoints.stop_signal
 
     @property
@@ -225,12 +238,9 @@ def _record(result: Result) -> dict:
 
 
 @contextlib.contextmanager
-def _event_errors(run: Run):
-    """Say in one line that events cannot be written."""
+def _enough_memory():
+    """Say in one line that there is no memory for a step."""
     try:
         yield
-    except tf.errors.OpError as error:
-        if "tfevents" not in str(error):
-            raise
-        reason = "events cannot be written; is the disk full?"
-        raise OSError(errno.EIO, reason, str(run.tensorboard)) from error
+    except tf.errors.ResourceExhaustedError as error:
+        raise InputError("the device has no memory for it; lower it", "batch_size") from error

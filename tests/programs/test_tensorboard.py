@@ -1,5 +1,6 @@
 """What a user sees in TensorBoard, asked from a real server, against numbers made another way."""
 
+import html
 import io
 import json
 import re
@@ -12,7 +13,7 @@ import requests
 import tensorflow as tf
 from PIL import Image
 from support.processes import kill, start, start_trainings, wait_until
-from tensorboard import program
+from tensorboard import plugin_util, program
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from cascade_keras import data, layers
@@ -254,6 +255,13 @@ def test_the_graph_the_flags_and_a_profile_on_demand_are_there(server, runs):
         assert words in text["text"]
     assert len(list((runs / "first/tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
     assert not (runs / "second/tensorboard/plugins").exists()
+
+
+def test_texts_are_shown_as_they_are():
+    text = "a|b <b>c</b> & `d` *e* __f__ _g_ [h](i) \\| ~~j~~ step_ll"
+    table = f"| flag | value |\n|---|---|\n| init_from | {dashboard._escaped(text)} |\n"
+    rows = re.findall("<td>(.*?)</td>", plugin_util.markdown_to_safe_html(table))
+    assert list(map(html.unescape, rows)) == ["init_from", text] and "<b>" not in rows[1]
 
 
 def test_a_killed_run_with_pictures_ends_with_the_weights_of_one_without(runs):

@@ -472,13 +472,14 @@ def test_what_a_killed_start_leaves_is_gone_on_from(what, here, clean, monkeypat
     assert train(seed=1, tensorboard="scalars", checkpoint_steps=2).finished
     for one, other in zip(weights(clean), weights(run), strict=True):
         np.testing.assert_array_equal(one, other)
+    # One session for TensorBoard, as if there had been no other.
     found, expected = (
-        {re.sub(r"tfevents.*", "", str(p.relative_to(where))): p for p in where.rglob("*")}
+        sorted(re.sub(r"tfevents.*", "", str(p.relative_to(where))) for p in where.rglob("*"))
         for where in (run, clean)
     )
-    assert set(found) == set(expected)
+    assert found == expected
     for name in (CONFIG, "metrics.json"):
-        assert found[name].read_text() == expected[name].read_text()
+        assert (run / name).read_text() == (clean / name).read_text()
 
 
 def test_one_that_fails_early_leaves_a_free_name(here):
@@ -489,6 +490,18 @@ def test_one_that_fails_early_leaves_a_free_name(here):
     with pytest.raises(ZeroDivisionError):
         changed(lambda trainer: 1 / 0)(TrainingSettings(**SMALL, seed=3)).run()
     assert tree(here) and train(steps=2).finished
+
+
+def test_a_step_without_memory_is_one_line():
+    def starve(trainer):
+        def train_step(batch):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+        trainer.train_step = train_step
+
+    with pytest.raises(InputError) as error:
+        changed(starve)(TrainingSettings(**SMALL)).run()
+    assert error.value.setting == "batch_size" and not pathlib.Path("runs").exists()
 
 
 def test_only_one_process_has_a_directory_and_takes_away_its_own(here, monkeypatch):
@@ -708,6 +721,11 @@ def test_runs_of_an_older_version_are_known_and_end_with_their_weights(here):
     result = Training(old_settings("finished")).run()
     assert result.was_finished and result.results[0]["attack"] == "clean"
     said = []
+    kept = here / "runs/half/checkpoints/step-00000003.keras"
+    kept.rename(kept.with_stem("step-00000005"))
+    with pytest.raises(InputError, match="none of the 1 checkpoints"):
+        Training(old_settings("half"), say=said.append).run()
+    kept.with_stem("step-00000005").rename(kept)
     assert Training(old_settings("half"), say=said.append).run().finished
     assert any("step 3 of 6" in text for text in said)
     network = keras.models.load_model("runs/half/model.keras", compile=False)
