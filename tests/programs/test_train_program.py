@@ -219,8 +219,8 @@ def test_divergence_is_one_line_and_keeps_the_last_good_checkpoint(tmp_path, cap
 # The kernel refuses to let any file grow above so many bytes, as a full disk would.
 FULL = [
     (1000, "full/config.json: File too large", []),
-    (8000, "full/tensorboard: events cannot be written .File too large.; there is no checkpoint yet, the same "
-     "command starts anew", [".lock", "config.json"]),
+    (8000, "full/tensorboard: events cannot be written .File too large.; there is no checkpoint "
+     "yet, the same command starts anew", [".lock", "config.json"]),
     (100_000, "checkpoints/step-00000020.keras: File too large; there is no checkpoint yet, .*",
      [".lock", "config.json"]),
 ]  # fmt: skip
