@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import functools
 import itertools
 import json
@@ -389,6 +390,42 @@ def test_killed_before_any_file_gets_its_name_it_goes_on(place, monkeypatch):
     assert results() == results("uninterrupted")
     for name in ("images", "out"):
         assert not list(pathlib.Path(name).rglob(".partial*"))
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_the_same_command_goes_on(
+    place, monkeypatch, capfd
+):
+    """At any of its writes: where room is taken, and where it is made sure of."""
+    flags = ["--target=a", *STEP, "--images_dir=images", "--output=out"]
+    expected, named = None, []
+    for writes in range(60):
+        left = iter(range(writes))
+
+        def full(*given, write, left=left):
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(*given)
+
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "posix_fallocate"):
+                patch.setattr(os, name, functools.partial(full, write=getattr(os, name)))
+            status = evaluate_here(*flags)
+        if status == 0:
+            break
+        (error,) = capfd.readouterr().err.splitlines()
+        (file,) = re.fullmatch("evaluate: (.*): No space left on device", error).groups()
+        assert status == 2 and not list(place.rglob(".partial*"))
+        named.append(pathlib.Path(file).name)
+        assert evaluate_here(*flags) == 0
+        expected = expected or (results("out"), results("images"))
+        assert expected == (results("out"), results("images"))
+        shutil.rmtree("out")
+        shutil.rmtree("images")
+    assert named == [
+        "config.json", *["a--clean.npy"] * 2, *["a--step_fgsm.npy"] * 2, *["images.npy"] * 2,
+        *["images.json"] * 3, "seconds.json", "report.csv", "report.md", "report.json",
+    ]  # fmt: skip
 
 
 # Adversarial images that are kept, and examples of them.

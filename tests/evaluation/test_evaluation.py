@@ -183,7 +183,10 @@ def test_reports_of_the_first_release_are_read_and_gone_on_with(tmp_path, monkey
     arrays = {path: path.read_bytes() for path in pathlib.Path("reports").glob("*/*/*.npy")}
     kept = {path for path in arrays if "finished" in path.parts or "--pgd--" in path.name}
     for name in ("finished", "half"):
-        after = Evaluation(asked.replace(output=f"reports/{name}")).run()
+        evaluation = Evaluation(asked.replace(output=f"reports/{name}"))
+        spent = evaluation.seconds.crafting
+        after = evaluation.run()
+        assert evaluation.seconds.crafting > spent > 1.7  # as predictions/seconds.json said
         assert after == content_of(name)
         assert after["results"] == [record | {"options": {}} for record in before["results"]]
         for key in ("networks", "attacks", "examples", "dataset_fingerprint"):

@@ -381,15 +381,23 @@ def test_nothing_is_reserved_for_images_that_are_not_those_of_the_dataset(tmp_pa
         assert [file.name for file in path.iterdir()] == ["bank.json"]
 
 
-def test_a_directory_of_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    for path in (tmp_path, tmp_path / "none"):
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "config.json", "report.json", "1/saved_model.pb", "checkpoints/.lock"]
+)
+def test_a_directory_of_something_else_is_refused(name, tmp_path):
+    """Of a stranger, a run, a report, a saved network, a run that was killed in its start."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("years of work")
+    for path in (tmp_path, tmp_path / "none", tmp_path / name):
         assert not Bank(path).exists
         with pytest.raises(InputError, match="is not a bank"):
             Bank(path).load()
     with pytest.raises(InputError, match="exists and is not a bank; name another directory"):
         craft(tmp_path)
-    assert list(tree(tmp_path).values()) == [b"years of work"]
+    for path in (tmp_path / name, tmp_path / name / "bank"):
+        with pytest.raises(InputError, match="is not a directory; name a writable directory"):
+            craft(path)
+    assert (tmp_path / name).read_text() == "years of work" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
