@@ -48,7 +48,7 @@ def plain(text: str) -> str:
     # Within a word an underscore is one.
     text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     # What would begin a list, a heading or a line.
-    text = re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", text)
+    text = re.sub(r"^(\d+(?=[.)])|(?=[-+#=]))", r"\1\\", text)
     return re.sub(r"[&<>]", lambda found: _HTML[found[0]], text)
 
 
