@@ -37,6 +37,7 @@ class Evaluation:
         report: its directory; nothing is written before ``run``.
         notes: what can be computed and is likely not what was meant, a sentence each.
         work: how many gradients it takes, about, with those that were taken before.
+        seconds: what crafting and classifying took, all runs with this output together.
 
     Raises:
         InputError: settings, networks or data that cannot be used.

@@ -281,7 +281,7 @@ def test_markdown_has_every_part():
 ODD = [
     "a|b", "a\\|b", "<img src=x onerror=alert(1)>", "<b>", "a&amp;b", "`x`", "``", "[/b]",
     "[l](http://x)", "![p](q)", "*s*", "**", "_i_", "__init__", "a_b", "~~x~~", "$x$", "\\", "# h",
-    "a\nb", "12. x", "7)", "- x", "---", "+", "===", "日本",
+    "a\nb", "12. x", "7)", "- x", "---", "+", "===", "> q", "日本",
 ]  # fmt: skip
 
 
