@@ -424,4 +424,9 @@ def _expanded(value):
     """Return a flag's value with the home directory where it was written as ``~``."""
     if isinstance(value, list):
         return list(map(_expanded, value))
-    return str(files.expand(value)) if isinstance(value, str) and value.startswith("~") else value
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    try:
+        return str(files.expand(value))
+    except RuntimeError:  # the home of somebody who is unknown here
+        return value

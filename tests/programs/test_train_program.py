@@ -152,7 +152,17 @@ def other(**fields):
     return spoil
 
 
+def begun_with(**flags):
+    def spoil(run):
+        before = json.loads((run / "config.json").read_text())["flags"]
+        other(flags=before | flags)(run)
+
+    return spoil
+
+
 RUNS = [
+    ("a stranger's home", begun_with(init_from="~nobody-here/w.keras"), [],
+     "--init_from: is None but .* was started with '~nobody-here/w.keras'"),
     ("other flag", lambda run: None, ["--steps=40"], "--steps: is 40 but .* was started with 30"),
     ("not a run", lambda run: (run / "config.json").unlink(), [], "--name: .*done .*is not a run"),
     ("a later flag", other(flags={"pruning": 1}, versions={"cascade_keras": "9.1"}), [],
