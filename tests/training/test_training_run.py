@@ -672,6 +672,8 @@ def test_a_checkpoint_that_is_not_what_it_says_is_passed_over(damage, clean, her
     assert not said or re.search(f"^warning: .*{warning}", said[0])
     assert int(trainer.optimizer.iterations) == step
     # What is newer than this one does not count among those that are kept.
+    for later in (7, 8, 9):
+        (run.checkpoints / f"step-{later:08d}.keras").touch()
     run.save_checkpoint(trainer, step)
     assert run.restore(trainer) == step
 
