@@ -129,6 +129,8 @@ def map_array(
         FileNotFoundError: there is none.
         InputError: it cannot be read, was cut short, or is another array.
     """
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file} is not a file; {mend}")  # a pipe would never be read to its end
     try:
         # Mapped for writing, a file that was cut short would be filled up with zeros.
         array = np.lib.format.open_memmap(file, mode="r")

@@ -236,7 +236,8 @@ DAMAGE = {
     "by one byte": (lambda file: os.truncate(file, file.stat().st_size - 1), UNREADABLE),
     "text": (lambda file: file.write_text("x" * 500), UNREADABLE),
     "objects": (lambda file: np.save(file, np.array([{}])), UNREADABLE),
-    "a folder": (lambda file: (file.unlink(), file.mkdir()), UNREADABLE),
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), "a.npy is not a file"),
+    "a pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "a.npy is not a file"),
     "other shape": (
         lambda file: np.save(file, np.zeros((2, 59), "int16")),
         r"holds int16 .2, 59., not int16 .2, 60",
