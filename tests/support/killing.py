@@ -163,6 +163,7 @@ class Launcher:
         room=None,
         delay=0.0,
         seconds=120,
+        name="",
     ) -> Ran:
         """Run a program in a directory and return what became of it.
 
@@ -177,12 +178,14 @@ class Launcher:
             room: bytes above which reserving a file fails, though it is not a limit of the disk.
             delay: seconds to wait before it starts.
             seconds: after which it is killed, with status -9.
+            name: of its logs, where two run in one directory.
         """
         sizes = [[*dataclasses.astuple(event), size] for event, size in (sizes or {}).items()]
         request = {
             "argv": list(map(str, argv)), "place": str(place), "limit": limit, "delay": delay,
             "kill": kill and [kill[0], dataclasses.astuple(kill[1])],
             "copies": copies and str(copies), "sizes": sizes, "seconds": seconds, "room": room,
+            "name": name,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -235,7 +238,7 @@ def _import_all() -> None:
 
 def _serve_one(request: dict) -> dict:
     place = pathlib.Path(request["place"])
-    logs = [place.parent / f".{place.name}.{name}" for name in ("output", "errors")]
+    logs = [place.parent / f".{place.name}{request['name']}.{x}" for x in ("output", "errors")]
     ours, theirs = socket.socketpair()
     started = time.monotonic()
     child = os.fork()

@@ -27,9 +27,9 @@ PROGRAMS = {
     "cascade online": (*_CASCADE, "--cascade_mode=online", "--name=run"),
     "craft": ("craft", "--source=saved/std", "--epsilons=1..2", "--examples=70",
               "--batch_size=32", "--output=banks/std"),
-    "evaluate": ("evaluate", "--target=saved/std,runs/piv", "--attack=step_ll", "--epsilon=4",
+    "evaluate": ("evaluate", "--target=saved/std", "--attack=step_ll", "--epsilon=4",
                  "--num_images=20", "--batch_size=10", "--diagnosis_images=0", "--confusion",
-                 "--examples=2", "--images_dir=images", "--output=reports/run"),
+                 "--examples=1", "--images_dir=images", "--output=reports/run"),
     "evaluate cw_linf": ("evaluate", "--target=saved/std", "--attack=step_ll,cw_linf",
                          "--epsilon=4", "--num_images=20", "--batch_size=20",
                          "--diagnosis_images=5", "--cw_images=1", "--cw_iterations=2",
@@ -66,7 +66,7 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
     something was done:
 
     - lock files, and TensorBoard's event files, which say when;
-    - how many seconds it took: ``seconds.json``, and ``seconds`` in report.json;
+    - how many seconds it took: ``seconds.json``;
     - of a .keras file, whose members are compared one by one, the date in ``metadata.json`` and
       the ``shared_object_id`` of ``config.json``, an address in memory;
     - the graph of a saved network (``saved_model.pb``, ``fingerprint.pb``, and the description of
@@ -86,18 +86,15 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
             continue
         elif path.suffix == ".keras":
             found[name] = _members(path)
-        elif path.name == "report.json":
-            report = json.loads(path.read_text())
-            report.pop("seconds", None)
-            found[name] = report
-        elif path.name == "report.md":
-            found[name] = re.sub(r"Crafting took .*", "", path.read_text())
         else:
             found[name] = path.read_bytes()
     return found
 
 
 def _weights(prefix: pathlib.Path) -> dict[str, tuple]:
+    from cascade_keras.startup import import_tensorflow
+
+    import_tensorflow()  # quietly
     import tensorflow as tf
 
     try:
