@@ -3,44 +3,34 @@
 import shutil
 
 import pytest
-from support.killing import SUPPORTED, Launcher
-from support.programs import PROGRAMS, canonical, differences, make_place
+from support.killing import SUPPORTED
+from support.programs import PROGRAMS, TRAIN, canonical, differences
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs seccomp of Linux on x86-64")
 
 
-@pytest.fixture(scope="module")
-def launcher():
-    with Launcher() as launcher:
-        yield launcher
-
-
-@pytest.fixture(scope="module")
-def place(launcher, tmp_path_factory):
-    return make_place(launcher, tmp_path_factory.mktemp("kills") / "place")
-
+TRAINING = (*TRAIN, "--loss=standard", "--tensorboard=none", "--name=run")
 
 # For each program, kills one after the other: how, what the call does, to which path's end, and
 # the how manieth such call it is.
 KILLS = {
-    "cascade online": [
+    "a training": [
         ("in", "create", ".partial-config.json", 0),
         ("in", "create", ".partial-step-00000002.keras", 0),
-        ("before", "rename", "metrics.json", 0),
+        ("in", "create", ".partial-metrics.json", 0),
     ],
     "craft": [("in", "create", ".partial-bank.json", 0), ("in", "open", "images.npy", 0)],
-    "analyze": [("before", "rename", ".png", 0)],
     "export": [("in", "create", ".temporary", 0), ("before", "rename", "piv/1", 0)],
     "prepare_data": [("in", "create", "features.json", 0), ("after", "rename", "3.0.1", 0)],
 }
 
 
 @pytest.mark.parametrize("program", KILLS)
-def test_killed_at_a_write_it_goes_on_to_the_same_end(program, launcher, place, tmp_path):
-    argv = PROGRAMS[program]
+def test_killed_at_a_write_it_goes_on_to_the_same_end(program, launcher, small, tmp_path):
+    argv = PROGRAMS.get(program, TRAINING)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    shutil.copytree(place, whole)
-    shutil.copytree(place, killed)
+    shutil.copytree(small, whole)
+    shutil.copytree(small, killed)
     first = launcher.run(argv, whole)
     assert first.status == 0, first.errors
     for how, kind, end, nth in KILLS[program]:
