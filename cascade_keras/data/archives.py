@@ -442,8 +442,8 @@ def _alone(destination: pathlib.Path) -> Iterator[None]:
     made = [path for path in destination.parents if not path.exists()]
     name, version = destination.parent.name, destination.name
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
         data_dir = destination.parent.parent
+        data_dir.mkdir(parents=True, exist_ok=True)
         in_use = f"another process prepares {name} {version} in {data_dir}; wait for it"
         with hold_output(data_dir, f"{name}-{version}", in_use, "data_dir"):
             clean(data_dir, f"{name}-{version}")
@@ -509,6 +509,8 @@ def _write(dataset: str, content: Content, destination: pathlib.Path, track: Cal
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
+        # One that was refused meanwhile may have taken away what it had made.
+        destination.parent.mkdir(parents=True, exist_ok=True)
         publish(pathlib.Path(builder.data_path), destination)
     except (RuntimeError, tf.errors.OpError) as error:
         # What TFDS makes of TensorFlow's errors, a full disk among them.
