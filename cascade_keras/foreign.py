@@ -8,9 +8,12 @@ a network needs to classify images, by a list of what is allowed, not of what is
 
 from __future__ import annotations
 
+import graphlib
+import math
 import pathlib
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +29,7 @@ from cascade_keras.errors import InputError
 
 _LARGEST = 2**31 - 1  # bytes of a protocol buffer
 _SHOWN = 3  # operations in a message
+_MOST_NODES = 10_000_000  # when TensorFlow has put functions in the place of their calls
 
 # Operations with a state, or with an effect, that networks need.
 _NEEDED = """
@@ -79,10 +83,15 @@ T = TypeVar("T")
 
 
 class _Part(NamedTuple):
-    """A function, or nodes of the main graph: which operations they have, what they call."""
+    """A function, or nodes of the main graph.
 
-    operations: set[str]
-    calls: set[str]
+    Attributes:
+        operations: each, with how many nodes there are of it.
+        calls: whatever may name a function, with how often it does.
+    """
+
+    operations: Counter[str]
+    calls: Counter[str]
 
 
 def check_harmless(folder: pathlib.Path) -> None:
@@ -93,7 +102,13 @@ def check_harmless(folder: pathlib.Path) -> None:
     """
     found: dict[str, str | None] = {}  # an operation, and a function that has it
     for meta in _parse(folder / "saved_model.pb").meta_graphs:
-        for operation, function in _refused(meta):
+        library = _library(meta)
+        if _size(library) > _MOST_NODES:
+            raise InputError(
+                f"{folder} would fill the memory: functions in its graph call each other again and "
+                "again; it is not run"
+            )
+        for operation, function in _refused(meta, library):
             if op_def_registry.get(operation) is None:
                 raise InputError(
                     f"{folder} needs the operation {_plain(operation)}, which this TensorFlow does "
@@ -159,15 +174,14 @@ def _is_unambiguous(graph: graph_pb2.GraphDef) -> bool:
     )
 
 
-def _refused(meta: meta_graph_pb2.MetaGraphDef) -> Iterator[tuple[str, str | None]]:
+def _refused(
+    meta: meta_graph_pb2.MetaGraphDef, library: Mapping[str, _Part]
+) -> Iterator[tuple[str, str | None]]:
     """Yield the operations that must not be there, each with its function, None for no one's."""
     main = {node.name: node for node in meta.graph_def.node}
-    library = {
-        part.signature.name: _part(part.node_def) for part in meta.graph_def.library.function
-    }
     run = _part(_needed(main, _fetched(meta)))
     restore = _part(_needed(main, [meta.saver_def.restore_op_name]))
-    called = _closure(run.calls | _roots(meta, main, library), library)
+    called = _closure({*run.calls, *_roots(meta, main, library)}, library)
     for part, functions, allowed in (
         (run, called, _ALLOWED),
         (restore, _closure(restore.calls, library) - called, _RESTORES),
@@ -176,7 +190,7 @@ def _refused(meta: meta_graph_pb2.MetaGraphDef) -> Iterator[tuple[str, str | Non
     ):
         parts = {None: part, **{name: library[name] for name in sorted(functions)}}
         for name, each in parts.items():
-            for operation in sorted(each.operations - set(library)):
+            for operation in sorted(each.operations.keys() - library.keys()):
                 if not _may_be_there(operation, allowed):
                     yield operation, name
 
@@ -190,6 +204,11 @@ def _may_be_there(operation: str, allowed: Container[str] | None) -> bool:
         return allowed is None or operation in allowed
     unused = allowed is None and _PIPELINE.fullmatch(operation)
     return bool(unused) or not _REACHING_OUT.search(operation)
+
+
+def _library(meta: meta_graph_pb2.MetaGraphDef) -> dict[str, _Part]:
+    functions = meta.graph_def.library.function
+    return {function.signature.name: _part(function.node_def) for function in functions}
 
 
 def _roots(
@@ -242,13 +261,26 @@ def _needed(main: Mapping[str, Node], fetched: Iterable[str]) -> list[Node]:
 
 
 def _part(nodes: Iterable[Node]) -> _Part:
-    part = _Part(set(), set())
+    part = _Part(Counter(), Counter())
     for node in nodes:
-        part.operations.add(node.op)
+        part.operations[node.op] += 1
         for value in node.attr.values():
             part.calls.update(_named(value))
     part.calls.update(part.operations)  # a function's name can stand for an operation
     return part
+
+
+def _size(library: Mapping[str, _Part]) -> float:
+    """Return of how many nodes the largest function is, with those of the functions it calls."""
+    calls = {name: part.calls.keys() & library.keys() for name, part in library.items()}
+    sizes: dict[str, int] = {}
+    try:
+        for name in graphlib.TopologicalSorter(calls).static_order():
+            called = sum(library[name].calls[other] * sizes[other] for other in calls[name])
+            sizes[name] = library[name].operations.total() + called
+    except graphlib.CycleError:
+        return math.inf
+    return max(sizes.values(), default=0)
 
 
 def _named(value: attr_value_pb2.AttrValue) -> Iterator[str]:
@@ -297,7 +329,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
             outcome.append((None, error))
 
     manager = cancellation.CancellationManager()
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name="network", daemon=True)
     with cancellation.CancellationManagerContext(manager):
         thread.start()
         try:

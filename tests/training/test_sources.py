@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import time
 import zipfile
 
@@ -552,6 +553,7 @@ def test_a_network_that_never_answers_is_given_up(make, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         load_source(path, SHAPE, CLASSES, time_limit=0.2)
     assert time.perf_counter() - began < 20 and "\n" not in str(error.value)
+    assert "network" not in {thread.name for thread in threading.enumerate()}  # it is not left
 
 
 def test_the_time_limit_is_each_calls_own_and_errors_pass_it(monkeypatch):
@@ -593,6 +595,21 @@ def a_function_named_as_an_operation(graph):
     graph.meta_graphs[0].graph_def.library.function.add().signature.name = "MatMul"
 
 
+def calls_without_end(*, of_itself):
+    """Functions that each call the one before twice, or one that calls itself."""
+
+    def change(graph):
+        library = graph.meta_graphs[0].graph_def.library
+        for number in range(40):
+            function = library.function.add()
+            function.signature.name = f"f{number}"
+            for name in "ab":
+                call = function.node_def.add(name=name, op="PartitionedCall")
+                call.attr["f"].func.name = f"f{number if of_itself else number - 1}"
+
+    return change
+
+
 def hidden_by_the_saver(graph):
     """Write a file in a function that the saver calls, and the network too."""
     meta = graph.meta_graphs[0]
@@ -614,6 +631,8 @@ def hidden_by_the_saver(graph):
         (unknown_operation, "needs the operation Evil.Operation, which this TensorFlow"),
         (two_functions_of_a_name, "a name in its graph has two meanings"),
         (a_function_named_as_an_operation, "a name in its graph has two meanings"),
+        (calls_without_end(of_itself=True), "would fill the memory"),
+        (calls_without_end(of_itself=False), "would fill the memory"),
         (hidden_by_the_saver, "compute: RestoreV2 in function .*, WriteFile in function"),
     ],
 )
