@@ -184,7 +184,7 @@ def _refused(
     called = _closure({*run.calls, *_roots(meta, main, library)}, library)
     for part, functions, allowed in (
         (run, called, _ALLOWED),
-        (restore, _closure(restore.calls, library) - called, _RESTORES),
+        (restore, _closure(restore.calls, library), _RESTORES),
         # To infer shapes, TensorFlow evaluates parts of what it only reads.
         (_part(main.values()), set(library), None),
     ):

@@ -595,6 +595,12 @@ def a_function_named_as_an_operation(graph):
     graph.meta_graphs[0].graph_def.library.function.add().signature.name = "MatMul"
 
 
+def a_function_of_no_one(graph):
+    function = graph.meta_graphs[0].graph_def.library.function.add()
+    function.signature.name = "nobody"
+    function.node_def.add(name="x", op="WriteFile")
+
+
 def calls_without_end(*, of_itself):
     """Functions that each call the one before twice, or one that calls itself."""
 
@@ -631,6 +637,7 @@ def hidden_by_the_saver(graph):
         (unknown_operation, "needs the operation Evil.Operation, which this TensorFlow"),
         (two_functions_of_a_name, "a name in its graph has two meanings"),
         (a_function_named_as_an_operation, "a name in its graph has two meanings"),
+        (a_function_of_no_one, "compute: WriteFile in function nobody;"),
         (calls_without_end(of_itself=True), "would fill the memory"),
         (calls_without_end(of_itself=False), "would fill the memory"),
         (hidden_by_the_saver, "compute: RestoreV2 in function .*, WriteFile in function"),
