@@ -109,6 +109,8 @@ class Evaluation:
             sources.names,
             {name: source.weights_hash for name, source in everyone.items()},
         )
+        for store in self._plan.stores:
+            store.check()
         images, self._labels = getattr(self._dataset, settings.split)
         self._images = _Images(images, targets.shape[0])
 

@@ -47,6 +47,7 @@ class Plan:
         gradients, extra: tasks of the diagnosis: zero gradients, and the attacks that nobody asked
             for.
         clock: the time that all of them take.
+        stores: of the images that are kept.
 
     Raises:
         InputError: more images of each class than there are.
@@ -66,6 +67,7 @@ class Plan:
         labels = getattr(dataset, settings.split)[1]
         self.targets, self.sources = tuple(targets), tuple(sources)
         self.clock = Clock()
+        self.stores: list[ImageStore] = []
         self.count = min(settings.num_images, len(labels))
         self.diagnosed = min(settings.diagnosis_images, self.count)
         self.attacks = [settings.attack_at(name) for name in settings.attack if name != CW]
@@ -186,7 +188,8 @@ class Plan:
             "shape": list(shape),
         }
         name = file_name(f"{source}-{attack.name}")
-        return ImageStore(expand(settings.images_dir), name, identity)
+        self.stores.append(ImageStore(expand(settings.images_dir), name, identity))
+        return self.stores[-1]
 
     def config(self) -> dict:
         """Return what the numbers follow from; keys are named as the settings they come from."""

@@ -218,20 +218,34 @@ class ImageStore:
 
         return stored
 
+    def check(self) -> None:
+        """Refuse a place that cannot be written, or what is there where it cannot be used.
+
+        Raises:
+            InputError: naming the file and the field.
+        """
+        check_writable(self.path, "images_dir")
+        if self._json.exists():
+            self._map(writable=False)
+
     def _open(self) -> tuple[np.memmap, set[int]]:
         """Return the images, room for all of them being taken, and which batches are there."""
         check_writable(self.path, "images_dir")
         self.path.mkdir(parents=True, exist_ok=True)
-        with alone(self.path), about("images_dir"):
+        with alone(self.path):
             clean(self.path)
             if not self._json.exists():
                 reserve(self._file, self._identity["shape"], "float32")
                 self._write(set())
-            complete = self._complete()
+            return self._map(writable=True)
+
+    def _map(self, writable: bool) -> tuple[np.memmap, set[int]]:
+        complete = self._complete()
+        with about("images_dir"):
             if not self._file.exists():
                 raise InputError(f"{self._file} is not there; {self._again}")
-            shape = self._identity["shape"]
-            return map_array(self._file, shape, "float32", self._again, writable=True), complete
+            given = self._identity["shape"], "float32", self._again
+            return map_array(self._file, *given, writable=writable), complete
 
     def _complete(self) -> set[int]:
         """Return the first images of the batches that are there."""

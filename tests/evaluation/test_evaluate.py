@@ -616,6 +616,13 @@ def stranger(place):
     (place / "out" / "notes").write_text("mine")
 
 
+def spoilt_images(place):
+    assert evaluate_here("--target=a", *STEP, "--images_dir=images", "--output=gone") == 0
+    shutil.rmtree("gone")
+    (record,) = place.glob("images/*/images.json")
+    record.write_text(record.read_text().replace('"seed": 5', '"seed": -5'))
+
+
 BAD = {  # one of each kind: what is refused is in test_networks, test_evaluation and test_tasks
     "no target": (None, ["--target=none"], "--target: name at least one"),
     "no such source": (None, ["--source=nobody"], "--source: nobody does not ex"),
@@ -630,6 +637,8 @@ BAD = {  # one of each kind: what is refused is in test_networks, test_evaluatio
     "a run's folder": (None, ["--output=runs/half"], "--output: runs/half is a run"),
     "output in a network": (None, ["--output=a/report"], "--output: .*'a' is target's"),
     "images in the report": (None, ["--images_dir=out/x"], "--images_dir: .*'out' is output's"),
+    "spoilt images": (spoilt_images, ["--images_dir=images"],
+                      "--images_dir: images/a-step_fgsm-.*/images.json: seed: .*; remove images/a"),
     "images in a file": (None, ["--images_dir=/etc/passwd"],
                          "--images_dir: /etc/passwd is not a directory; name a writable"),
     "below a file": (lambda place: (place / "file").write_text("x"), ["--output=file/out"],
