@@ -42,9 +42,6 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-_PRESENT = (".lock", "seconds.json", "saved_model.pb", "fingerprint.pb")
-
-
 def make_place(launcher, place: pathlib.Path) -> pathlib.Path:
     """Put into a directory what the programs need: two runs, a saved network and archives."""
     place.mkdir(parents=True)
@@ -68,20 +65,15 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
     - lock files, and TensorBoard's event files, which say when;
     - how many seconds it took: ``seconds.json``;
     - of a .keras file, whose members are compared one by one, the date in ``metadata.json`` and
-      the ``shared_object_id`` of ``config.json``, an address in memory;
-    - the graph of a saved network (``saved_model.pb``, ``fingerprint.pb``, and the description of
-      it beside the weights in ``variables/``), which TensorFlow writes in another order each time.
-      Its weights are compared by name and value, its provenance and its requests byte by byte.
+      the ``shared_object_id`` of ``config.json``, an address in memory.
     """
     found = {}
     for path in sorted(pathlib.Path(place).rglob("*")):
         name = str(path.relative_to(place))
         if path.is_dir():
             found[f"{name}/"] = None
-        elif path.name in _PRESENT or path.parent.name == "variables":
+        elif path.name in (".lock", "seconds.json"):
             found[name] = None
-            if path.name == "variables.index":
-                found[name] = _weights(path.with_suffix(""))
         elif "tfevents" in path.name or "/plugins/" in name:
             continue
         elif path.suffix == ".keras":
@@ -89,21 +81,6 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
         else:
             found[name] = path.read_bytes()
     return found
-
-
-def _weights(prefix: pathlib.Path) -> dict[str, tuple]:
-    from cascade_keras.startup import import_tensorflow
-
-    import_tensorflow()  # quietly
-    import tensorflow as tf
-
-    try:
-        saved = tf.train.load_checkpoint(str(prefix))
-        names = sorted(saved.get_variable_to_shape_map())
-        values = {name: saved.get_tensor(name) for name in names if not name.startswith("_")}
-    except (tf.errors.OpError, ValueError) as error:
-        return {"cannot be read": str(error)}
-    return {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in values.items()}
 
 
 def _members(path: pathlib.Path) -> dict[str, object]:
