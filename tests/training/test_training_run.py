@@ -461,9 +461,10 @@ def test_what_a_killed_start_leaves_is_gone_on_from(what, here, clean, monkeypat
             (run / name).mkdir(parents=True)
         else:
             (run / name).write_bytes(b"half")
+    (here / "half.keras").write_bytes(b"half")  # which shows when it is loaded
     before = tree(here)
-    with pytest.raises(InputError, match="nowhere does not exist"):
-        train(init_from="nowhere", seed=1)
+    with pytest.raises(InputError, match="does not hold the weights"):
+        train(init_from="half.keras", seed=1)
     names = {path: text for path, text in before.items() if ".partial" not in path.name}
     # What is no more than a lock goes with the rest.
     assert tree(here) == names and run.exists() == (CONFIG in LEFT[what] or what == "directories")
