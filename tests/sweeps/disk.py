@@ -104,7 +104,7 @@ PLACES = {
     "train --runs_dir": ("train", "runs_dir", (), ("run/config.json", "run/metrics.json",
                          "run/model.keras", "run/checkpoints/step-00000002.keras"),
                          ("run", "run/checkpoints", "run/tensorboard")),
-    "train --saved_dir": ("train", "saved_dir", (), (), ("run", "run/1")),
+    "train --saved_dir": ("train", "saved_dir", (), (), ("run",)),
     "train --cascade_bank": ("cascade by bank", "cascade_bank", (), ("bank.json", "images.npy"),
                              ()),
     "craft --output": ("craft", "output", (), ("bank.json", "images.npy", "labels.npy"), ()),
@@ -114,7 +114,7 @@ PLACES = {
     "evaluate --images_dir": ("evaluate", "images_dir", (), (), ()),
     "analyze --output": ("analyze", "output", (), tuple(f"noise_correlation.{kind}" for kind in
                          ("png", "pdf", "txt", "npz")), ()),
-    "export --output": ("export", "output", (), (), ("1",)),
+    "export --output": ("export", "output", (), (), ()),
     "prepare_data --data_dir": ("prepare_data", "data_dir", (), (), ("mnist", "mnist/3.0.1")),
 }  # fmt: skip
 
