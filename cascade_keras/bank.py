@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 import tensorflow as tf
+from rich.filesize import decimal
 
 from cascade_keras import attacks, cascade, draws
 from cascade_keras.attacks.specs import ATTACKS
@@ -331,7 +332,7 @@ class Bank:
         free = shutil.disk_usage(nearest_existing(self.path)).free
         if needed > free:
             raise InputError(
-                f"{self.path} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; "
+                f"{self.path} needs {decimal(needed)}, and {decimal(free)} are free there; "
                 "free some, name another directory, or take fewer images or epsilons"
             )
 

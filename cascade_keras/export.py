@@ -26,8 +26,6 @@ import shutil
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import (
@@ -47,6 +45,7 @@ from cascade_keras.provenance import (
     version_of,
     weights_hash,
 )
+from cascade_keras.recorded import read_config, read_metrics
 from cascade_keras.settings import Settings, setting
 from cascade_keras.startup import import_tensorflow
 
@@ -171,13 +170,10 @@ def export_run(
 
 def _read_run(run: pathlib.Path) -> dict:
     """Return a finished run's provenance."""
-    from cascade_keras.runs.run import Run  # a room above, which knows how to read its files
-
     if not (run / "config.json").exists():
         problem = "is not a run (no config.json)" if run.exists() else "does not exist"
         raise InputError(f"{run} {problem}; name a finished run's folder")
-    directory = Run(run)
-    config, metrics = directory.read_config(), directory.read_metrics()
+    config, metrics = read_config(run), read_metrics(run)
     if not (run / "model.keras").is_file():
         raise InputError(f"{run} is not finished; start its bin/train command again, it goes on")
     return provenance_of_run(config.as_json(), metrics.steps, metrics.as_json()["results"])
@@ -350,6 +346,7 @@ def _with_probabilities(serve: Function) -> Function:
 def _from_stored(
     serving_default: Function, input_shape: tuple[int, ...], image_shape: tuple[int, ...]
 ) -> Function:
+    import numpy as np
     import tensorflow as tf
 
     (height, width, _), (stored_height, stored_width, _) = input_shape, image_shape
@@ -396,6 +393,7 @@ def _settle_fingerprint(file: pathlib.Path) -> None:
 
 def _write_warmup(file: pathlib.Path, record: dict) -> None:
     """Write requests that a server runs when it loads a version, so that no user waits for that."""
+    import numpy as np
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 

@@ -19,8 +19,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from cascade_keras.errors import InputError, shown
 
 MOST_OF_A_NAME = 150  # bytes of a network's name in that of a file, which has 255 in all
@@ -192,6 +190,8 @@ def reserve(file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 
     Raises:
         OSError: the disk is full or the like; nothing is left.
     """
+
+    import numpy as np
 
     def write(temporary: pathlib.Path) -> None:
         with open(temporary, "wb") as opened:

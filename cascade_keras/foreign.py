@@ -129,11 +129,14 @@ def check_harmless(folder: pathlib.Path) -> None:
 
 
 def check_whole(folder: pathlib.Path) -> None:
-    """Refuse a SavedModel whose fingerprint is damaged: TensorFlow would print a traceback.
+    """Refuse what TensorFlow would wait for, or end with a traceback: pipes, a damaged fingerprint.
 
     Raises:
-        InputError: it is.
+        InputError: naming it.
     """
+    for file in folder.rglob("*"):
+        if not (file.is_file() or file.is_dir()):
+            raise InputError(f"{folder} cannot be loaded: {file} is not a file; copy it again")
     file = folder / "fingerprint.pb"
     try:
         fingerprint_pb2.FingerprintDef.FromString(file.read_bytes())

@@ -19,13 +19,14 @@ import pathlib
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from cascade_keras import records
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import expand
+from cascade_keras.recorded import CONFIG, read_config
 from cascade_keras.records import (
     Count,
     Epsilon,
@@ -36,6 +37,9 @@ from cascade_keras.records import (
     Sha256,
     Text,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PROVENANCE_FILE = pathlib.Path("assets.extra", "cascade_keras.json")
 _LARGEST_VERSION = 2**63 - 1  # TensorFlow Serving's
@@ -74,6 +78,8 @@ class Accuracy(OpenRecord):
     attack: Text
     epsilon: Epsilon
     accuracy: PerCent
+    correct: Index | None = None
+    examples: Count | None = None
 
 
 class Provenance(OpenRecord):
@@ -91,14 +97,6 @@ class Provenance(OpenRecord):
     image_shape: list[Count] | None = None
     num_classes: Count | None = None
     embedding_size: Count | None = None
-
-
-class RunProvenance(OpenRecord):
-    """What config.json says of the network of a run, which was trained by these flags."""
-
-    flags: Recipe
-    dataset: LearnedDataset
-    seed: Index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +188,15 @@ def _recorded(version: pathlib.Path) -> dict:
 
 
 def _locate_run(path: pathlib.Path) -> Location:
-    config = records.read_values(path / "config.json", RunProvenance, "it is no run's; restore it")
+    config = read_config(path)
+    try:
+        msgspec.convert(config.flags, Recipe)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path / CONFIG}: flags.{records.in_words(error)}; restore it") from error
     if not (path / "model.keras").is_file():
         raise InputError(f"{path} is a run that is not finished; start its bin/train command again")
-    known = {"recipe": config["flags"], "dataset": config["dataset"], "seed": config["seed"]}
+    known = {key: config.as_json()[key] for key in ("dataset", "seed")}
+    known = {"recipe": config.flags, **known}
     return Location(path / "model.keras", path.resolve().name, known)
 
 
@@ -228,6 +231,8 @@ def weights_hash(arrays: Iterable[np.ndarray]) -> str:
 
     A network has the same hash in a run, in a .keras file and in a SavedModel.
     """
+    import numpy as np
+
     digests = []
     for array in map(np.asarray, arrays):
         digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
@@ -239,6 +244,7 @@ def weights_hash(arrays: Iterable[np.ndarray]) -> str:
 def package_versions() -> dict[str, str]:
     """Return what a record says the numbers were computed with; imports TensorFlow."""
     import keras
+    import numpy as np
     import tensorflow as tf
 
     return {

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from cascade_keras.errors import InputError
+
+if TYPE_CHECKING:  # it takes as long as all else that --help needs
+    import numpy as np
 
 LARGEST = 2**31 - 1  # counts and steps are 32-bit numbers in TensorFlow
 MOST_BYTES = 64 * 2**20  # of a JSON file: none of ours is near it
@@ -93,10 +95,10 @@ def _decoded(file: pathlib.Path, content: bytes, kind: type[T], mend: str) -> T:
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: {_in_words(error)}; {mend}") from error
+        raise InputError(f"{file}: {in_words(error)}; {mend}") from error
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Return what is wrong, the field first: "dataset.name: expected `str`, got `null`"."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
@@ -129,6 +131,8 @@ def map_array(
         FileNotFoundError: there is none.
         InputError: it cannot be read, was cut short, or is another array.
     """
+    import numpy as np
+
     if file.exists() and not file.is_file():
         raise InputError(f"{file} is not a file; {mend}")  # a pipe would never be read to its end
     try:
@@ -157,6 +161,8 @@ def read_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray] | None:
 
     For what can be computed again.
     """
+    import numpy as np
+
     try:
         with np.load(file, allow_pickle=False) as stored:
             if sum(member.file_size for member in stored.zip.infolist()) > MOST_ARRAY_BYTES:

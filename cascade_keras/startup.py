@@ -22,8 +22,6 @@ def import_tensorflow() -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
-            # Where /tmp is full it says of each function that it is not converted; none need be.
-            tf.get_logger().setLevel("ERROR")
         except BaseException:
             log.seek(0)
             os.write(kept, log.read())

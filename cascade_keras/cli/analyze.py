@@ -23,13 +23,15 @@ from absl import flags
 
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
-from cascade_keras.figures import FIGURES, Figure, FigureSettings
+from cascade_keras.figures import FIGURES, FigureSettings
 from cascade_keras.progress import show_progress
 from cascade_keras.startup import import_tensorflow
 
 
 def analyze(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
+    from cascade_keras.figures import Figure
+
     figure = Figure(read(values, FigureSettings))
     import_tensorflow()
     with show_progress(f"{figure.spec.name}, images", figure.work) as progress:

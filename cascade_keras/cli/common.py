@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def run_program(
         argv: with the program's path first; ``sys.argv`` when None.
     """
     argv = list(sys.argv if argv is None else argv)
+    # Where /tmp is full TensorFlow says of each function that it is not converted; none need be.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print(f"{description.strip()}\n\nFlags:\n{values.get_help()}", flush=True)

@@ -20,9 +20,7 @@ from absl import flags
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.cli.tables import print_table
-from cascade_keras.evaluation.report import check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
-from cascade_keras.evaluation.tables import grid, options_used
 from cascade_keras.progress import show_progress
 from cascade_keras.startup import import_tensorflow
 
@@ -35,6 +33,8 @@ def build_flags() -> flags.FlagValues:
 def evaluate(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
     settings = read(values, EvaluationSettings).resolved()
+    from cascade_keras.evaluation.report import check_places
+
     check_places(settings)  # before TensorFlow, which takes seconds, is imported
     import_tensorflow()
     from cascade_keras.evaluation import Evaluation
@@ -52,6 +52,8 @@ def evaluate(values: flags.FlagValues) -> None:
 def print_report(content: Mapping, path: str | os.PathLike) -> None:
     """Print the tables of a report, from what report.json holds."""
     import rich.console
+
+    from cascade_keras.evaluation.tables import grid, options_used
 
     console = rich.console.Console(highlight=False)
 

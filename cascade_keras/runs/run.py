@@ -20,13 +20,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import cascade_keras
-from cascade_keras import files, records
+from cascade_keras import files, recorded
 from cascade_keras.errors import InputError, shown
+from cascade_keras.recorded import CONFIG, METRICS, Metrics, RunConfig
 from cascade_keras.runs import checkpoints
-from cascade_keras.runs.records import FORMAT, Metrics, RunConfig, RunOrigin
 
-CONFIG = "config.json"
 KEPT_CHECKPOINTS = 3
 FINAL = "final"  # folders in tensorboard/, and a file
 PROJECTOR = "projector"
@@ -51,7 +49,7 @@ class Run:
         self.model_file = self.path / "model.keras"
         self.begun = False
         self._config_file = self.path / CONFIG
-        self._metrics_file = self.path / "metrics.json"
+        self._metrics_file = self.path / METRICS
         self._lock: files.Lock | None = None
         self._made: list[pathlib.Path] = []
         self._configured = False  # by this process
@@ -116,7 +114,7 @@ class Run:
         if unknown:
             raise InputError(
                 f"{self.path} was started with {', '.join(unknown)}, which is no setting "
-                f"here; {self._go_on_with(config.versions)}"
+                f"here; {recorded.go_on_with(config.versions)}"
             )
         if self.started:
             self._compare(config, flags, fingerprint, defaults)
@@ -200,57 +198,12 @@ class Run:
     # What is read.
 
     def read_config(self) -> RunConfig:
-        """Return config.json.
-
-        Raises:
-            InputError: there is none, it cannot be read, holds what cannot be true, or what only
-                the later version knows that made it.
-        """
-        file, own = self._config_file, cascade_keras.__version__
-        mend = "restore it, or use another name"
-        try:
-            origin = records.read(file, RunOrigin, mend)
-            made_by = origin.versions.get("cascade_keras", own)
-            if made_by != own:
-                mend = self._go_on_with(origin.versions)
-            if origin.format > FORMAT:
-                raise InputError(
-                    f"{file}: is of format {origin.format}, version {own} knows up to {FORMAT}; "
-                    f"{mend}"
-                )
-            return records.read(file, RunConfig, mend)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{self.path} is not a run (no {CONFIG}); name a run's directory"
-            ) from error
+        """Return config.json, see ``recorded.read_config``."""
+        return recorded.read_config(self.path)
 
     def read_metrics(self) -> Metrics:
-        """Return metrics.json of a finished run.
-
-        Raises:
-            InputError: there is none, it cannot be read, or holds what cannot be true of the run.
-        """
-        file, mend = self._metrics_file, "remove it and start the run's bin/train command again"
-        try:
-            metrics = records.read(file, Metrics, mend)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{self.path} is not finished; start its bin/train command again, it goes on"
-            ) from error
-        flags = self.read_config().flags
-        for name, value in (("steps", metrics.steps), ("seed", metrics.seed)):
-            if flags.get(name, value) != value:
-                raise InputError(
-                    f"{file}: {name} is {value}, the run's {CONFIG} says {flags[name]!r}; {mend}"
-                )
-        return metrics
-
-    def _go_on_with(self, versions: Mapping[str, str]) -> str:
-        """Return what can be done about what another version has written."""
-        made_by = versions.get("cascade_keras")
-        if made_by in (None, cascade_keras.__version__):
-            return "go on with the program that made it, or use another name"
-        return f"use version {made_by} of cascade_keras, which made it, or another name"
+        """Return metrics.json of a finished run, see ``recorded.read_metrics``."""
+        return recorded.read_metrics(self.path)
 
     # Holding it.
 

@@ -11,7 +11,7 @@ from cascade_keras.data.batching import Partners
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
 from cascade_keras.progress import show_progress
-from cascade_keras.runs.records import CascadeRecord, SourceRecord
+from cascade_keras.recorded import CascadeRecord, SourceRecord
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.sources import Source
 

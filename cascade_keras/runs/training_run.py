@@ -18,7 +18,7 @@ from cascade_keras.data.specs import DatasetSpec, look_up
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
 from cascade_keras.provenance import package_versions, recorded_dataset
-from cascade_keras.runs.records import (
+from cascade_keras.recorded import (
     FORMAT,
     DatasetRecord,
     EnsembleRecord,

@@ -42,8 +42,6 @@ import traceback
 
 from support.files import ROOT
 
-SUPPORTED = platform.system() == "Linux" and platform.machine() == "x86_64"
-
 # System calls of x86-64: which argument is a path, or the descriptor of a file.
 OPEN, OPENAT, CREAT = 2, 257, 85
 WRITES = {1: "write", 18: "write", 20: "writev", 296: "writev", 40: "sendfile", 326: "copy"}
@@ -64,10 +62,21 @@ _PLAIN = {
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 PIDFD_GETFD, SECCOMP, ARCHITECTURE = 438, 317, 0xC000003E
+NOTIFICATION_SIZES = 3
 RECEIVE, SEND = 0xC0502100, 0xC0182101
 CONTINUE = 1
 NOTIFY, ALLOW = 0x7FC00000, 0x7FFF0000
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _is_supported() -> bool:
+    """Whether this kernel tells of system calls, which a container may forbid."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    return _libc.syscall(SECCOMP, NOTIFICATION_SIZES, 0, ctypes.create_string_buffer(6)) == 0
+
+
+SUPPORTED = _is_supported()
 
 
 @dataclasses.dataclass(frozen=True)

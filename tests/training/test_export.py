@@ -31,7 +31,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.export import export_run, export_saved_model, provenance_of_run
 from cascade_keras.files import write_json
 from cascade_keras.provenance import PROVENANCE_FILE, locate, saved_versions, weights_hash
-from cascade_keras.runs.records import Metrics
+from cascade_keras.recorded import Metrics
 from cascade_keras.runs.run import Run
 from cascade_keras.training import AdversarialTrainer
 

@@ -23,7 +23,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.export import export_saved_model
 from cascade_keras.foreign import within
 from cascade_keras.provenance import PROVENANCE_FILE, locate, version_of, weights_hash
-from cascade_keras.runs.records import Metrics, RunConfig
+from cascade_keras.recorded import Metrics, RunConfig
 from cascade_keras.runs.run import Run
 from cascade_keras.sources import load_source
 from cascade_keras.training import AdversarialTrainer
@@ -357,6 +357,12 @@ def hidden_size(pixels):
     return dense(tf.ensure_shape(pixels, (None, 12, 12, 1)))
 
 
+def pipe(path):
+    """Put in a file's place what nobody ever writes into."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 WEIGHTS = "variables/variables.data-00000-of-00001"
 DAMAGED, NO_GRADIENT = r"cannot be loaded \(|is damaged: its weights are not", "has no gradient"
 REFUSED = {
@@ -377,12 +383,22 @@ REFUSED = {
     "fingerprint": (damaged("version", lambda p: os.truncate(p / "fingerprint.pb", 9)), "print.pb"),
     "no weights": (damaged("version", lambda p: shutil.rmtree(p / "variables")), "cannot be load"),
     "weights": (damaged("version", lambda path: flip(path / WEIGHTS)), DAMAGED),
+    "a pipe": (damaged("version", lambda p: pipe(p / WEIGHTS)), "variables.data.* is not a file"),
     "other weights": (record(json.dumps({"weights_hash": "0" * 64})), "is damaged.*export again"),
     "provenance": (record("{"), "json: input data was truncated"),
     "no provenance": (record("[]"), "json: expected `object`"),
+    "a count": (
+        record('{"results": [{"attack": "a", "epsilon": 0, "accuracy": 1, "correct": {}}]}'),
+        r"results\[0\].correct: expected `int",
+    ),
     "unfinished run": (damaged("run", lambda p: (p / "model.keras").unlink()), "run .* finished"),
     "config of a run": (config("{"), "config.json: input data was truncated"),
     "config without flags": (config("{}"), "required field `flags`"),
+    "versions of a run": (config(json.dumps({**CONFIG, "versions": 7})), "versions: expected `obj"),
+    "steps of a run": (
+        config(json.dumps({**CONFIG, "flags": {**FLAGS, "steps": "many"}})),
+        "config.json: flags.steps: expected `int",
+    ),
     "other signature": (function(dense, key="classify"), "neither a signature 'serve' nor"),
     "fixed batch": (function(dense, [(4, *SHAPE)]), "batches of 4 only"),
     "uint8": (function(lambda x: dense(tf.cast(x, tf.float32)), dtype=tf.uint8), "it takes uint8"),

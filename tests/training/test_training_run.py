@@ -22,8 +22,8 @@ from cascade_keras.cli.flags import define
 from cascade_keras.data import Dataset, DatasetSpec
 from cascade_keras.errors import InputError
 from cascade_keras.progress import progress_bar
+from cascade_keras.recorded import Metrics
 from cascade_keras.runs import callbacks, metrics, panels, training_run
-from cascade_keras.runs.records import Metrics
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.session import Session
 from cascade_keras.settings import setting

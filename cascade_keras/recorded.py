@@ -1,13 +1,20 @@
-"""What a run says of itself on disk: config.json and metrics.json. Needs no TensorFlow."""
+"""What a run says of itself on disk: config.json and metrics.json. Needs no TensorFlow.
+
+``runs.run.Run`` writes them; whoever takes a run for a network reads them too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+import cascade_keras
+from cascade_keras import records
+from cascade_keras.errors import InputError
 from cascade_keras.records import (
     Count,
     Epsilon,
@@ -20,6 +27,7 @@ from cascade_keras.records import (
     Values,
 )
 
+CONFIG, METRICS = "config.json", "metrics.json"
 FORMAT = 2  # of config.json; version 0.1.0 wrote none, which is 1
 
 # A flag's value as JSON has it.
@@ -38,7 +46,7 @@ class SourceRecord(Record):
 
     name: Text
     path: Text
-    weights_hash: Sha256
+    weights_hash: Text  # of a function in memory, whatever its owner says
 
 
 SourceRecords = Annotated[list[SourceRecord], Meta(min_length=1)]
@@ -159,3 +167,58 @@ class Metrics(Record):
     def as_json(self) -> Values:
         """Return the fields as metrics.json has them."""
         return msgspec.to_builtins(self)
+
+
+def read_config(run: pathlib.Path) -> RunConfig:
+    """Return the config.json of a run.
+
+    Args:
+        run: its directory.
+
+    Raises:
+        InputError: there is none, it cannot be read, holds what cannot be true, or what only the
+            later version knows that made it.
+    """
+    file, own = run / CONFIG, cascade_keras.__version__
+    mend = "restore it, or use another name"
+    try:
+        origin = records.read(file, RunOrigin, mend)
+        if origin.versions.get("cascade_keras", own) != own:
+            mend = go_on_with(origin.versions)
+        if origin.format > FORMAT:
+            raise InputError(
+                f"{file}: is of format {origin.format}, version {own} knows up to {FORMAT}; {mend}"
+            )
+        return records.read(file, RunConfig, mend)
+    except FileNotFoundError as error:
+        raise InputError(f"{run} is not a run (no {CONFIG}); name a run's directory") from error
+
+
+def read_metrics(run: pathlib.Path) -> Metrics:
+    """Return the metrics.json of a finished run.
+
+    Raises:
+        InputError: there is none, it cannot be read, or holds what cannot be true of the run.
+    """
+    file, mend = run / METRICS, "remove it and start the run's bin/train command again"
+    try:
+        metrics = records.read(file, Metrics, mend)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{run} is not finished; start its bin/train command again, it goes on"
+        ) from error
+    flags = read_config(run).flags
+    for name, value in (("steps", metrics.steps), ("seed", metrics.seed)):
+        if flags.get(name, value) != value:
+            raise InputError(
+                f"{file}: {name} is {value}, the run's {CONFIG} says {flags[name]!r}; {mend}"
+            )
+    return metrics
+
+
+def go_on_with(versions: Mapping[str, str]) -> str:
+    """Return what can be done about what another version has written."""
+    made_by = versions.get("cascade_keras")
+    if made_by is None:
+        return f"go on with the version that made it ({CONFIG} says which), or use another name"
+    return f"use version {made_by} of cascade_keras, which made it, or another name"
