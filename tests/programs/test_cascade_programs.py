@@ -186,7 +186,7 @@ def test_killed_stopped_and_damaged_a_run_ends_with_the_same_weights(place):
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert f"{newest.name} is damaged" in errors and "trying the one before" in errors
+    assert f"{newest.name} cannot be used" in errors and "trying the one before" in errors
     stopped = re.search(r"stopped at step (\d+) of 100", output)
     assert stopped and checkpoint("runs/run") == int(stopped[1]), output
 
