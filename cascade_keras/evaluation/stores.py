@@ -226,7 +226,10 @@ class ImageStore:
         """
         check_writable(self.path, "images_dir")
         if self._json.exists():
-            self._map(writable=False)
+            kept, complete = self._map(writable=False)
+            size = self._identity["batch_size"]
+            for first in sorted(complete):
+                self._checked(kept[:, first : first + size], first)
 
     def _open(self) -> tuple[np.memmap, set[int]]:
         """Return the images, room for all of them being taken, and which batches are there."""
