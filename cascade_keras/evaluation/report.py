@@ -29,6 +29,7 @@ from cascade_keras.errors import InputError, about
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.files import (
+    LOCK_FILE,
     PARTIAL,
     check_replaceable,
     check_writable,
@@ -153,11 +154,7 @@ class Report:
         with about("output"):
             if self._config_file.exists():
                 self._read_config()
-            # A process killed at its very start leaves this behind.
-            elif any(
-                path != self.arrays.path and not path.name.startswith(PARTIAL)
-                for path in self.path.iterdir()
-            ):
+            elif not self._is_a_start():
                 raise InputError(
                     f"{self.path} exists and is not a report (no config.json); name another "
                     "directory"
@@ -168,6 +165,13 @@ class Report:
                 elif path.suffix in _FILES:
                     check_replaceable(path)
             self.seconds()
+
+    def _is_a_start(self) -> bool:
+        """Whether there is nothing but what a process killed at its very start leaves."""
+        own = [path for path in self.path.iterdir() if path != self.arrays.path]
+        if self.arrays.path.is_dir():
+            own += [path for path in self.arrays.path.iterdir() if path.name != LOCK_FILE]
+        return all(path.name.startswith(PARTIAL) for path in own)
 
     @contextlib.contextmanager
     def opened(self, config: Mapping) -> Iterator[None]:

@@ -549,6 +549,7 @@ def test_an_array_whose_values_cannot_be_is_refused_with_the_image(kind, tmp_pat
 def spoil_with_a_file(*names):
     def spoil(path):
         for name in names:
+            (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_text("mine")
 
     return spoil
@@ -559,6 +560,10 @@ PLACES = {
     "a stranger's": (spoil_with_a_file("notes"), "out exists and is not a report"),
     "a bank": (spoil_with_a_file("bank.json", "images.npy"), "out exists and is not a report"),
     "a saved network": (lambda path: (path / "1").mkdir(), "out exists and is not a report"),
+    "arrays alone": (
+        spoil_with_a_file("predictions/a--step_ll.npy"),
+        "out exists and is not a report",
+    ),
     "a run": (lambda path: (path / "config.json").write_text('{"flags": {}}'), "out is a run"),
     "config.json a folder": (lambda path: (path / "config.json").mkdir(), "is not a file"),
     **{
