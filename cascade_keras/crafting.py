@@ -126,15 +126,16 @@ class Crafting:
     def _spec(self) -> DatasetSpec:
         if self._given is not None:
             return self._given.preset
-        name = self.settings.dataset
-        name = name or recorded_dataset({"source": [self._network]})
+        if self.settings.dataset is not None:
+            return look_up(self.settings.dataset)
+        name = recorded_dataset({"source": [self._network]})
         if name is None:
             raise InputError(
                 f"{self._network} does not record what it learned; "
                 f"name one of {', '.join(DATASETS)}",
                 "dataset",
             )
-        return look_up(name)
+        return look_up(name, self._network)
 
     @functools.cached_property
     def source(self) -> Source:

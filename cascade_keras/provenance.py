@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from cascade_keras import records
 from cascade_keras.errors import InputError, about
@@ -69,7 +70,7 @@ class LearnedDataset(OpenRecord):
     """The data that a network learned."""
 
     name: Text
-    fingerprint: Sha256 | None = None
+    fingerprint: Sha256 | UnsetType = UNSET
 
 
 class Accuracy(OpenRecord):
@@ -78,25 +79,25 @@ class Accuracy(OpenRecord):
     attack: Text
     epsilon: Epsilon
     accuracy: PerCent
-    correct: Index | None = None
-    examples: Count | None = None
+    correct: Index | UnsetType = UNSET
+    examples: Count | UnsetType = UNSET
 
 
 class Provenance(OpenRecord):
     """What is recorded of a saved network, none of which need be there; others may add fields."""
 
-    name: Text | None = None
+    name: Text | UnsetType = UNSET
     recipe: Recipe = msgspec.field(default_factory=Recipe)
-    dataset: LearnedDataset | Text | None = None
-    steps: Count | None = None
-    seed: Index | None = None
+    dataset: LearnedDataset | Text | UnsetType = UNSET
+    steps: Count | UnsetType = UNSET
+    seed: Index | UnsetType = UNSET
     versions: dict[str, str] = msgspec.field(default_factory=dict)
     results: list[Accuracy] = msgspec.field(default_factory=list)
-    weights_hash: Sha256 | None = None
-    input_shape: list[Count] | None = None
-    image_shape: list[Count] | None = None
-    num_classes: Count | None = None
-    embedding_size: Count | None = None
+    weights_hash: Sha256 | UnsetType = UNSET
+    input_shape: list[Count] | UnsetType = UNSET
+    image_shape: list[Count] | UnsetType = UNSET
+    num_classes: Count | UnsetType = UNSET
+    embedding_size: Count | UnsetType = UNSET
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ file, or a later version's. Needs no TensorFlow.
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -79,7 +80,7 @@ def read_values(file: pathlib.Path, kind: type, mend: str = "restore it") -> Val
 
 
 def _content(file: pathlib.Path, mend: str) -> bytes:
-    if file.exists() and not file.is_file():
+    if os.path.lexists(file) and not file.is_file():
         raise InputError(f"{file} is not a file; {mend}")
     try:
         if file.stat().st_size > MOST_BYTES:
@@ -133,7 +134,7 @@ def map_array(
     """
     import numpy as np
 
-    if file.exists() and not file.is_file():
+    if os.path.lexists(file) and not file.is_file():
         raise InputError(f"{file} is not a file; {mend}")  # a pipe would never be read to its end
     try:
         # Mapped for writing, a file that was cut short would be filled up with zeros.

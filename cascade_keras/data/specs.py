@@ -116,14 +116,18 @@ def register(spec: DatasetSpec) -> DatasetSpec:
     return spec
 
 
-def look_up(name: str | None) -> DatasetSpec:
+def look_up(name: str | None, learned_by: object = None) -> DatasetSpec:
     """Return a dataset's row.
+
+    Args:
+        learned_by: the network that has recorded the name, where the user has not given it.
 
     Raises:
         InputError: there is none of this name.
     """
     if name not in DATASETS:
-        raise InputError(f"{shown(name)} is none of {', '.join(DATASETS)}", "dataset")
+        what = shown(name) if learned_by is None else f"{learned_by} learned {shown(name)}, which"
+        raise InputError(f"{what} is none of {', '.join(DATASETS)}", "dataset")
     return DATASETS[name]
 
 

@@ -44,7 +44,6 @@ from cascade_keras.records import (
     Count,
     Epsilon,
     Index,
-    NotNegative,
     Record,
     Sha256,
     Text,
@@ -102,11 +101,14 @@ class Config(Record):
             raise ValueError(f"format: is {self.format}, this version knows up to {FORMAT}")
 
 
+_Spent = Annotated[float, Meta(ge=0, le=1e9)]  # less than 32 years
+
+
 class Seconds(Record):
     """seconds.json: what an evaluation took, all its runs together."""
 
-    crafting: NotNegative = 0.0
-    classifying: NotNegative = 0.0
+    crafting: _Spent
+    classifying: _Spent
 
 
 def check_places(settings: EvaluationSettings) -> None:
@@ -227,7 +229,7 @@ class Report:
         for file in (self._seconds_file, self._seconds_before):
             if file.exists():
                 return read(file, Seconds, "remove it")
-        return Seconds()
+        return Seconds(crafting=0.0, classifying=0.0)
 
     def add_seconds(self, crafting: float, classifying: float) -> Seconds:
         """Add to the time spent in this directory so far, and return the sum."""

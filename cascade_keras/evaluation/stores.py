@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ class DiskArrays:
         """
         file, again = self.path / f"{file_name(key)}.npy", "remove it to compute it again"
         with about("output"):
-            if not file.exists():
+            if not os.path.lexists(file):
                 check_writable(self.path)
                 reserve(file, shape, dtype, missing)
             array = map_array(file, shape, dtype, again, writable=True)
@@ -225,7 +226,7 @@ class ImageStore:
             InputError: naming the file and the field.
         """
         check_writable(self.path, "images_dir")
-        if self._json.exists():
+        if os.path.lexists(self._json):
             kept, complete = self._map(writable=False)
             size = self._identity["batch_size"]
             for first in sorted(complete):
@@ -237,7 +238,7 @@ class ImageStore:
         self.path.mkdir(parents=True, exist_ok=True)
         with alone(self.path):
             clean(self.path)
-            if not self._json.exists():
+            if not os.path.lexists(self._json):
                 reserve(self._file, self._identity["shape"], "float32")
                 self._write(set())
             return self._map(writable=True)

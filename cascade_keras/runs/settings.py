@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascade_keras.attacks import specs as attacks
@@ -274,7 +274,7 @@ class TrainingSettings(Settings):
         """
         if dataset is None:
             sources = {name: getattr(self, name) for name in ("cascade_source", "ensemble_source")}
-            dataset = data.look_up(self.dataset or recorded_dataset(sources) or "digits")
+            dataset = row(self.dataset, sources)
         if own_network is None:
             models.look_up(self.model, self.embedding_at)  # before it is part of a name
         steps = self.steps or dataset.steps
@@ -355,6 +355,22 @@ def initialisation(path: str) -> pathlib.Path:
     if not file.name.endswith((".keras", ".weights.h5")):
         raise InputError(f"{file} is neither a .keras nor a .weights.h5 file", "init_from")
     return file
+
+
+def row(named: str | None, sources: Mapping[str, Sequence]) -> data.DatasetSpec:
+    """Return the row of a dataset: that named, what the first source learned, or digits.
+
+    Args:
+        named: what the settings say.
+        sources: for each setting that names networks its networks.
+
+    Raises:
+        InputError: there is no such row, or a network is not there.
+    """
+    if named is not None:
+        return data.look_up(named)
+    learned = recorded_dataset(sources)
+    return data.look_up(learned or "digits", "a source" if learned else None)
 
 
 def _check_sources(settings: TrainingSettings) -> None:

@@ -14,10 +14,10 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import cascade_keras
-from cascade_keras.data.specs import DatasetSpec, look_up
+from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
-from cascade_keras.provenance import package_versions, recorded_dataset
+from cascade_keras.provenance import package_versions
 from cascade_keras.recorded import (
     FORMAT,
     DatasetRecord,
@@ -27,7 +27,7 @@ from cascade_keras.recorded import (
     RunConfig,
 )
 from cascade_keras.runs.run import Run
-from cascade_keras.runs.settings import TrainingSettings, initialisation
+from cascade_keras.runs.settings import TrainingSettings, initialisation, row
 from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Training:
     def _row(self, settings: TrainingSettings) -> DatasetSpec:
         """Return the row of what the settings name, or else of what the first source learned."""
         given = {k: found or getattr(settings, k) for k, found in self.own_sources.items()}
-        return look_up(settings.dataset or recorded_dataset(given) or "digits")
+        return row(settings.dataset, given)
 
     def _flags(self) -> dict:
         flags = self.settings.decisive()

@@ -596,7 +596,7 @@ CONFIGS = [
     ({"cascade__bank_examples": [64, 64]}, BANK),
     ({"cascade__bank_examples": [0]}, "cascade.bank_examples[0]: "),
     ({"cascade__sources": []}, "cascade.sources: "),
-    ({"cascade__sources___0__weights_hash": "f" * 63}, "weights_hash: "),
+    ({"cascade__sources___0__weights_hash": 7}, "weights_hash: "),
     ({"cascade__sources___0__path": ""}, "path: "),
     ({"ensemble": {"sources": [{"name": "a", "path": "a", "weights_hash": "f" * 64}]}},
      "ensemble has 1 sources"),
