@@ -434,7 +434,7 @@ def test_without_room_nothing_is_left(tmp_path, monkeypatch):
 
     usage, needed = shutil.disk_usage(tmp_path), len(EPSILONS) * COUNT * 64
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
-    with pytest.raises(InputError, match="GB are free there; free some, name another"):
+    with pytest.raises(InputError, match="kB are free there; free some, name another"):
         craft(tmp_path / "bank")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as error:
