@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import zipfile
+from collections.abc import Iterator
 
 from support.archives import write_archives
 
@@ -65,7 +66,9 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
     - lock files, and TensorBoard's event files, which say when;
     - how many seconds it took: ``seconds.json``;
     - of a .keras file, whose members are compared one by one, the date in ``metadata.json`` and
-      the ``shared_object_id`` of ``config.json``, an address in memory.
+      the ``shared_object_id`` of ``config.json``, an address in memory;
+    - the order of an example's features in a prepared dataset, which follows from the process's
+      hash seed.
     """
     found = {}
     for path in sorted(pathlib.Path(place).rglob("*")):
@@ -78,6 +81,8 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
             continue
         elif path.suffix == ".keras":
             found[name] = _members(path)
+        elif ".tfrecord-" in path.name:
+            found[name] = list(_examples(path.read_bytes()))
         else:
             found[name] = path.read_bytes()
     return found
@@ -93,6 +98,18 @@ def _members(path: pathlib.Path) -> dict[str, object]:
     metadata.pop("date_saved", None)
     config = re.sub(rb'"shared_object_id": \d+', b"", members["config.json"])
     return members | {"metadata.json": metadata, "config.json": config}
+
+
+def _examples(content: bytes) -> Iterator[dict[str, bytes]]:
+    """Yield the features of each example: a record is its length, a checksum, data, another one."""
+    from tensorflow.core.example import example_pb2
+
+    start = 0
+    while start < len(content):
+        data = start + 12
+        start = data + int.from_bytes(content[start : start + 8], "little") + 4
+        example = example_pb2.Example.FromString(content[data : start - 4])
+        yield {k: v.SerializeToString() for k, v in example.features.feature.items()}
 
 
 def differences(one: dict, other: dict) -> list[str]:
