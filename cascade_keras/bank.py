@@ -28,11 +28,11 @@ from cascade_keras import attacks, cascade, draws
 from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
-    Lock,
     check_writable,
     clean,
     expand,
     folder_name,
+    hold,
     naming,
     nearest_existing,
     reserve,
@@ -296,11 +296,7 @@ class Bank:
             self._check_place()
             self._check_room([len(wanted["epsilons"]), *images.shape])
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = Lock(self.path)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path} is being crafted by another process") from error
-        with lock:
+        with hold(self.path, f"{self.path} is being crafted by another process", name=None):
             clean(self.path)
             if not self.exists:
                 shape = [len(wanted["epsilons"]), *images.shape]

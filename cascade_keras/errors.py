@@ -44,6 +44,11 @@ def one_line(message: str, most: int = 1000) -> str:
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 + 5 :]}"
 
 
+def first_line(error: Exception) -> str:
+    """Return what libraries say that explain at length."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 @contextlib.contextmanager
 def about(setting: str) -> Iterator[None]:
     """Say of every ``InputError`` inside that names no setting that it is about this one."""

@@ -190,7 +190,6 @@ def reserve(file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 
     Raises:
         OSError: the disk is full or the like; nothing is left.
     """
-
     import numpy as np
 
     def write(temporary: pathlib.Path) -> None:
@@ -287,14 +286,24 @@ class Lock:
 LOCK_FILE = ".lock"
 
 
-def hold(directory: pathlib.Path, in_use: str, setting: str | None = None) -> Lock:
+def hold(
+    directory: pathlib.Path,
+    in_use: str,
+    setting: str | None = None,
+    *,
+    name: str | None = LOCK_FILE,
+    fleeting: bool = False,
+) -> Lock:
     """Keep other processes out of a directory until the lock returned is closed.
+
+    Args:
+        name, fleeting: as for ``Lock``.
 
     Raises:
         InputError: ``in_use``, where another process holds it.
     """
     try:
-        return Lock(directory, name=LOCK_FILE)
+        return Lock(directory, name=name, fleeting=fleeting)
     except BlockingIOError as error:
         raise InputError(in_use, setting) from error
 
@@ -311,10 +320,20 @@ def hold_output(
     Raises:
         InputError: ``in_use``, where another process holds it.
     """
-    try:
-        return Lock(directory, name=f".{name}{LOCK_FILE}", fleeting=True)
-    except BlockingIOError as error:
-        raise InputError(in_use, setting) from error
+    return hold(directory, in_use, setting, name=f".{name}{LOCK_FILE}", fleeting=True)
+
+
+def is_a_start(directory: pathlib.Path, held: pathlib.Path) -> bool:
+    """Whether there is nothing but what a process killed at its very start leaves.
+
+    Args:
+        directory: it must exist.
+        held: the directory in it whose lock is held first of all.
+    """
+    own = [path for path in directory.iterdir() if path != held]
+    if held.is_dir():
+        own += [path for path in held.iterdir() if path.name != LOCK_FILE]
+    return all(path.name.startswith(PARTIAL) for path in own)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, first_line
 
 if TYPE_CHECKING:  # it takes as long as all else that --help needs
     import numpy as np
@@ -142,8 +142,7 @@ def map_array(
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged header raises whatever Python's own parser does
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{file} is damaged ({reason}); {mend}") from error
+        raise InputError(f"{file} is damaged ({first_line(error)[:120]}); {mend}") from error
     wanted = (shape is None or array.shape == tuple(shape)) and (
         dtype is None or array.dtype == np.dtype(dtype)
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.data.specs import DatasetSpec, look_up
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, first_line
 from cascade_keras.files import expand
 
 
@@ -98,10 +98,9 @@ def load_tfds(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
             # One read of each whole split, in the order on disk: the same order at every load.
             splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
     except Exception as error:  # TFDS raises whatever its downloader, reader or parser meets
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{spec.name} is not ready in {data_dir or tfds.core.constants.DATA_DIR} "
-            f"({reason[:160]}); connect to a network"
+            f"({first_line(error)}); connect to a network"
             + (", or use its official archives: bin/prepare_data" if spec.archives else ""),
             "data_dir",
         ) from error

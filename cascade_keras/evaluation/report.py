@@ -29,23 +29,22 @@ from cascade_keras.errors import InputError, about
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.files import (
-    LOCK_FILE,
-    PARTIAL,
     check_replaceable,
     check_writable,
     clean,
     expand,
     hold,
+    is_a_start,
     write_atomically,
     write_json,
     write_text,
 )
+from cascade_keras.recorded import DatasetRecord
 from cascade_keras.records import (
     Count,
     Epsilon,
     Index,
     Record,
-    Sha256,
     Text,
     Values,
     read,
@@ -70,15 +69,10 @@ FOLDERS = ("predictions", "examples", "confusion")
 _FILES = (".json", ".md", ".csv", ".png")  # as they end that are written beside the folders
 
 
-class _Dataset(Record):
-    name: Text
-    fingerprint: Sha256
-
-
 class Config(Record):
     """config.json: what the numbers follow from, each named as the setting it comes from."""
 
-    dataset: _Dataset
+    dataset: DatasetRecord
     split: Literal["train", "test"]
     num_images: Count
     seed: Index
@@ -156,7 +150,7 @@ class Report:
         with about("output"):
             if self._config_file.exists():
                 self._read_config()
-            elif not self._is_a_start():
+            elif not is_a_start(self.path, self.arrays.path):
                 raise InputError(
                     f"{self.path} exists and is not a report (no config.json); name another "
                     "directory"
@@ -167,13 +161,6 @@ class Report:
                 elif path.suffix in _FILES:
                     check_replaceable(path)
             self.seconds()
-
-    def _is_a_start(self) -> bool:
-        """Whether there is nothing but what a process killed at its very start leaves."""
-        own = [path for path in self.path.iterdir() if path != self.arrays.path]
-        if self.arrays.path.is_dir():
-            own += [path for path in self.arrays.path.iterdir() if path.name != LOCK_FILE]
-        return all(path.name.startswith(PARTIAL) for path in own)
 
     @contextlib.contextmanager
     def opened(self, config: Mapping) -> Iterator[None]:

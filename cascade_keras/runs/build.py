@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from cascade_keras import data, models
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, first_line
 from cascade_keras.losses.specs import LOSSES
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
@@ -112,10 +112,9 @@ def load_initialisation(network: keras.Model, path: str) -> None:
             warnings.simplefilter("ignore")
             network.load_weights(file)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{file} does not hold the weights of this network ({reason[:160]}); give a file of "
-            "the same model and dataset",
+            f"{file} does not hold the weights of this network ({first_line(error)}); give a file "
+            "of the same model and dataset",
             "init_from",
         ) from error
 

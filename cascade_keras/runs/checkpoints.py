@@ -46,8 +46,3 @@ def check_archive(path: pathlib.Path) -> None:
         damaged = archive.testzip()
     if damaged:
         raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
-
-
-def first_line(error: Exception) -> str:
-    """Return what libraries say that explain at length."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

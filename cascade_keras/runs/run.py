@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cascade_keras import files, recorded
-from cascade_keras.errors import InputError, shown
+from cascade_keras.errors import InputError, first_line, shown
 from cascade_keras.recorded import CONFIG, METRICS, Metrics, RunConfig
 from cascade_keras.runs import checkpoints
 
@@ -103,7 +103,7 @@ class Run:
         """
         self._check_places()
         if not self.exists:
-            if self.path.exists() and not self._is_a_start():
+            if self.path.exists() and not files.is_a_start(self.path, self.checkpoints):
                 raise InputError(
                     f"{self.path} exists and is not a run (no {CONFIG}); choose another name",
                     "name",
@@ -137,13 +137,6 @@ class Run:
 
     def _in_the_way(self, path: pathlib.Path, problem: str) -> InputError:
         return InputError(f"{path} {problem}; remove it, or choose another name", "name")
-
-    def _is_a_start(self) -> bool:
-        """Whether there is nothing but what a process killed at its very start leaves."""
-        own = [path for path in self.path.iterdir() if path != self.checkpoints]
-        if self.checkpoints.is_dir():
-            own += [p for p in self.checkpoints.iterdir() if p.name != files.LOCK_FILE]
-        return all(path.name.startswith(files.PARTIAL) for path in own)
 
     def _compare(
         self,
@@ -187,7 +180,7 @@ class Run:
         except FileNotFoundError:
             problem = "does not exist"
         except Exception as error:  # zipfile, zlib and struct each raise their own
-            problem = f"is damaged ({checkpoints.first_line(error)})"
+            problem = f"is damaged ({first_line(error)})"
         else:
             return
         raise InputError(
@@ -233,7 +226,7 @@ class Run:
         below = (self.tensorboard, self.tensorboard / FINAL, self.tensorboard / PROJECTOR)
         for folder in (self.path, self.checkpoints, *below):
             files.clean(folder)
-        if left and self._is_a_start():
+        if left and files.is_a_start(self.path, self.checkpoints):
             self._made = [self.checkpoints, self.path]
 
     def open(self, config: RunConfig, defaults: Callable | None = None) -> None:
@@ -334,7 +327,7 @@ class Run:
             try:
                 checkpoints.load(trainer, path, step)
             except Exception as error:  # Keras, h5py, zipfile and zlib each raise their own
-                reason = checkpoints.first_line(error)
+                reason = first_line(error)
                 print(
                     f"warning: {path} cannot be used ({reason}); trying the one before it",
                     file=sys.stderr,

@@ -58,3 +58,10 @@ def faults_of_refusal(ran: Ran) -> list[str]:
         return [f"status {ran.status}: {said(ran)[-2:]}"]
     lines = said(ran)
     return [] if len(lines) == 1 else [f"{len(lines)} lines: {lines[:4]}"]
+
+
+def report(wrong: dict[str, object]) -> bool:
+    """Print what went wrong, by name, to standard error; return whether anything did."""
+    for name, faults in wrong.items():
+        print(f"WRONG {name}: {faults}", file=sys.stderr)
+    return bool(wrong)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 
-from common import Pool, faults_of_refusal, said
+from common import Pool, faults_of_refusal, report, said
 from support.programs import PROGRAMS, canonical, differences, make_place
 
 SIZES = {"1 kB": 1024, "10 kB": 10_240, "100 kB": 102_400, "1 MB": 2**20, "10 MB": 10 * 2**20}
@@ -211,10 +211,8 @@ def main() -> int:
         wrong |= {f"{case[0]}: {case[1]}": [*faults, line]} if faults else {}
         if options.verbose:
             print(f"  {case[0]}: {case[1]}: {line}")
-    for name, faults in wrong.items():
-        print(f"WRONG {name}: {faults}", file=sys.stderr)
     shutil.rmtree(base)
-    return bool(wrong)
+    return report(wrong)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from common import Pool, faults_of_refusal, said
+from common import Pool, faults_of_refusal, report, said
 from support.programs import PROGRAMS, TRAIN, canonical, differences, make_place
 
 _TRAINING = (
@@ -95,10 +95,8 @@ def main() -> int:
             bad = sum(name.rpartition(" ")[0] == kind for name in wrong)
             print(f"| {kind} | {options.pairs} | {counts[0]} | {counts[1]} | {bad} | "
                   f"{time.monotonic() - started:.0f} |", flush=True)  # fmt: skip
-    for name, faults in wrong.items():
-        print(f"WRONG {name}: {faults}", file=sys.stderr)
     shutil.rmtree(base)
-    return bool(wrong)
+    return report(wrong)
 
 
 if __name__ == "__main__":
