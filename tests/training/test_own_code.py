@@ -8,7 +8,7 @@ from cascade_keras import own_code
 from cascade_keras.errors import InputError
 
 MODULES = {
-    "own_fine": "def make():\n    return 7\n\nclass Box:\n    make = staticmethod(make)\nseven = 7\n",
+    "own_fine": "def make():\n    return 7\nclass Box:\n    make = staticmethod(make)\nseven = 7\n",
     "own_zero": "import json\n1 / 0\n",
     "own_syntax": "def make(:\n    pass\n",
     "own_exit": "raise SystemExit('usage')\n",
@@ -62,8 +62,9 @@ def test_a_module_is_looked_for_without_running_it():
 
 
 def test_what_a_function_raises_is_said_with_the_users_line(tmp_path):
-    (tmp_path / "own_fine.py").write_text("import json\n\ndef make():\n    return json.loads('{')\n")
+    text = "import json\n\ndef make():\n    return json.loads('{')\n"
+    (tmp_path / "own_fine.py").write_text(text)
     make = own_code.function("own_fine:make", "model")
-    with pytest.raises(InputError, match=r"it fails \(JSONDecodeError: .*own_fine.py line 4\)"):
-        with own_code.running("it fails", "model"):
-            make()
+    message = r"it fails \(JSONDecodeError: .*own_fine.py line 4\)"
+    with pytest.raises(InputError, match=message), own_code.running("it fails", "model"):
+        make()
