@@ -11,7 +11,8 @@ import keras
 import tensorflow as tf
 
 from cascade_keras import attacks, cascade, draws, losses
-from cascade_keras.data.batching import Batch, unpack
+from cascade_keras.data.batching import Batch
+from cascade_keras.data.given import unpack
 from cascade_keras.errors import InputError
 from cascade_keras.keras_private import Directions, directed_mean, schedule_of
 from cascade_keras.options import TrainerOptions

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from cascade_keras.attacks.objectives import Objective, cross_entropy
+from cascade_keras.attacks.objectives import Objective, classes_of, cross_entropy
 
 
 def margin(labels: tf.Tensor) -> Objective:
     """Return logits -> largest other logit minus the labelled one, (batch, classes) -> (batch,).
 
     Positive where the image is misclassified. Unlike the cross entropy it does not saturate, so
-    its gradient stays informative when the logits are large (Carlini & Wagner, 2017).
+    its gradient stays informative when the logits are large (Carlini & Wagner, 2017). Of soft
+    labels (batch, classes) the largest is the label.
     """
+    labels = classes_of(labels)
 
     def objective(logits: tf.Tensor) -> tf.Tensor:
         labelled = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False)

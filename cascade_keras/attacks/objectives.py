@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from cascade_keras.attacks.arguments import as_images
@@ -13,8 +14,26 @@ Objective = Callable[[tf.Tensor], tf.Tensor]
 
 
 def cross_entropy(labels: tf.Tensor) -> Objective:
-    """Return logits -> J(X, labels) of each image, (batch, classes) -> (batch,)."""
+    """Return logits -> J(X, labels) of each image, (batch, classes) -> (batch,).
+
+    ``labels`` are classes, integers (batch,), or soft, floats (batch, classes) whose rows sum to 1.
+    """
+    if labels_are_soft(labels):
+        return lambda logits: tf.nn.softmax_cross_entropy_with_logits(
+            tf.cast(labels, logits.dtype), logits
+        )
     return lambda logits: tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def labels_are_soft(labels: tf.Tensor) -> bool:
+    """Whether labels are rows (batch, classes) instead of classes (batch,)."""
+    shape = np.shape(labels)
+    return (shape.rank if isinstance(shape, tf.TensorShape) else len(shape)) == 2
+
+
+def classes_of(labels: tf.Tensor) -> tf.Tensor:
+    """Return the class of each image, (batch,): of soft labels, that of the largest."""
+    return tf.argmax(labels, axis=-1, output_type=tf.int32) if labels_are_soft(labels) else labels
 
 
 def towards(labels: tf.Tensor) -> Objective:

@@ -10,10 +10,13 @@ after which it can be trained with, evaluated, banked and drawn like the others.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cascade_keras.errors import InputError, shown
 from cascade_keras.lazy import resolve
 
 # What a row's function is, and so how it is called for several epsilons at once.
@@ -66,6 +69,8 @@ class AttackSpec:
         whole_pixels: its images at whole epsilons are whole pixel values, so a bank can hold them.
         options: the defaults of its options, recorded wherever its numbers are.
         fixed: arguments that make this attack of a function that others share.
+        training: options of its own where it makes training images, of which there is one a step;
+            those that it does not have here are as in ``options``.
         cost: (epsilons, options) -> about how many gradients an image takes; one each when None.
         weaker: the one-step attack that it ought to beat; where it does not, gradients are masked.
         strongest: whether it is a reference for what withstands attack (see the diagnosis).
@@ -80,6 +85,7 @@ class AttackSpec:
     whole_pixels: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cost: Callable[[Sequence[float], Mapping], float] | None = None
     weaker: str | None = None
     strongest: bool = False
@@ -124,6 +130,123 @@ def register(spec: AttackSpec) -> AttackSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Chosen:
+    """An attack as a user chooses it: which, and the options that are set, but no epsilons.
+
+    ``attacks.PGD(steps=100)`` returns one. Options that are not set are the defaults of the use:
+    ``AttackSpec.options`` where a network is measured, ``AttackSpec.training`` where it is trained.
+
+    Attributes:
+        name: "clean" or that of a row.
+        options: those that are set.
+
+    Raises:
+        InputError: there is no such attack, it has no such option, or not of this value.
+    """
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.name != "clean" and self.name not in ATTACKS:
+            raise InputError(f"{shown(self.name)} is none of clean, {', '.join(ATTACKS)}", "attack")
+        known = {} if self.name == "clean" else ATTACKS[self.name].options
+        for option, value in self.options.items():
+            if option not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise InputError(f"{self.name} has no option {shown(option)}; {has}", "attack")
+            wrong = _wrong(option, value, known[option])
+            if wrong:
+                raise InputError(f"{self.name}'s {option} must be {wrong}", "attack")
+        object.__setattr__(self, "options", dict(self.options))
+
+    @classmethod
+    def of(cls, attack: str | Chosen) -> Chosen:
+        """Return an attack that may be given by its name alone."""
+        if isinstance(attack, cls):
+            return attack
+        if not isinstance(attack, str):
+            raise InputError(
+                f"must be a name or what attacks.PGD(...) returns, got {shown(attack)}", "attack"
+            )
+        return cls(attack)
+
+    def in_training(self) -> dict[str, Any]:
+        """Return all options where it makes training images."""
+        spec = ATTACKS[self.name]
+        return {**spec.options, **spec.training, **self.options}
+
+    def as_json(self) -> str | dict:
+        """Return it as configurations keep it: a name alone, or a dict of name and options."""
+        return {"name": self.name, "options": dict(self.options)} if self.options else self.name
+
+    @classmethod
+    def of_json(cls, kept: str | Mapping) -> Chosen:
+        """Return what ``as_json`` made."""
+        if isinstance(kept, Mapping):
+            return cls(kept.get("name"), kept.get("options", {}))
+        return cls.of(kept)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(sorted(self.options.items()))))
+
+    def __str__(self) -> str:
+        shown_options = in_words(self.options)
+        return f"{self.name} ({shown_options})" if shown_options else self.name
+
+
+_WORDS = {
+    "objective": ("margin", "cross_entropy", "dlr"),  # margins.OBJECTIVES
+    "search": ("descent", "grid"),
+}
+
+
+def _wrong(option: str, value: Any, default: Any) -> str | None:
+    """Return what an option's value ought to be, None where it is."""
+    if option in _WORDS:
+        fine = value in _WORDS[option]
+        return None if fine else f"one of {', '.join(_WORDS[option])}, got {shown(value)}"
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if default is None:  # a step size
+        if value is None or (number and 0 < value < math.inf):
+            return None
+        return f"a number above 0 in 0..255 units, or None, got {shown(value)}"
+    if isinstance(default, int):
+        least = 0 if option == "queries" else 1
+        if number and value == int(value) and value >= least:
+            return None
+        return f"a whole number of at least {least}, got {shown(value)}"
+    return None
+
+
+def _chooser(function: str, attack: str) -> Callable[..., Chosen]:
+    """Return a function of an attack's options, by keyword, for ``attacks.PGD(steps=7)``."""
+
+    def choose(**options) -> Chosen:
+        return Chosen(attack, options)
+
+    row = ATTACKS[attack]
+    choose.__name__ = choose.__qualname__ = function
+    choose.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in row.options.items()
+        ],
+        return_annotation=Chosen,
+    )
+    choose.__doc__ = (
+        f"Choose the attack {attack!r} with options, for evaluate, craft, AdversarialTrainer and "
+        "callbacks.\n\nOptions that are not given are those of the signature"
+        + (
+            f"; in training they are {in_words({**row.options, **row.training})}."
+            if row.training
+            else "."
+        )
+    )
+    return choose
+
+
+@dataclasses.dataclass(frozen=True)
 class Attack:
     """An attack as it is run and recorded, with everything that its numbers follow from.
 
@@ -146,6 +269,12 @@ class Attack:
         if not all(map(math.isfinite, self.epsilons)):
             raise ValueError(f"epsilons must be finite, in 0..255 units, got {self.epsilons}")
         object.__setattr__(self, "options", {**known, **self.options})
+
+    @classmethod
+    def at(cls, chosen: str | Chosen, epsilons: Sequence[float]) -> Attack:
+        """Return an attack that a user named, or chose with options, at these epsilons."""
+        chosen = Chosen.of(chosen)
+        return cls(chosen.name, tuple(epsilons), chosen.options)
 
     @classmethod
     def clean(cls) -> Attack:
@@ -227,7 +356,7 @@ for _row in (
     AttackSpec(
         "pgd", SEARCH, "projected:pgd", seeded=True, weaker="step_fgsm", strongest=True, style=4,
         options={"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"},
-        cost=_pgd_cost,
+        training={"steps": 7, "restarts": 1, "objective": "cross_entropy"}, cost=_pgd_cost,
     ),
     AttackSpec(
         "autoattack", SUITE, "autoattack:autoattack", seeded=True, strongest=True, style=9,
@@ -241,3 +370,7 @@ for _row in (
 ):  # fmt: skip
     register(_row)
 CLEAN_STYLE = 6
+
+PGD = _chooser("PGD", "pgd")
+AutoAttack = _chooser("AutoAttack", "autoattack")
+CWLinf = _chooser("CWLinf", "cw_linf")

@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from cascade_keras.attacks import objectives
+
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Return L(X_i | y_i) of each image, (batch, classes) and (batch,) -> (batch,)."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    """Return L(X_i | y_i) of each image, (batch,), of logits (batch, classes).
+
+    ``labels`` are classes, integers (batch,), or soft, floats (batch, classes) whose rows sum to 1.
+    """
+    return objectives.cross_entropy(labels)(logits)
 
 
 def mixed_cross_entropy(
