@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+# Epsilons count in levels of a pixel; the range of an image has so many.
 PIXEL_LEVELS = 255.0
 
 

@@ -63,7 +63,7 @@ def at_epsilons(
         epsilons: in 0..255 units, in any order.
         signed: whether one-step attacks may be given negative epsilons, which are steps to the
             other side.
-        Others as for ``at_epsilon``.
+        others: as for ``at_epsilon``.
 
     Returns:
         (len(epsilons), batch, H, W, C), in the order of ``epsilons``.

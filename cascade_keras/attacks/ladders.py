@@ -39,7 +39,7 @@ def ladder(
     Args:
         epsilons: in 0..255 units, in any order.
         attack: "iter_fgsm" or "iter_ll", which takes no ``objective``.
-        Others as for ``iter_fgsm``.
+        others: as for ``iter_fgsm``.
 
     Returns:
         (len(epsilons), batch, H, W, C), in the order of ``epsilons``.

@@ -40,4 +40,5 @@ def dlr(labels: tf.Tensor) -> Objective:
     return objective
 
 
+# What pgd can ascend, by the name that its option takes: labels -> an ``Objective``.
 OBJECTIVES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from cascade_keras.attacks.arguments import as_images
 
+# A network in inference mode: images (batch, H, W, C) -> logits (batch, classes).
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+# What an attack makes large: logits (batch, classes) -> (batch,).
 Objective = Callable[[tf.Tensor], tf.Tensor]
 
 

@@ -112,6 +112,7 @@ class AttackSpec:
         return ladder_gradients(epsilons) if self.kind == ITERATIVE else 1
 
 
+# The rows by their names; ``register`` adds one.
 ATTACKS: dict[str, AttackSpec] = {}
 
 

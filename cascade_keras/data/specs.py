@@ -101,6 +101,7 @@ class DatasetSpec:
         return (side, side, channels)
 
 
+# The rows by their names; ``register`` adds one.
 DATASETS: dict[str, DatasetSpec] = {}
 
 

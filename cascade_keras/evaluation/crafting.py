@@ -19,7 +19,9 @@ from cascade_keras.attacks.arguments import check_range
 NOT_FINITE = -2  # predicted where logits are not finite numbers
 
 
+# Images, labels and the index of the first image -> (epsilons, batch, H, W, C), float32.
 Craft = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+# Versions (epsilons, batch, H, W, C) and the index of the first image -> classes, int.
 Predict = Callable[[np.ndarray, int], np.ndarray]
 
 

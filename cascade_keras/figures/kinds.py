@@ -112,6 +112,7 @@ class FigureSpec:
         return resolve(self.plot, __package__)
 
 
+# The rows by their names; ``register`` adds one.
 FIGURES: dict[str, FigureSpec] = {}
 
 

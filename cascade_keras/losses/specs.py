@@ -60,6 +60,7 @@ class LossSpec:
         return resolve(self.distance, __package__)
 
 
+# The rows by their names; ``register`` adds one.
 LOSSES: dict[str, LossSpec] = {}
 
 

@@ -21,6 +21,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.layers import ConvBatchNorm
 from cascade_keras.models.specs import NORMALIZATIONS
 
+# Of the three stages of a ResNet.
 STAGE_CHANNELS = (16, 32, 64)
 
 _relu = keras.layers.ReLU
@@ -190,7 +191,7 @@ def lenet(
 
     Args:
         embedding_at: "logits", "stage1", "stage2" (flattened) or "features" (the dense layer).
-        Others as for ``resnet``.
+        others: as for ``resnet``.
     """
     inputs = keras.Input(input_shape, name="images")
     features = normalize(inputs, normalization, mean)

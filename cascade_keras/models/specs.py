@@ -28,6 +28,7 @@ from cascade_keras.lazy import resolve
 if TYPE_CHECKING:
     import keras
 
+# How a network normalises its images, see ``normalize``.
 NORMALIZATIONS = ("pixel", "channel", "none", "image")
 # Hidden dense layers of the 2-D embedding networks of figure 4: 64x2, 2x10 and 64x10, 10x2, 2x10.
 HEADS = {"e2": (2,), "e10x2": (10, 2)}
@@ -63,6 +64,7 @@ class ModelSpec:
         return resolve(self.builder, __package__)
 
 
+# The rows, the first whose pattern a name fits is taken; ``register`` adds one.
 MODELS: list[ModelSpec] = []
 
 
