@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = saved/demo-standard,saved/demo-pivot,saved/demo-cascade
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs clean
 help:
 	@echo "make demo    train a standard, a pivot and a cascade network on digits, compare them"
 	@echo "make test    run the tests"
 	@echo "make lint    check style"
+	@echo "make docs    make the documentation with the reference, as pages in site/"
 	@echo "make clean   remove the environment and the demo's runs"
 
 $(VENV)/base: setup.py
@@ -18,6 +19,10 @@ $(VENV)/base: setup.py
 
 $(VENV)/test: $(VENV)/base
 	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 demo: $(VENV)/base
@@ -41,5 +46,8 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs/demo-* saved/demo-* banks/demo-* reports/demo*
+	rm -rf $(VENV) site runs/demo-* saved/demo-* banks/demo-* reports/demo*

@@ -47,6 +47,14 @@ setup(
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
         "lint": ["ruff>=0.15"],
+        # Makes the pages of docs/ and the reference into a site: `make docs`.
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.6,<10",
+            "mkdocstrings>=1,<2",
+            "mkdocstrings-python>=2,<3",
+            "griffelib>=2,<3",
+        ],
         "autoattack": ["adversarial-robustness-toolbox>=1.20,<2"],
         "benchmark": [
             "torch>=2.2",

@@ -1,0 +1,231 @@
+"""How `make docs` makes the site: hooks of MkDocs, and an extension of Griffe for the reference.
+
+The pages of docs/ are written for whoever reads them in the repository. Here the pages outside of
+docs/ join them (README, SECURITY, CHANGELOG, the benchmarks, the examples, notebooks with what
+they printed), and links among all of them are turned to where the pages are in the site.
+
+The extension tells Griffe, which reads the source without importing it, what is only there when
+the package is imported: the names that packages offer lazily, the signature and the help of
+``AdversarialTrainer``, and the help of settings.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import dataclasses
+import html
+import importlib
+import inspect
+import json
+import os
+import pathlib
+import posixpath
+import re
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)")
+FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+
+# What a browser would fetch by itself; a link that is only followed when clicked is none of it.
+_FOREIGN = r"""(?P<url>(?:https?:)?//[^\s"'>)]+)"""
+FETCHED = {
+    ".html": re.compile(
+        r"""(?:\ssrc(?:set)?=|\bdata=|<link\b(?![^>]*rel="?canonical)[^>]*\shref=|url\()["']?"""
+        + _FOREIGN
+    ),
+    ".css": re.compile(r"""(?:url\(|@import\s+)["']?""" + _FOREIGN),
+}
+
+# Pages from outside of docs/, by their place in the repository, and their place in the site.
+OUTSIDE = {
+    "README.md": "index.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+    "LICENSE": "license.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "examples/README.md": "examples/index.md",
+    "docs/results": "results/README.md",  # GitHub shows a folder by its README, as MkDocs does
+} | {
+    f"examples/{path.name}": f"examples/{path.stem}.md"
+    for pattern in ("*.py", "*.ipynb")
+    for path in sorted((ROOT / "examples").glob(pattern))
+}
+
+
+# Pages.
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages from outside of docs/, and the notebooks' pictures."""
+    for place, page in OUTSIDE.items():
+        if place.startswith("docs/"):
+            continue
+        path = ROOT / place
+        pictures: dict[str, bytes] = {}
+        if path.suffix == ".ipynb":
+            content, pictures = of_notebook(path)
+        elif path.suffix == ".py":
+            content = of_program(path)
+        elif path.suffix == ".md":
+            content = path.read_text("utf-8")
+        else:
+            content = f"# {path.name}\n\n```text\n{path.read_text('utf-8').strip()}\n```\n"
+        files.append(File.generated(config, page, content=content))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"examples/{name}", content=picture))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn a page's links to where their pages are in the site."""
+    here = page.file.src_uri
+    source = next((place for place, site in OUTSIDE.items() if site == here), f"docs/{here}")
+    if source == "docs/results":
+        source = f"docs/{here}"
+    parts = FENCE.split(markdown)
+    return "".join(
+        part if part.startswith("```") else LINK.sub(lambda link: _turned(link, source, here), part)
+        for part in parts
+    )
+
+
+def _turned(link: re.Match, source: str, here: str) -> str:
+    """Return a link of a page that is at one place of the repository and another of the site."""
+    to, _, anchor = link["to"].partition("#")
+    if not to or "://" in to or to.startswith("mailto:"):
+        return link[0]
+    place = posixpath.normpath(posixpath.join(posixpath.dirname(source), to))
+    site = OUTSIDE.get(place)
+    if site is None and place.startswith("docs/"):
+        site = place.removeprefix("docs/")
+    if site is None:
+        if not (ROOT / place).exists():
+            raise PluginError(f"{source} links to {to}, which does not exist")
+        return f"{link['text']} (`{place}`)" if place not in link["text"] else link["text"]
+    relative = posixpath.relpath(site, posixpath.dirname(here) or ".")
+    return f"[{link['text']}]({relative}{'#' + anchor if anchor else ''})"
+
+
+def of_program(path: pathlib.Path) -> str:
+    """Return a page of an example: its docstring and its code."""
+    code = path.read_text("utf-8")
+    told = re.sub(r"([\[\]])", r"\\\1", ast.get_docstring(ast.parse(code)) or "")
+    first, _, rest = told.partition("\n")
+    return f"# {path.name}\n\n{first}\n\n{rest.strip()}\n\n```python\n{code.strip()}\n```\n"
+
+
+def of_notebook(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
+    """Return a page of a notebook as it was run, and its pictures by their names."""
+    parts, pictures = [], {}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![{name}]({name})")
+            else:
+                text = "".join(output.get("text") or data.get("text/plain", ""))
+                parts.append(f'<pre class="output">{html.escape(text.rstrip())}</pre>')
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that would fetch anything from another host."""
+    for path in pathlib.Path(config.site_dir).rglob("*"):
+        pattern = FETCHED.get(path.suffix)
+        found = pattern and pattern.search(path.read_text("utf-8"))
+        if found:
+            raise PluginError(f"{path} fetches {found['url']} from another host")
+
+
+# The reference.
+
+
+class Imported(griffe.Extension):
+    """Fills in what is known of this package only when it is imported."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
+        """Look through the package's modules, once they are all read."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        self._visit(pkg)
+
+    def _visit(self, module: griffe.Module) -> None:
+        imported = importlib.import_module(module.path)
+        homes = getattr(imported, "_HOMES", {})
+        for name, home in homes.items():
+            if home and name not in module.members:
+                module.set_member(name, griffe.Alias(name, f"{module.path}.{home}.{name}"))
+        if homes:
+            module.exports = [name for name, home in homes.items() if home]
+        for name, member in module.members.items():
+            if member.is_alias:
+                continue
+            if member.is_module and not name.startswith("_"):
+                self._visit(member)
+            elif member.is_class:
+                self._tell(member, getattr(imported, name, None))
+            elif member.is_attribute and member.docstring is None:
+                _told_by_comment(module, member)
+
+    def _tell(self, cls: griffe.Class, imported: object) -> None:
+        if not inspect.isclass(imported):
+            return
+        if cls.docstring and imported.__doc__ != cls.docstring.value and imported.__doc__:
+            cls.docstring.value = inspect.cleandoc(imported.__doc__)
+        if "__signature__" in vars(imported):
+            cls.members["__init__"].parameters = _parameters(imported.__signature__)
+        if dataclasses.is_dataclass(imported):
+            for field in dataclasses.fields(imported):
+                told = field.metadata.get("help")
+                if told and field.name in cls.members:
+                    text = told() if callable(told) else told
+                    cls.members[field.name].docstring = griffe.Docstring(text)
+
+
+def _parameters(signature: inspect.Signature) -> griffe.Parameters:
+    def text(value) -> str | None:
+        if value is inspect.Parameter.empty:
+            return None
+        return value if isinstance(value, str) else inspect.formatannotation(value)
+
+    own = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
+    kinds = {kind.value.replace(" ", "_").replace("-", "_"): kind for kind in griffe.ParameterKind}
+    return griffe.Parameters(
+        own,
+        *(
+            griffe.Parameter(
+                parameter.name,
+                annotation=text(parameter.annotation),
+                kind=kinds[parameter.kind.description.replace(" ", "_").replace("-", "_")],
+                default=None if parameter.default is parameter.empty else repr(parameter.default),
+            )
+            for parameter in signature.parameters.values()
+        ),
+    )
+
+
+def _told_by_comment(module: griffe.Module, attribute: griffe.Attribute) -> None:
+    """Take the comment above a constant, or behind it, for its docstring."""
+    lines, told = module.lines_collection[module.filepath], []
+    behind = lines[attribute.endlineno - 1].partition("  # ")[2]
+    if behind:
+        told.append(behind)
+    for line in reversed(lines[: attribute.lineno - 1]):
+        if behind or not line.startswith("# "):
+            break
+        told.insert(0, line[2:])
+    if told:
+        attribute.docstring = griffe.Docstring("\n".join(told), parent=attribute)
