@@ -60,6 +60,8 @@ def print_report(content: Mapping, path: str | os.PathLike) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False)
 
+    for sentence in content.get("warnings", ()):
+        say(sentence)
     kind = "black box" if content["sources"] else "white box"
     say(
         f"{path}: accuracy in % of {content['examples']:,} {content['dataset']} "

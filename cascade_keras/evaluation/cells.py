@@ -17,7 +17,8 @@ class Cell(NamedTuple):
         target: the network that classifies.
         source: the network the images were made with; the target itself is a white box. None for
             clean images.
-        attack: "clean" or an attack's name.
+        attack: "clean" or an attack's label, which is its name unless the same attack was asked
+            for with other options too.
         epsilon: in 0..255 units; 0 for clean images.
     """
 

@@ -44,14 +44,14 @@ def results(
     targets: Sequence[str],
     sources: Sequence[str],
     thresholds: Sequence[float],
-    attacks: Sequence[Attack],
+    attacks: Mapping[str, Attack],
 ) -> dict[str, list]:
     """Return the accuracies and what follows from them, as report.json has it.
 
     Args:
         targets, sources: names.
         thresholds: epsilons above which minimal epsilons are counted.
-        attacks: those that were asked for.
+        attacks: those that were asked for, by their labels.
     """
     options = _options(attacks)
     correct = found.correct(found.predicted)
@@ -69,18 +69,23 @@ def results(
 
 
 def diagnose(
-    found: Found, targets: Sequence[str], num_classes: int, attacks: Sequence[Attack]
+    found: Found,
+    targets: Sequence[str],
+    num_classes: int,
+    attacks: Mapping[str, Attack],
+    chance: Sequence[diagnosis.Finding] = (),
 ) -> dict[str, Any]:
     """Return the findings, their sentences, and the accuracies that were measured for them.
 
     Args:
-        attacks: all that were run.
+        attacks: all that were run, by their labels.
+        chance: findings about the clean images, which come first.
     """
     extra = found.correct(found.extra)
     # What was asked for has more images, and stronger attacks.
     every = {**extra, **found.correct(found.predicted)}
     every = {cell: right for cell, right in every.items() if cell.target in targets}
-    findings = diagnosis.diagnose(every, found.gradients, num_classes)
+    findings = [*chance, *diagnosis.diagnose(every, found.gradients, num_classes)]
     return {
         "sentences": diagnosis.summary(findings, targets),
         "findings": [
@@ -98,5 +103,5 @@ def diagnose(
     }
 
 
-def _options(attacks: Sequence[Attack]) -> dict[str, Mapping]:
-    return {attack.name: attack.options for attack in attacks}
+def _options(attacks: Mapping[str, Attack]) -> dict[str, Mapping]:
+    return {label: attack.options for label, attack in attacks.items()}

@@ -27,6 +27,7 @@ from cascade_keras.attacks.specs import (
     AttackSpec,
     iteration_count,
 )
+from cascade_keras.evaluation.asked import name_of
 from cascade_keras.evaluation.cells import CLEAN, Cell, Correct
 
 # Of the images that only one of two attacks leaves correct, one's majority follows a binomial
@@ -65,7 +66,7 @@ _UNKNOWN = AttackSpec("unknown", MINIMAL, "")  # nothing is expected of an attac
 
 
 def _row(attack: str) -> AttackSpec:
-    return ATTACKS.get(attack, _UNKNOWN)
+    return ATTACKS.get(name_of(attack), _UNKNOWN)
 
 
 def _takes_many_steps(spec: AttackSpec) -> bool:
@@ -91,7 +92,7 @@ class Finding:
 
     Attributes:
         target: the network.
-        kind: one of ``KINDS``.
+        kind: one of ``KINDS``, or ``AT_CHANCE`` or ``OTHER_RANGE``.
         sentence: one line, with both numbers, the number of images and what it usually means.
         first, second: the numbers in per cent, in the sentence's order.
         examples: how many images they are of.
@@ -352,7 +353,65 @@ _RULES = (
         "overstate robustness",
     ),
 )
+
+
+# A network at chance says nothing about attacks. Of few images chance itself is uncertain.
+LEAST_ABOVE_CHANCE = 0.05  # of the way from chance to 100 %, or half of chance where that is less
+LEAST_POINTS_OF_RANGE = 10.0
+AT_CHANCE, OTHER_RANGE = "at_chance", "value_range"
+
+
 KINDS = tuple(dict.fromkeys(rule.kind for rule in _RULES))
+
+
+def is_poor(right: np.ndarray, num_classes: int) -> bool:
+    """Whether a network is right about so few clean images, (n,), that its input may be wrong."""
+    return bool(np.mean(right) < (1 + 1 / num_classes) / 2)
+
+
+def at_chance(
+    target: str,
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    other: tuple[tuple[float, float], np.ndarray] | None = None,
+) -> Iterator[Finding]:
+    """Yield a finding where clean images show that a network is not given what it takes.
+
+    Args:
+        target: the network.
+        predicted, labels: of its clean images, (n,).
+        num_classes: 1 / num_classes is chance.
+        other: another range of pixel values, and which of the first images the network would be
+            right about, (m,), were that its own.
+    """
+    right, examples = predicted == labels, len(labels)
+    chance = 1 / num_classes
+    above = min(LEAST_ABOVE_CHANCE * (1 - chance), chance / 2)
+    above = max(above, DEVIATIONS * math.sqrt(chance * (1 - chance) / examples))
+    constant = len(np.unique(predicted)) == 1 < len(np.unique(labels))
+    nothing = constant or bool(np.mean(right) <= chance + above)
+    kind = AT_CHANCE if num_classes > 1 and nothing else None
+    mend = (
+        "its numbers under attack mean nothing; check value_range, the order of the classes, and "
+        "whether it was trained"
+    )
+    first, second = _percent(right), 100 * chance
+    if other is not None:
+        (low, high), better = other
+        if _clearly_above(better, right[: len(better)], LEAST_POINTS_OF_RANGE):
+            kind = kind or OTHER_RANGE
+            mend = (
+                f"is value_range ({low:g}, {high:g}) meant? With it, {_percent(better):.1f} % of "
+                f"{len(better)} are right"
+            )
+    if kind is not None:
+        alike = f", all taken for class {int(predicted[0])}" if constant else ""
+        sentence = (
+            f"{_one_line(target)}: the network is right about {first:.1f} % of clean images, "
+            f"chance is {second:.3g} % ({examples} images{alike}): {mend}"
+        )
+        yield Finding(target, kind, sentence, first, second, examples)
 
 
 def diagnose(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cascade_keras import data
+from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.specs import look_up
-from cascade_keras.evaluation import content, pictures, tables, tasks
-from cascade_keras.evaluation.cells import Cell
-from cascade_keras.evaluation.content import Found
-from cascade_keras.evaluation.diagnosis import Gradients
-from cascade_keras.evaluation.networks import load_networks
-from cascade_keras.evaluation.plan import CW, Plan
+from cascade_keras.evaluation.asked import Given
+from cascade_keras.evaluation.measuring import Measuring
+from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.report import Report, Seconds, check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
+from cascade_keras.evaluation.stores import ImageStore, file_name
+from cascade_keras.evaluation.tasks import batch_of
+from cascade_keras.files import expand
 from cascade_keras.provenance import package_versions
-from cascade_keras.sources import Network, Source
-
-# What a report says of a network's training.
-_RECIPE = ("model", "loss", "steps", "seed", "init_from", "cascade_source", "ensemble_source")
+from cascade_keras.sources import Network
 
 
 class Evaluation:
@@ -70,54 +68,50 @@ class Evaluation:
         )
         self.report = Report(settings.output)
         check_places(settings)
-        self._preset = dataset.preset if dataset else look_up(settings.dataset)
+        preset = dataset.preset if dataset else look_up(settings.dataset)
         trust = settings.trust_source
         targets = load_networks(
             targets or settings.target,
-            self._preset,
+            preset,
             setting="target",
             differentiable=False,
             trust=trust,
         )
         sources = load_networks(
             sources or settings.source,
-            self._preset,
+            preset,
             setting="source",
             known=targets,
             keep=False,
             trust=trust,
         )
-        everyone = dict(zip(sources.names, sources.sources, strict=True))
-        everyone = dict(zip(targets.names, targets.sources, strict=True)) | everyone
-        self._networks = tasks.SavedNetworks(
-            everyone,
-            targets.shape,
-            targets=targets.names,
-            noise=settings.inference_noise,
-            seed=settings.seed,
+        dataset = dataset or data.load(settings.dataset, settings.data_dir)
+        images, labels = getattr(dataset, settings.split)
+        given = Given(
+            dataset.name,
+            dataset.fingerprint,
+            settings.split,
+            labels,
+            preset.num_classes,
+            preset.grid,
         )
-        self._records = [
-            _record(name, source, name in targets) for name, source in everyone.items()
-        ]
-        self.notes = _notes(settings, everyone.values())
-        self._dataset = dataset or data.load(settings.dataset, settings.data_dir)
-        self._plan = Plan(
-            settings,
-            self._dataset,
-            targets.shape,
-            targets.names,
-            sources.names,
-            {name: source.weights_hash for name, source in everyone.items()},
+        stores = _Stores(settings, given, targets, sources)
+        self._measuring = Measuring(
+            settings.asked(),
+            given,
+            _Images(images, targets.shape[0]),
+            targets,
+            sources,
+            stores.keep if settings.images_dir is not None else None,
         )
-        for store in self._plan.stores:
+        self.notes = self._measuring.notes
+        for store in stores.all:
             store.check()
-        images, self._labels = getattr(self._dataset, settings.split)
-        self._images = _Images(images, targets.shape[0])
 
     @property
     def work(self) -> int:
         """How many gradients it takes, about, with those that were taken before."""
-        return self._plan.work
+        return self._measuring.plan.work
 
     @property
     def seconds(self) -> Seconds:
@@ -134,88 +128,18 @@ class Evaluation:
             InputError: the output is in use, or of another evaluation; or a network gives logits
                 that are not finite.
         """
-        plan, arrays = self._plan, self.report.arrays
-        with self.report.opened({**plan.config(), "versions": package_versions()}):
-            tasks.run(
-                plan.tasks,
-                self._networks,
-                arrays,
-                self._images,
-                self._labels,
-                progress or (lambda done: None),
+        measuring, settings = self._measuring, self.settings
+        with self.report.opened({**measuring.plan.config(), "versions": package_versions()}):
+            found = measuring.run(self.report.arrays, progress)
+            written = measuring.content(found)
+            measuring.write(
+                self.report,
+                found,
+                written,
+                confusion=settings.confusion,
+                examples=settings.examples,
             )
-            found = _found(plan, arrays, self._labels)
-            written = self._content(found)
-            self._draw(found, written)
-            self.report.add_seconds(**plan.clock.take())
-            self.report.write(written, tables.markdown(written))
         return written
-
-    def _content(self, found: Found) -> dict:
-        """Return what report.json holds."""
-        settings, plan = self.settings, self._plan
-        asked = [settings.attack_at(CW, settings.cw_threshold)] if plan.minimal else []
-        asked = [*plan.attacks, *asked]
-        counted = content.results(found, plan.targets, plan.sources, settings.cw_threshold, asked)
-        trusted = None
-        if plan.diagnosed:
-            ran = [*asked, *(task.attack for task in plan.extra)]
-            trusted = {"examples": plan.diagnosed}
-            trusted |= content.diagnose(found, plan.targets, self._preset.num_classes, ran)
-        return {
-            "dataset": self._dataset.name,
-            "split": settings.split,
-            "examples": plan.count,
-            "seed": settings.seed,
-            "labels": "true",
-            "inference_noise": settings.inference_noise,
-            "notes": self.notes,
-            **counted,
-            "diagnosis": trusted,
-            "sources": list(plan.sources),
-            "networks": self._records,
-            "attacks": [attack.record() for attack in asked],
-            "dataset_fingerprint": self._dataset.fingerprint,
-            "batch_size": settings.batch_size,
-            "versions": package_versions(),
-        }
-
-    def _draw(self, found: Found, written: dict) -> None:
-        """Draw the pictures and write the tables beside the report."""
-        report, plan, settings = self.report, self._plan, self.settings
-        pictures.draw_accuracies(
-            report, written["results"], plan.targets, plan.sources, plan.attacks
-        )
-        if plan.minimal:
-            pictures.write_minimal(report, found, settings.cw_threshold)
-        if settings.confusion:
-            pictures.write_confusion(report, found, plan.targets, self._preset.num_classes)
-        if settings.examples:
-            self._draw_examples(found)
-
-    def _draw_examples(self, found: Found) -> None:
-        """Draw images that a target classifies correctly when clean and not when attacked."""
-        epsilon = max(self.settings.epsilon)
-        for task in (task for task in self._plan.main if task.source is not None):
-            for target in (name for name in task.shown if name in self._plan.targets):
-                cell = Cell(target, task.source, task.attack.name, epsilon)
-                chosen = pictures.fooled(found, cell, self.settings.examples)
-                if len(chosen):
-                    clean, adversarial = self._images[chosen], self._craft_again(task, chosen)
-                    pictures.draw_examples(self.report, found, cell, chosen, clean, adversarial)
-
-    def _craft_again(self, task: tasks.Predictions, chosen: np.ndarray) -> np.ndarray:
-        """Return the adversarial images with these indices at the largest epsilon.
-
-        The whole batches are crafted, as they were: an image's noise depends on its batch.
-        """
-        craft = task.crafter(self._networks)
-        found = []
-        for first in np.unique(chosen // task.batch_size) * task.batch_size:
-            indices = task.indices[first : first + task.batch_size]
-            versions = craft(self._images[indices], self._labels[indices], int(first))
-            found.append(versions[-1][np.isin(indices, chosen)])
-        return np.concatenate(found)
 
 
 class _Images:
@@ -228,52 +152,36 @@ class _Images:
         return data.as_network_input(self._stored[indices], self._crop)
 
 
-def _record(name: str, source: Source, target: bool) -> dict:
-    """Return what a report says of a network."""
-    recipe = source.provenance.get("recipe", {})
-    return {
-        "name": name,
-        "path": str(source),
-        "weights_hash": source.weights_hash,
-        "recipe": {key: recipe[key] for key in _RECIPE if recipe.get(key)},
-        "target": target,
-    }
+class _Stores:
+    """Where the images are kept that attacks make."""
 
+    def __init__(self, settings: EvaluationSettings, given: Given, *networks: Loaded):
+        self.all: list[ImageStore] = []
+        self._settings, self._given, self._shape = settings, given, networks[0].shape
+        self._count = min(settings.num_images, len(given.labels))
+        self._hashes = {
+            name: source.weights_hash
+            for loaded in networks
+            for name, source in zip(loaded.names, loaded.sources, strict=True)
+        }
 
-def _notes(settings: EvaluationSettings, sources: Sequence[Source]) -> list[str]:
-    """Return what can be computed and is likely not what was meant, a sentence each."""
-    small = settings.small_epsilon()
-    if small is None:
-        return []
-    trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
-    largest = max(filter(None, trained), default=None)
-    return [
-        f"Epsilon {small:g} is less than one pixel value: epsilon is in 0..255 units, so {small:g} "
-        f"of the whole range is {255 * small:g}"
-        + (f"; these networks were trained up to {largest:g}." if largest else ".")
-    ]
-
-
-def _found(plan: Plan, arrays, labels: np.ndarray) -> Found:
-    """Read what the tasks found."""
-    gradients = {}
-    for task in plan.gradients:
-        zero, zero_margin = tasks.open_array(task, arrays) == 1
-        gradients[task.network] = Gradients(zero, zero_margin)
-    return Found(
-        labels,
-        dict(_predicted(plan.main, arrays)),
-        {task.network: np.array(tasks.open_array(task, arrays)) for task in plan.minimal},
-        plan.minimal[0].indices if plan.minimal else np.arange(0),
-        dict(_predicted(plan.extra, arrays)),
-        gradients,
-    )
-
-
-def _predicted(planned: Sequence[tasks.Predictions], arrays) -> Iterator[tuple[Cell, np.ndarray]]:
-    """Yield each cell and the classes that its target took the images for, (n,)."""
-    for task in planned:
-        array = tasks.open_array(task, arrays)
-        for target, versions in zip(task.shown, array, strict=True):
-            for epsilon, classes in zip(task.attack.epsilons, versions, strict=True):
-                yield Cell(target, task.source, task.attack.name, epsilon), np.array(classes)
+    def keep(self, source: str, label: str, attack: Attack) -> ImageStore:
+        """See ``plan.Keep``."""
+        settings, given = self._settings, self._given
+        shape = (len(attack.epsilons), self._count, *self._shape)
+        identity = {
+            "source": source,
+            "source_hash": self._hashes[source],
+            "dataset": given.name,
+            "dataset_hash": given.fingerprint,
+            "split": given.split,
+            "attack": attack.name,
+            "options": dict(attack.options),
+            "epsilons": list(attack.epsilons),
+            "seed": settings.seed,
+            "batch_size": batch_of(attack, settings.batch_size),
+            "shape": list(shape),
+        }
+        name = file_name(f"{source}-{label}")
+        self.all.append(ImageStore(expand(settings.images_dir), name, identity))
+        return self.all[-1]

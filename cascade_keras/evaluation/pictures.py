@@ -11,6 +11,7 @@ from cascade_keras import figures
 from cascade_keras.attacks import carlini_wagner
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.evaluation import summary
+from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.report import Report
@@ -22,13 +23,13 @@ def draw_accuracies(
     records: Sequence[Mapping],
     targets: Sequence[str],
     sources: Sequence[str],
-    attacks: Sequence[Attack],
+    attacks: Mapping[str, Attack],
 ) -> None:
     """Draw a heat map for each attack and epsilon; white box, one an epsilon.
 
     Args:
         records: the results that report.json holds.
-        attacks: those whose images are made.
+        attacks: those whose images are made, by their labels.
     """
     cells = {(r["target"], r["source"], r["attack"], r["epsilon"]): r["accuracy"] for r in records}
 
@@ -39,14 +40,15 @@ def draw_accuracies(
         figures.save(picture, report.path / f"{name}.png")
 
     if sources:
-        for attack in attacks:
+        for label, attack in attacks.items():
             for epsilon in attack.epsilons:
-                values = [[cells[t, s, attack.name, epsilon] for t in targets] for s in sources]
-                draw(f"{attack.name}-{epsilon:g}", values, sources, _crafted_from(attack))
+                values = [[cells[t, s, label, epsilon] for t in targets] for s in sources]
+                name = file_name(f"{label}-{epsilon:g}")
+                draw(name, values, sources, _crafted_from(attack))
     elif attacks:
-        for epsilon in attacks[0].epsilons:
-            values = [[cells[t, t, a.name, epsilon] for t in targets] for a in attacks]
-            draw(f"white_box-{epsilon:g}", values, list(map(str, attacks)), "attack")
+        for epsilon in next(iter(attacks.values())).epsilons:
+            values = [[cells[t, t, label, epsilon] for t in targets] for label in attacks]
+            draw(f"white_box-{epsilon:g}", values, list(map(str, attacks.values())), "attack")
 
 
 def _crafted_from(attack: Attack) -> str:
@@ -71,9 +73,10 @@ def write_minimal(report: Report, found: Found, thresholds: Sequence[float]) -> 
     figures.save(picture, report.path / "cw_linf.png")
 
 
-def write_confusion(report: Report, found: Found, targets: Sequence[str], classes: int) -> None:
+def write_confusion(report: Report, found: Found, targets: Sequence[str], given: Given) -> None:
     """Write what each class is taken for, as a table and a picture for each cell of a target."""
-    names = [str(number) for number in range(classes)]
+    classes = given.num_classes
+    names = [given.class_name(number) for number in range(classes)]
     rows = []
     for cell, predicted in found.predicted.items():
         if cell.target not in targets:
@@ -102,6 +105,7 @@ def fooled(found: Found, cell: Cell, most: int) -> np.ndarray:
 def draw_examples(
     report: Report,
     found: Found,
+    given: Given,
     cell: Cell,
     chosen: np.ndarray,
     clean: np.ndarray,
@@ -110,11 +114,13 @@ def draw_examples(
     """Draw images that fool a target, with the class of each and what it is taken for.
 
     Args:
+        given: what the classes are called.
         chosen: which, (n,), see ``fooled``.
         clean, adversarial: these images, (n, H, W, C).
     """
-    labels, seen = found.labels[chosen], found.predicted[cell][chosen]
-    titles = [(str(label), f"{label} → {wrong}") for label, wrong in zip(labels, seen, strict=True)]
+    labels = [given.class_name(label) for label in found.labels[chosen]]
+    seen = [given.class_name(label) for label in found.predicted[cell][chosen]]
+    titles = [(label, f"{label} → {wrong}") for label, wrong in zip(labels, seen, strict=True)]
     picture = figures.examples(clean, adversarial, titles, epsilon=cell.epsilon)
     figures.save(picture, _picture(report, "examples", cell))
 

@@ -1,53 +1,49 @@
-"""What an evaluation computes: its settings as tasks."""
+"""What an evaluation computes: what was asked for as tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from cascade_keras.attacks.carlini_wagner import selection
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, in_words
-from cascade_keras.data import Dataset
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import diagnosis
-from cascade_keras.evaluation.settings import EvaluationSettings
-from cascade_keras.evaluation.stores import ImageStore, file_name
+from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.tasks import (
     Clock,
     MinimalEpsilons,
     Predictions,
     Task,
+    Through,
     ZeroGradients,
-    batch_of,
     work,
 )
-from cascade_keras.files import expand
 
-CW = "cw_linf"
+# What the images of a source and of an attack, by its label, go through.
+Keep = Callable[[str, str, Attack], Through | None]
 
 
 class Plan:
     """The tasks of an evaluation.
 
     Args:
-        settings: resolved.
-        dataset: whose images are attacked.
-        shape: (H, W, C) of the images.
+        asked: what is measured.
+        given: whose images are attacked.
         targets, sources: names of networks; without sources each target is its own.
         hashes: of every network's weights, by name.
+        keep: what the images that are made go through; None for nothing.
 
     Attributes:
-        targets, sources: as given.
+        asked, given, targets, sources: as given.
         count: how many images of the split.
         diagnosed: how many of them the diagnosis looks at.
-        attacks: those whose images are made, as they were asked for.
         main: tasks of the predictions that were asked for: clean images first.
         minimal: tasks of the minimal epsilons.
         gradients, extra: tasks of the diagnosis: zero gradients, and the attacks that nobody asked
             for.
         clock: the time that all of them take.
-        stores: of the images that are kept.
 
     Raises:
         InputError: more images of each class than there are.
@@ -55,24 +51,21 @@ class Plan:
 
     def __init__(
         self,
-        settings: EvaluationSettings,
-        dataset: Dataset,
-        shape: Sequence[int],
+        asked: Asked,
+        given: Given,
         targets: Sequence[str],
         sources: Sequence[str],
         hashes: Mapping[str, str],
+        keep: Keep | None = None,
     ):
-        self._settings, self._dataset, self._shape = settings, dataset, tuple(shape)
-        self._hashes = hashes
-        labels = getattr(dataset, settings.split)[1]
+        self.asked, self.given = asked, given
+        self._hashes, self._keep = hashes, keep
         self.targets, self.sources = tuple(targets), tuple(sources)
         self.clock = Clock()
-        self.stores: list[ImageStore] = []
-        self.count = min(settings.num_images, len(labels))
-        self.diagnosed = min(settings.diagnosis_images, self.count)
-        self.attacks = [settings.attack_at(name) for name in settings.attack if name != CW]
+        self.count = min(asked.num_images, len(given.labels))
+        self.diagnosed = min(asked.diagnosis_images, self.count)
         self.main = [*self._clean(), *self._attacked()]
-        self.minimal = self._minimal(labels) if CW in settings.attack else []
+        self.minimal = self._minimal()
         self.gradients = self._gradients() if self.diagnosed else []
         self.extra = self._extra() if self.diagnosed else []
 
@@ -88,7 +81,7 @@ class Plan:
 
     def _clean(self) -> list[Predictions]:
         names = dict.fromkeys([*self.targets, *self.sources])
-        return [self._predictions(None, Attack.clean(), [name]) for name in names]
+        return [self._predictions(None, "clean", Attack.clean(), [name]) for name in names]
 
     def _attacked(self) -> list[Predictions]:
         planned = []
@@ -96,119 +89,101 @@ class Plan:
             shown = self.targets if self.sources else (source,)
             # A source classifies its own images as well: transfer rates count what fools it.
             shown = [*shown, *([source] if source not in shown else [])]
-            planned += [self._predictions(source, attack, shown) for attack in self.attacks]
+            planned += [
+                self._predictions(source, label, attack, shown)
+                for label, attack in self.asked.attacks.items()
+            ]
         return planned
 
-    def _minimal(self, labels: np.ndarray) -> list[MinimalEpsilons]:
-        options = self._settings.options(CW)
-        try:
-            indices = selection(labels, options["images"])
-        except ValueError as error:
-            raise InputError(str(error), "cw_images") from error
-        return [
-            MinimalEpsilons(
-                target,
-                indices,
-                grid=self._dataset.preset.grid,
-                search=options["search"],
-                iterations=options["iterations"],
-                clock=self.clock,
-            )
-            for target in self.targets
-        ]
+    def _minimal(self) -> list[MinimalEpsilons]:
+        planned = []
+        for attack in self.asked.minimal.values():
+            options = attack.options
+            try:
+                indices = selection(self.given.labels, options["images"])
+            except ValueError as error:
+                raise InputError(str(error), "cw_images") from error
+            planned += [
+                MinimalEpsilons(
+                    target,
+                    indices,
+                    grid=self.given.grid,
+                    search=options["search"],
+                    iterations=options["iterations"],
+                    clock=self.clock,
+                )
+                for target in self.targets
+            ]
+        return planned
 
     def _gradients(self) -> list[ZeroGradients]:
         indices = np.arange(self.diagnosed)
-        return [ZeroGradients(t, indices, self._settings.batch_size) for t in self.targets]
+        return [ZeroGradients(t, indices, self.asked.batch_size) for t in self.targets]
 
     def _extra(self) -> list[Predictions]:
         """Return the white-box attacks that show masked gradients and that nobody asked for."""
-        there = {(task.source, task.attack.name) for task in self.main if task.source in task.shown}
+        there = {(task.source, task.label) for task in self.main if task.source in task.shown}
         # Black-box attacks are compared with the same ones in the white box, unless that is a suite
         # which takes hours.
-        asked = [a.name for a in self.attacks if ATTACKS[a.name].kind != SUITE]
-        names = dict.fromkeys([*asked, *diagnosis.LOOKS_AT])
-        unbounded = self._settings.attack_at(diagnosis.UNBOUNDED, (diagnosis.LARGEST_EPSILON,))
+        asked = self.asked
+        run = {k: a for k, a in asked.attacks.items() if ATTACKS[a.name].kind != SUITE}
+        run |= {name: asked.diagnostic(name) for name in diagnosis.LOOKS_AT if name not in run}
+        unbounded = asked.diagnostic(diagnosis.UNBOUNDED, (diagnosis.LARGEST_EPSILON,))
         planned = []
         for target in self.targets:
             planned += [
-                self._diagnostic(target, self._settings.attack_at(name), "diagnosis")
-                for name in names
-                if (target, name) not in there
+                self._diagnostic(target, label, attack, "diagnosis")
+                for label, attack in run.items()
+                if (target, label) not in there
             ]
-            if unbounded.epsilons[0] not in self._settings.epsilon:
-                planned.append(self._diagnostic(target, unbounded, "unbounded"))
+            if unbounded.epsilons[0] not in asked.epsilons:
+                planned.append(self._diagnostic(target, unbounded.name, unbounded, "unbounded"))
         return planned
 
-    def _diagnostic(self, target: str, attack: Attack, purpose: str) -> Predictions:
+    def _diagnostic(self, target: str, label: str, attack: Attack, purpose: str) -> Predictions:
         """Return a task of the diagnosis; attacks of other options have other arrays."""
         options = in_words(attack.options).replace(", ", "-").replace(" ", "-")
         parts = filter(None, (target, attack.name, purpose, options))
-        return Predictions(
-            target,
-            attack,
-            [target],
-            np.arange(self.diagnosed),
-            seed=self._settings.seed,
-            batch_size=self._settings.batch_size,
-            num_classes=self._dataset.preset.num_classes,
-            clock=self.clock,
-            key="--".join(parts),
-        )
+        return self._task(target, label, attack, [target], self.diagnosed, key="--".join(parts))
 
-    def _predictions(self, source: str | None, attack: Attack, shown: Sequence[str]) -> Predictions:
+    def _predictions(
+        self, source: str | None, label: str, attack: Attack, shown: Sequence[str]
+    ) -> Predictions:
+        kept = self._keep(source, label, attack) if self._keep and source is not None else None
+        return self._task(source, label, attack, shown, self.count, through=kept)
+
+    def _task(self, source, label, attack, shown, count: int, **others) -> Predictions:
         return Predictions(
             source,
             attack,
             shown,
-            np.arange(self.count),
-            seed=self._settings.seed,
-            batch_size=self._settings.batch_size,
-            num_classes=self._dataset.preset.num_classes,
+            np.arange(count),
+            label=label,
+            seed=self.asked.seed,
+            batch_size=self.asked.batch_size,
+            num_classes=self.given.num_classes,
             clock=self.clock,
-            through=None if source is None else self._image_store(source, attack),
+            **others,
         )
-
-    def _image_store(self, source: str, attack: Attack) -> ImageStore | None:
-        settings = self._settings
-        if settings.images_dir is None:
-            return None
-        shape = (len(attack.epsilons), self.count, *self._shape)
-        identity = {
-            "source": source,
-            "source_hash": self._hashes[source],
-            "dataset": self._dataset.name,
-            "dataset_hash": self._dataset.fingerprint,
-            "split": settings.split,
-            "attack": attack.name,
-            "options": dict(attack.options),
-            "epsilons": list(attack.epsilons),
-            "seed": settings.seed,
-            "batch_size": batch_of(attack, settings.batch_size),
-            "shape": list(shape),
-        }
-        name = file_name(f"{source}-{attack.name}")
-        self.stores.append(ImageStore(expand(settings.images_dir), name, identity))
-        return self.stores[-1]
 
     def config(self) -> dict:
         """Return what the numbers follow from; keys are named as the settings they come from."""
-        settings = self._settings
-        cw = ("cw_search", "cw_images", "cw_iterations") if self.minimal else ()
+        asked, given = self.asked, self.given
+        searches = [attack.options for attack in asked.minimal.values()]
         return {
-            "dataset": {"name": self._dataset.name, "fingerprint": self._dataset.fingerprint},
-            "split": settings.split,
+            "dataset": {"name": given.name, "fingerprint": given.fingerprint},
+            "split": given.split,
             "num_images": self.count,
-            "seed": settings.seed,
-            "batch_size": settings.batch_size,
+            "seed": asked.seed,
+            "batch_size": asked.batch_size,
             "target": {name: self._hashes[name] for name in self.targets},
             "source": {name: self._hashes[name] for name in self.sources},
-            "epsilon": list(settings.epsilon),
+            "epsilon": list(asked.epsilons),
             "attack": [
-                *([attack.name, dict(attack.options)] for attack in self.attacks),
-                *([CW] if self.minimal else []),
+                *([attack.name, dict(attack.options)] for attack in asked.attacks.values()),
+                *(attack.name for attack in asked.minimal.values()),
             ],
-            "inference_noise": settings.inference_noise,
+            "inference_noise": asked.inference_noise,
             "diagnosis_images": self.diagnosed,
-            **{name: getattr(settings, name) for name in cw},
+            **{f"cw_{key}": value for options in searches for key, value in options.items()},
         }

@@ -10,6 +10,7 @@ from typing import Any
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
 from cascade_keras.data.specs import DATASETS, DatasetSpec
 from cascade_keras.errors import InputError
+from cascade_keras.evaluation.asked import Asked
 from cascade_keras.files import expand, folder_name, named_twice
 from cascade_keras.provenance import recorded_dataset
 from cascade_keras.settings import (
@@ -26,6 +27,7 @@ from cascade_keras.settings import (
     trust_setting,
 )
 
+CW = "cw_linf"
 _PGD, _CW, _AUTOATTACK = (ATTACKS[name].options for name in ("pgd", "cw_linf", "autoattack"))
 # The setting that gives an option of an attack; the options of other attacks are their rows'.
 _SETTINGS_OF_OPTIONS = {
@@ -36,7 +38,7 @@ _SETTINGS_OF_OPTIONS = {
         "objective": "pgd_loss",
     },
     "autoattack": {"iterations": "autoattack_iterations", "queries": "autoattack_queries"},
-    "cw_linf": {"search": "cw_search", "images": "cw_images", "iterations": "cw_iterations"},
+    CW: {"search": "cw_search", "images": "cw_images", "iterations": "cw_iterations"},
 }
 # A pixel value cannot be changed by more in a step.
 _STEP_SIZE = Rule(lambda v: 0 < v <= 255, "above 0 and at most 255")
@@ -44,7 +46,7 @@ _STEP_SIZE = Rule(lambda v: 0 < v <= 255, "above 0 and at most 255")
 
 def _possible() -> tuple[str, ...]:
     """Return the attacks that can be asked for: all but other searches for minimal epsilons."""
-    return (*image_attacks(), *names(SUITE), "cw_linf")
+    return (*image_attacks(), *names(SUITE), CW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,9 +207,21 @@ class EvaluationSettings(Settings):
         check_apart("images_dir", settings.images_dir, output=settings.output, **paths)
         return settings
 
-    def small_epsilon(self) -> float | None:
-        """Return the smallest epsilon that is not 0 but below one pixel value, None without one."""
-        return min((epsilon for epsilon in self.epsilon or () if 0 < epsilon < 1), default=None)
+    def asked(self) -> Asked:
+        """Return what is measured, once the settings are resolved."""
+        attacks = {name: self.attack_at(name) for name in self.attack if name != CW}
+        minimal = {CW: self.attack_at(CW, self.cw_threshold)} if CW in self.attack else {}
+        return Asked(
+            attacks,
+            minimal,
+            self.epsilon,
+            {name: self.options(name) for name in _SETTINGS_OF_OPTIONS},
+            num_images=self.num_images,
+            diagnosis_images=self.diagnosis_images,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            inference_noise=self.inference_noise,
+        )
 
 
 def _is_path(network) -> bool:

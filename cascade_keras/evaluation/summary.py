@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from cascade_keras.attacks.specs import ATTACKS, MINIMAL
+from cascade_keras.evaluation.asked import name_of
 from cascade_keras.evaluation.cells import CLEAN, Cell, Correct
 
-Options = Mapping[str, Mapping[str, Any]]  # of each attack by its name
+Options = Mapping[str, Mapping[str, Any]]  # of each attack by its label
 
 
 def gives_images(attack: str) -> bool:
-    """Whether an attack makes images at given epsilons, so that they can be shown to others."""
-    return attack != CLEAN and not (attack in ATTACKS and ATTACKS[attack].kind == MINIMAL)
+    """Whether an attack, by its label, makes images at given epsilons, to be shown to others."""
+    row = ATTACKS.get(name_of(attack))
+    return attack != CLEAN and not (row is not None and row.kind == MINIMAL)
 
 
 def accuracies(correct: Correct, options: Options) -> list[dict]:

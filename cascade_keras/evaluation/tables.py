@@ -12,10 +12,15 @@ from cascade_keras.evaluation.summary import gives_images
 
 def markdown(content: Mapping) -> str:
     """Return the report as Markdown, from what report.json holds."""
-    parts = [_heading(content), *content["notes"], _accuracy_table(content)]
+    parts = [*warnings(content), _heading(content), *content["notes"], _accuracy_table(content)]
     parts += [_worst_case_table(content), _cw_table(content), _transfer_table(content)]
     parts += [_diagnosis(content), _origin(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def warnings(content: Mapping) -> list[str]:
+    """Return what puts all numbers in doubt, a quotation a sentence; before everything else."""
+    return [f"> **{plain(sentence)}**" for sentence in content.get("warnings", ())]
 
 
 def _heading(content: Mapping) -> str:

@@ -98,8 +98,13 @@ class SavedNetworks:
         logits = self.logits(name) if attack.name != "clean" else None
         return crafter_of(logits, self.image_shape, attack, seed=seed, num_classes=num_classes)
 
-    def predict(self, name: str, versions: np.ndarray, first: int) -> np.ndarray:
+    def predict(
+        self, name: str, versions: np.ndarray, first: int, *, finite: bool = True
+    ) -> np.ndarray:
         """Return the classes of images (versions, batch, H, W, C), int32 (versions, batch).
+
+        Args:
+            finite: refuse logits that are not finite; their class is ``NOT_FINITE`` otherwise.
 
         Raises:
             InputError: logits that are not finite.
@@ -110,7 +115,7 @@ class SavedNetworks:
                 source.logits, self.image_shape, noise=self._noise, seed=self._seed
             )
         classes = self._predictors[name](versions, first)
-        if (classes == NOT_FINITE).any():
+        if finite and (classes == NOT_FINITE).any():
             worst = first + int(np.argwhere(classes == NOT_FINITE)[0, 1])
             raise InputError(
                 f"{source} gives logits that are not finite numbers for image {worst}; its "
@@ -260,7 +265,8 @@ class Predictions:
         num_classes: see ``crafting.crafter``.
         clock: where the time is added.
         through: what the images go through, to be kept or looked at; None for nothing.
-        key: names the array; the source and the attack when None.
+        label: which attack this is among those of its name; the name when None.
+        key: names the array; the source and the label when None.
     """
 
     dtype, missing = "int16", -1
@@ -277,10 +283,12 @@ class Predictions:
         clock: Clock,
         num_classes: int | None = None,
         through: Through | None = None,
+        label: str | None = None,
         key: str | None = None,
     ):
         self.source, self.attack, self.shown, self.indices = source, attack, tuple(shown), indices
-        self.key = key or f"{source or shown[0]}--{attack.name}"
+        self.label = label or attack.name
+        self.key = key or f"{source or shown[0]}--{self.label}"
         self.seed, self.num_classes = seed, num_classes
         self.batch_size = batch_of(attack, batch_size)
         self.shape = (len(shown), len(attack.epsilons))

@@ -434,10 +434,10 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_same_command_goes_o
 def test_kept_images_are_taken_by_other_reports_and_drawn(place, images_and_labels, monkeypatch):
     (images, labels), drawn, draw = images_and_labels, [], pictures.draw_examples
 
-    def drawing(report, found, *shown):
+    def drawing(report, found, given, *shown):
         drawn.append(shown)
         if len(drawn) <= 2:  # they take long
-            draw(report, found, *shown)
+            draw(report, found, given, *shown)
 
     monkeypatch.setattr(pictures, "draw_examples", drawing)
     flags = ["--source=a,b", *FEW, "--attack=step_rand,step_ll", "--images_dir=images"]

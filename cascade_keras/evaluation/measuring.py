@@ -1,0 +1,247 @@
+"""The core that evaluations on disk and in memory share: networks, images, what comes of them.
+
+``Evaluation`` gives it arrays in a directory, ``measured.evaluate`` arrays in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from cascade_keras.evaluation import content, diagnosis, pictures, tables, tasks
+from cascade_keras.evaluation.asked import Asked, Given
+from cascade_keras.evaluation.cells import Cell
+from cascade_keras.evaluation.content import Found
+from cascade_keras.evaluation.diagnosis import Finding, Gradients
+from cascade_keras.evaluation.networks import Loaded
+from cascade_keras.evaluation.plan import Keep, Plan
+from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.stores import Arrays
+from cascade_keras.provenance import package_versions
+from cascade_keras.sources import Source
+
+# What a report says of a network's training.
+_RECIPE = ("model", "loss", "steps", "seed", "init_from", "cascade_source", "ensemble_source")
+# What networks usually take; (0, 1) is what is given to those that say nothing.
+_RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0))
+_PROBED = 200  # images on which another range is tried
+
+
+class Images(Protocol):
+    """Images as networks see them, made when they are asked for."""
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Return float32 (n, H, W, C) in [0, 1]."""
+
+
+class Measuring:
+    """Measures networks: the tasks, what they found, and what follows from it.
+
+    Args:
+        asked: what is measured.
+        given: what is known of the images.
+        images: of the whole split.
+        targets, sources: the networks; without sources each target is its own.
+        keep: what images that are made go through, see ``Plan``.
+
+    Attributes:
+        plan: the tasks.
+        notes: what can be computed and is likely not what was meant, a sentence each.
+        networks: as the tasks ask for them.
+
+    Raises:
+        InputError: more images of each class than there are.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        given: Given,
+        images: Images,
+        targets: Loaded,
+        sources: Loaded,
+        keep: Keep | None = None,
+    ):
+        everyone = dict(zip(sources.names, sources.sources, strict=True))
+        everyone = dict(zip(targets.names, targets.sources, strict=True)) | everyone
+        self.networks = tasks.SavedNetworks(
+            everyone,
+            targets.shape,
+            targets=targets.names,
+            noise=asked.inference_noise,
+            seed=asked.seed,
+        )
+        self._records = [
+            _record(name, source, name in targets) for name, source in everyone.items()
+        ]
+        self.notes = _notes(asked, everyone.values())
+        self._images = images
+        hashes = {name: source.weights_hash for name, source in everyone.items()}
+        self.plan = Plan(asked, given, targets.names, sources.names, hashes, keep)
+
+    def run(self, arrays: Arrays, progress: Callable[[int], None] | None = None) -> Found:
+        """Compute what is missing of the tasks' arrays, and return what they hold.
+
+        Args:
+            progress: called with the gradients done of ``plan.work``.
+
+        Raises:
+            InputError: a network gives logits that are not finite.
+        """
+        plan, labels = self.plan, self.plan.given.labels
+        progress = progress or (lambda done: None)
+        tasks.run(plan.tasks, self.networks, arrays, self._images, labels, progress)
+        gradients = {}
+        for task in plan.gradients:
+            zero, zero_margin = tasks.open_array(task, arrays) == 1
+            gradients[task.network] = Gradients(zero, zero_margin)
+        return Found(
+            labels,
+            dict(_predicted(plan.main, arrays)),
+            {task.network: np.array(tasks.open_array(task, arrays)) for task in plan.minimal},
+            plan.minimal[0].indices if plan.minimal else np.arange(0),
+            dict(_predicted(plan.extra, arrays)),
+            gradients,
+        )
+
+    def content(self, found: Found) -> dict:
+        """Return what report.json holds."""
+        plan, asked, given = self.plan, self.plan.asked, self.plan.given
+        thresholds = [t for attack in asked.minimal.values() for t in attack.epsilons]
+        counted = content.results(found, plan.targets, plan.sources, thresholds, asked.every)
+        chance = list(self._at_chance(found))
+        trusted = None
+        if plan.diagnosed:
+            ran = asked.every | {task.label: task.attack for task in plan.extra}
+            trusted = {"examples": plan.diagnosed}
+            trusted |= content.diagnose(found, plan.targets, given.num_classes, ran, chance)
+        return {
+            "dataset": given.name,
+            "split": given.split,
+            "examples": plan.count,
+            "seed": asked.seed,
+            "labels": "true",
+            "inference_noise": asked.inference_noise,
+            "warnings": [finding.sentence for finding in chance],
+            "notes": self.notes,
+            **counted,
+            "diagnosis": trusted,
+            "sources": list(plan.sources),
+            "networks": self._records,
+            "attacks": [attack.record() for attack in asked.every.values()],
+            "dataset_fingerprint": given.fingerprint,
+            "batch_size": asked.batch_size,
+            "versions": package_versions(),
+        }
+
+    def write(
+        self, report: Report, found: Found, written: dict, *, confusion: bool, examples: int
+    ) -> None:
+        """Draw the pictures and write the tables, and last the report.
+
+        Args:
+            report: opened.
+            written: what report.json holds.
+            confusion: whether confusion matrices are wanted.
+            examples: how many misclassified images of an attack.
+        """
+        plan = self.plan
+        asked, given = plan.asked, plan.given
+        pictures.draw_accuracies(
+            report, written["results"], plan.targets, plan.sources, asked.attacks
+        )
+        for attack in asked.minimal.values():
+            pictures.write_minimal(report, found, attack.epsilons)
+        if confusion:
+            pictures.write_confusion(report, found, plan.targets, given)
+        if examples:
+            self._draw_examples(report, found, examples)
+        report.add_seconds(**plan.clock.take())
+        report.write(written, tables.markdown(written))
+
+    def _draw_examples(self, report: Report, found: Found, most: int) -> None:
+        """Draw images that a target classifies correctly when clean and not when attacked."""
+        for task in (task for task in self.plan.main if task.source is not None):
+            for target in (name for name in task.shown if name in self.plan.targets):
+                cell = Cell(target, task.source, task.label, task.attack.epsilons[-1])
+                chosen = pictures.fooled(found, cell, most)
+                if len(chosen):
+                    clean, adversarial = self._images[chosen], self._craft_again(task, chosen)
+                    pictures.draw_examples(
+                        report, found, self.plan.given, cell, chosen, clean, adversarial
+                    )
+
+    def _craft_again(self, task: tasks.Predictions, chosen: np.ndarray) -> np.ndarray:
+        """Return the adversarial images with these indices at the largest epsilon.
+
+        The whole batches are crafted, as they were: an image's noise depends on its batch.
+        """
+        craft, labels = task.crafter(self.networks), self.plan.given.labels
+        found = []
+        for first in np.unique(chosen // task.batch_size) * task.batch_size:
+            indices = task.indices[first : first + task.batch_size]
+            versions = craft(self._images[indices], labels[indices], int(first))
+            found.append(versions[-1][np.isin(indices, chosen)])
+        return np.concatenate(found)
+
+    def _at_chance(self, found: Found) -> Iterator[Finding]:
+        """Yield a finding for each target whose clean accuracy says that something is wrong."""
+        classes = self.plan.given.num_classes
+        for target in self.plan.targets:
+            predicted = found.predicted[Cell.clean(target)]
+            labels = found.labels[: len(predicted)]
+            if diagnosis.is_poor(predicted == labels, classes):
+                other = self._other_range(target, labels[:_PROBED], predicted[:_PROBED])
+                yield from diagnosis.at_chance(target, predicted, labels, classes, other)
+
+    def _other_range(self, target: str, labels: np.ndarray, predicted: np.ndarray):
+        """Return the range in which a network is right most often, and where it is right.
+
+        The images it is given are moved to what it would see were that range its own.
+        """
+        source = self.networks.source(target)
+        low, high = getattr(source, "value_range", None) or _RANGES[0]
+        images = self._images[np.arange(len(labels))]
+        tried = []
+        for new_low, new_high in (each for each in _RANGES if each != (low, high)):
+            moved = (new_low - low + (new_high - new_low) * images) / np.float32(high - low)
+            seen = self.networks.predict(target, moved[None].astype(np.float32), 0, finite=False)
+            tried.append(((new_low, new_high), seen[0] == labels))
+        return max(tried, key=lambda each: each[1].mean())
+
+
+def _record(name: str, source: Source, target: bool) -> dict:
+    """Return what a report says of a network."""
+    recipe = source.provenance.get("recipe", {})
+    return {
+        "name": name,
+        "path": str(source),
+        "weights_hash": source.weights_hash,
+        "recipe": {key: recipe[key] for key in _RECIPE if recipe.get(key)},
+        "target": target,
+    }
+
+
+def _notes(asked: Asked, sources: Sequence[Source]) -> list[str]:
+    """Return what can be computed and is likely not what was meant, a sentence each."""
+    small = asked.small_epsilon
+    if small is None:
+        return []
+    trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
+    largest = max(filter(None, trained), default=None)
+    return [
+        f"Epsilon {small:g} is less than one pixel value: epsilon is in 0..255 units, so {small:g} "
+        f"of the whole range is {255 * small:g}"
+        + (f"; these networks were trained up to {largest:g}." if largest else ".")
+    ]
+
+
+def _predicted(planned: Sequence[tasks.Predictions], arrays) -> Iterator[tuple[Cell, np.ndarray]]:
+    """Yield each cell and the classes that its target took the images for, (n,)."""
+    for task in planned:
+        array = tasks.open_array(task, arrays)
+        for target, versions in zip(task.shown, array, strict=True):
+            for epsilon, classes in zip(task.attack.epsilons, versions, strict=True):
+                yield Cell(target, task.source, task.label, epsilon), np.array(classes)
