@@ -1,0 +1,551 @@
+"""The border between this package and any classifier: its pixel range, its outputs, its logits.
+
+Inside the package a network is a function of float32 images in [0, 1], and gives logits and an
+embedding. ``adapt`` makes that of what Keras users have: a network of [0, 255] or [-1, 1], one that
+ends in a softmax or a sigmoid, one with a single logit, one with several outputs.
+
+Probabilities are not turned back into logits, which rounding would spoil where they saturate. The
+logits are read in front of the softmax, in the graph of the network: an output is followed back,
+through what only renames or reshapes it, to the operation that made it. So it does not matter
+whether that was a layer, an activation, a lambda or a line of a ``call``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cascade_keras import draws, ranges
+from cascade_keras.errors import InputError, shown
+from cascade_keras.ranges import UNIT, ValueRange, check_images, check_value_range
+
+__all__ = [
+    "UNIT",
+    "Adapted",
+    "Outputs",
+    "adapt",
+    "check_images",
+    "check_value_range",
+    "from_unit",
+    "guard_images",
+    "to_unit",
+]
+
+_SIDE = 32  # of probes, where any size is taken
+_PROBES = 8  # images on which outputs are looked at; as many again are extreme ones
+_LOGITS, _SOFTMAX, _SIGMOID, _UNKNOWN = "logits", "softmax", "sigmoid", "unknown"
+# What hands values on: the same numbers, in the same order.
+_PASSED_ON = ("Identity", "IdentityN", "Cast", "Reshape", "Squeeze", "ExpandDims", "EnsureShape")
+_PRECISION = {2: 2e-2, 4: 1e-4, 8: 1e-4}  # of a sum of probabilities, by the bytes of a number
+_PRODUCTS = ("MatMul", "BatchMatMulV2", "Conv2D")
+
+
+class Outputs(NamedTuple):
+    """What a network makes of images.
+
+    Attributes:
+        logits: (m, classes) float32.
+        embedding: (m, d) float32; the logits where the network has none.
+        raw: what the network itself returned for its primary output, such as probabilities.
+    """
+
+    logits: tf.Tensor
+    embedding: tf.Tensor
+    raw: tf.Tensor
+
+
+# Pixels.
+
+
+def to_unit(images, value_range: ValueRange) -> tf.Tensor:
+    """Return images of the network's range as float32 in [0, 1].
+
+    Args:
+        images: floats, or uint8 where the range is (0, 255).
+
+    Raises:
+        InputError: other whole numbers.
+    """
+    images = tf.convert_to_tensor(images)
+    uint8 = images.dtype == tf.uint8 and tuple(value_range) == ranges.BYTES
+    if not (images.dtype.is_floating or uint8):
+        raise InputError(ranges.whole_numbers(images.dtype.name, tuple(value_range)))
+    return ranges.scaled_to_unit(tf.cast(images, tf.float32), tuple(value_range))
+
+
+def from_unit(images: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
+    """Return images of [0, 1] in the network's range; as they are where that is (0, 1)."""
+    if tuple(value_range) == UNIT:
+        return images
+    images = tf.convert_to_tensor(images)
+    if images.dtype.size < 4:  # half precision does not hold the pixel values of 0..255
+        images = tf.cast(images, tf.float32)
+    return ranges.scaled_from_unit(images, tuple(value_range))
+
+
+def guard_images(images, value_range: ValueRange, what: str = "images") -> tf.Tensor:
+    """Return images of the network's range as float32 in [0, 1], in a graph as well.
+
+    Of values that are known only when the graph is run it is asserted there that they are in the
+    range, with the sentences of ``check_images``.
+
+    Raises:
+        InputError: whole numbers, or values outside the range that are known already.
+        tf.errors.InvalidArgumentError: values outside the range, when the graph is run.
+    """
+    images, value_range = tf.convert_to_tensor(images), tuple(value_range)
+    if tf.executing_eagerly():
+        return tf.convert_to_tensor(check_images(images, value_range, what))
+    unit = to_unit(images, value_range)
+    slack, (low, high) = ranges.TOLERANCE, value_range
+    lowest, highest = tf.reduce_min(unit), tf.reduce_max(unit)
+    empty = tf.equal(tf.size(unit), 0)
+    inside = empty | ((lowest >= -slack) & (highest <= 1 + slack))  # false for NaN
+    found = [lowest * (high - low) + low, highest * (high - low) + low]
+    asserts = [tf.debugging.Assert(inside, [ranges.advice(value_range, what), *found])]
+    if ranges.reaches_far(value_range):
+        used = empty | (lowest < 0) | (highest <= 0) | (highest * high > 1)
+        asserts.append(tf.debugging.Assert(used, [ranges.squeezed(1, value_range, what)]))
+    with tf.control_dependencies(asserts):
+        return tf.clip_by_value(unit, 0.0, 1.0)
+
+
+# Networks.
+
+
+def adapt(
+    network: Callable,
+    *,
+    value_range: Sequence[float] = UNIT,
+    from_logits: bool | str = "auto",
+    logits: str | None = None,
+    embedding: str | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> Adapted:
+    """Return a network as a function of images in [0, 1] that gives logits and an embedding.
+
+    Args:
+        network: a Keras model or layer, or a function, from images (m, H, W, C) to logits or
+            probabilities (m, classes), to one output (m, 1) or (m,) of a binary classifier, or to a
+            dict or a list of several outputs; an ``AdversarialTrainer`` stands for its network,
+            with what it was told of it.
+        value_range: of the images that the network takes.
+        from_logits: whether the outputs are logits. "auto" looks: where they are probabilities, of
+            a softmax or of one sigmoid, the logits are taken from in front of it. False says that
+            they are probabilities, of several sigmoids too, whose classes then exclude each other.
+        logits: the output that is meant, where there are several: its key in a dict, the name of an
+            output of a functional model, its number in a list, or the name of a layer.
+        embedding: the output or the layer that is the embedding, flattened; what is called
+            "embedding" where None, else the logits.
+        image_shape: (H, W, C), where the network does not say it.
+
+    Raises:
+        InputError: outputs that are no logits and of which none can be had, or that are not there.
+            Where the images' size is not known it is raised when the network is first called.
+    """
+    own = getattr(network, "border", None)
+    if not isinstance(own, Adapted):
+        return Adapted(network, value_range, from_logits, logits, embedding, image_shape)
+    told = {
+        "value_range": (check_value_range(value_range), UNIT, own.value_range),
+        "from_logits": (from_logits, "auto", own.from_logits),
+        "logits": (logits, None, own.logits_name),
+        "embedding": (embedding, None, own.embedding_name),
+    }
+    for name, (given, default, known) in told.items():
+        if given not in (default, known):
+            raise InputError(
+                f"is {given!r} here, but {known!r} of the trainer that was given", name
+            )
+    return own
+
+
+class Adapted:
+    """A network between the borders: images in [0, 1] -> ``Outputs``. See ``adapt``.
+
+    It is no Keras layer, so that a model that holds it does not take its variables for its own.
+
+    Attributes:
+        network: as it was given.
+        value_range: of the images that it takes.
+        input_shape: (H, W, C) with None where any size is taken; None where it is not known.
+        num_classes: None as long as it is not known.
+        kind: what the network's own output is: "logits", "softmax" or "sigmoid"; None as long as it
+            is not known.
+    """
+
+    def __init__(
+        self,
+        network: Callable,
+        value_range: Sequence[float] = UNIT,
+        from_logits: bool | str = "auto",
+        logits: str | None = None,
+        embedding: str | None = None,
+        image_shape: Sequence[int] | None = None,
+    ):
+        if not callable(network):
+            raise InputError(
+                "a network is a Keras model or a function from images to logits, got "
+                f"{type(network).__name__}"
+            )
+        if not (isinstance(from_logits, bool) or from_logits == "auto"):
+            raise InputError(
+                f"must be True, False or 'auto', got {shown(from_logits)}", "from_logits"
+            )
+        for name, value in (("logits", logits), ("embedding", embedding)):
+            if not (value is None or isinstance(value, str) or type(value) is int):
+                raise InputError(
+                    f"must be the name of an output or layer, got {shown(value)}", name
+                )
+        self.network = network
+        self.value_range = check_value_range(value_range)
+        self.from_logits = from_logits
+        self.logits_name = logits
+        self.embedding_name = embedding
+        self.input_shape = _input_shape(network, image_shape)
+        self.num_classes: int | None = None
+        self.kind: str | None = _LOGITS if from_logits is True else None
+        self._compiled = tf.function(self._run, reduce_retracing=True)
+        if self.input_shape is not None and None not in self.input_shape:
+            self._find_out(self.input_shape)
+
+    def __call__(self, images: tf.Tensor, training: bool = False) -> Outputs:
+        """Return what the network makes of images in [0, 1], (m, H, W, C)."""
+        images = from_unit(images, self.value_range)
+        if self.kind is None:
+            self._find_out(images.shape[1:])
+        if tf.executing_eagerly() and self.kind != _LOGITS:
+            return self._compiled(images, training)  # only a graph shows what is before a softmax
+        return self._run(images, training)
+
+    def logits(self, images: tf.Tensor) -> tf.Tensor:
+        """Return the logits (m, classes) in inference mode: what attacks take."""
+        return self(images).logits
+
+    def _run(self, images: tf.Tensor, training: bool) -> Outputs:
+        raw, embedding = self._call(images, training)
+        logits = self._logits_of(raw)
+        if self.num_classes is None:
+            self.num_classes = logits.shape[-1]
+        if embedding is None:
+            return Outputs(logits, logits, raw)
+        return Outputs(logits, _flat(embedding), raw)
+
+    # What the network returns.
+
+    def _call(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Return the primary output, and the embedding where the network has one of its own."""
+        mode = {"training": training} if isinstance(self.network, keras.Layer) else {}
+        wanted = [name for name in (self.logits_name, self.embedding_name) if name is not None]
+        layers = {name: _layer_called(self.network, name) for name in wanted}
+        layers = {name: layer for name, layer in layers.items() if layer is not None}
+        with _recorded(layers) as recorded:
+            outputs = self.network(images, **mode)
+        named = self._named(outputs)
+        primary = self._primary(named, recorded)
+        if self.embedding_name is not None:
+            return primary, _chosen(self.embedding_name, named, recorded, "embedding")
+        embedding = named.get("embedding")
+        return primary, None if embedding is primary else embedding
+
+    def _named(self, outputs) -> dict:
+        """Return the network's outputs by their names."""
+        if isinstance(outputs, dict):
+            named = {str(name): output for name, output in outputs.items()}
+        elif isinstance(outputs, list | tuple):
+            names = getattr(self.network, "output_names", ())
+            if len(names) != len(outputs):
+                names = map(str, range(len(outputs)))
+            named = dict(zip(names, outputs, strict=True))
+        else:
+            named = {"logits": outputs}
+        for name, output in named.items():
+            if not tf.is_tensor(output):
+                raise InputError(
+                    f"the network's output {name!r} is a {type(output).__name__}, no tensor"
+                )
+        return named
+
+    def _primary(self, named: dict, recorded: dict) -> tf.Tensor:
+        if self.logits_name is not None:
+            output = _chosen(self.logits_name, named, recorded, "logits")
+        else:
+            others = [name for name in named if name != str(self.embedding_name)]
+            name = "logits" if "logits" in named else others[0] if len(others) == 1 else None
+            if name is None:
+                raise InputError(
+                    f"the network returns {', '.join(map(repr, named)) or 'nothing'}; name the "
+                    "output that tells the classes apart",
+                    "logits",
+                )
+            output = named[name]
+        if output.shape.rank not in (1, 2) or not output.dtype.is_floating:
+            raise InputError(
+                "the network must return floats of shape (batch, classes), it returns "
+                f"{output.dtype.name} {output.shape}"
+            )
+        return output
+
+    # Logits and probabilities.
+
+    def _logits_of(self, raw: tf.Tensor) -> tf.Tensor:
+        """Return the logits (m, classes) float32 of the primary output."""
+        scores = raw
+        if self.kind != _LOGITS:
+            kind, before = made_by(raw)
+            scores = before if self._checked(kind, raw) in (_SOFTMAX, _SIGMOID) else raw
+        scores = tf.cast(scores, tf.float32)
+        if not _is_single(raw):
+            return scores
+        # One logit z of a binary classifier: softmax([0, z]) = (1 - sigmoid(z), sigmoid(z)).
+        scores = tf.reshape(scores, [-1, 1])
+        return tf.concat([tf.zeros_like(scores), scores], axis=-1)
+
+    def _checked(self, kind: str, raw: tf.Tensor) -> str:
+        """Return the kind of an output; refuse one that has no logits."""
+        single = _is_single(raw)
+        if kind == _SOFTMAX and single:
+            raise InputError(
+                "the network's softmax is of one output, which is always 1; give it two, or a "
+                "sigmoid"
+            )
+        if kind == _SIGMOID and not single and self.from_logits == "auto":
+            raise InputError(
+                "the network gives a sigmoid for each class, so none excludes another; pass "
+                "from_logits=False if an image has one class only: what is before the sigmoids "
+                "are then its scores",
+                "from_logits",
+            )
+        if kind not in (_SOFTMAX, _SIGMOID) and self.from_logits is False:
+            raise _unreachable("gives probabilities (from_logits=False)")
+        if kind == _UNKNOWN and self.kind in (_SOFTMAX, _SIGMOID):
+            raise _unreachable("gives probabilities")
+        return kind
+
+    def _find_out(self, image_shape) -> None:
+        """Learn what the network gives, and refuse what cannot be made logits."""
+        shape = tf.TensorShape(image_shape)
+        if shape.rank != 3 or shape[2] is None:
+            return
+        known = shape.is_fully_defined()
+        sides = [_SIDE if side is None else side for side in shape]
+        with tf.init_scope():  # also where it is first called within a graph
+            try:
+                kind, width = self._looked_at(sides)
+            except InputError:
+                raise
+            except Exception:  # whatever Keras and TensorFlow raise; it may not take such a size
+                if known:
+                    raise
+                return
+        self.kind, self.num_classes = kind, width
+
+    def _looked_at(self, image_shape: list[int]) -> tuple[str, int | None]:
+        """Return the kind of the network's output and the number of classes."""
+        images = from_unit(_probes(self.network, image_shape), self.value_range)
+        if isinstance(self.network, keras.Layer) and not self.network.built:
+            self._call(images[:1], False)  # variables are best made outside of a graph
+        found: dict = {}
+
+        def look(images: tf.Tensor) -> tf.Tensor:
+            try:
+                raw, _ = self._call(images, False)
+                kind, _ = made_by(raw)
+                found["kind"] = self._checked(kind, raw) if self.kind is None else self.kind
+            except InputError as error:
+                found["error"] = error  # AutoGraph would make another kind of error of it
+                raise
+            found["width"] = 2 if _is_single(raw) else raw.shape[-1]
+            return raw
+
+        batch = tf.TensorSpec([_batch_size(self.network), *image_shape], images.dtype)
+        try:
+            traced = tf.function(look).get_concrete_function(batch)
+        except Exception:
+            if "error" in found:
+                raise found["error"] from None
+            raise
+        if found["kind"] == _UNKNOWN:
+            self._refuse_probabilities(traced(images))
+            found["kind"] = _LOGITS
+        return found["kind"], found["width"]
+
+    def _refuse_probabilities(self, values: tf.Tensor) -> None:
+        """Refuse values of an output that look like probabilities of which no logits are seen."""
+        values = values.numpy()
+        if (values < 0).any() or (values > 1 + 1e-4).any():
+            return
+        if _is_single(values):
+            raise _unreachable(f"gives numbers of [0, 1] only, here {values.min():.3g}", "sigmoid")
+        if np.allclose(values.sum(-1, dtype=np.float64), 1, atol=_PRECISION[values.dtype.itemsize]):
+            raise _unreachable("gives probabilities (rows sum to 1)")
+        raise _unreachable("gives numbers of [0, 1] only", "sigmoids")
+
+
+def made_by(output: tf.Tensor) -> tuple[str, tf.Tensor]:
+    """Return what has made an output, as its graph shows it, and what was before that.
+
+    The output is followed back through operations that hand the same numbers on.
+
+    Returns:
+        "softmax" or "sigmoid" and the tensor that it was given, in the output's shape; else
+        "logits", where the last operation is a product with weights, so no probability, or
+        "unknown", and the output itself.
+    """
+    tensor = output
+    while hasattr(tensor, "graph") and tensor.op.type in _PASSED_ON and _is_plain(tensor):
+        tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+    kind = tensor.op.type if hasattr(tensor, "graph") else None
+    if kind == "Sigmoid" or (kind == "Softmax" and tensor.shape[-1] == output.shape[-1]):
+        before = tensor.op.inputs[0]
+        if before.shape.rank != output.shape.rank:
+            before = tf.reshape(before, tf.shape(output))
+        return kind.lower(), tf.ensure_shape(before, output.shape)
+    return (_LOGITS if _is_linear(tensor) else _UNKNOWN), output
+
+
+def _is_plain(tensor: tf.Tensor) -> bool:
+    """Whether an operation that hands numbers on does so for gradients too, and to floats."""
+    try:
+        tensor.op.get_attr("_gradient_op_type")  # as tf.custom_gradient leaves it
+    except ValueError:
+        return tensor.op.inputs[0].dtype.is_floating
+    return False
+
+
+def _is_linear(tensor: tf.Tensor) -> bool:
+    """Whether a tensor is a product with weights, or the logarithm of a softmax."""
+    if not hasattr(tensor, "graph"):
+        return False
+    kind, inputs = tensor.op.type, tensor.op.inputs
+    if kind == "LogSoftmax":
+        return True
+    if kind in ("BiasAdd", "AddV2"):
+        return any(map(_is_variable, inputs)) and any(map(_is_linear, inputs))
+    return kind in _PRODUCTS and _is_variable(inputs[1])
+
+
+def _is_variable(tensor: tf.Tensor) -> bool:
+    while tensor.op.type in ("Identity", "Cast"):
+        tensor = tensor.op.inputs[0]
+    return tensor.op.type == "ReadVariableOp"
+
+
+def _is_single(output) -> bool:
+    """Whether an output is one number for each image."""
+    return len(output.shape) == 1 or output.shape[-1] == 1
+
+
+def _unreachable(what: str, kind: str = "softmax") -> InputError:
+    return InputError(
+        f"the network {what}, whose logits cannot be reached; build or save it without its {kind}, "
+        "name the layer before that as logits=, or pass from_logits=True if these are logits",
+        "from_logits",
+    )
+
+
+def _flat(embedding: tf.Tensor) -> tf.Tensor:
+    embedding = tf.cast(embedding, tf.float32)
+    if embedding.shape.rank == 2:
+        return embedding
+    width = embedding.shape[1:].num_elements()
+    return tf.reshape(embedding, [tf.shape(embedding)[0], -1 if width is None else width])
+
+
+def _input_shape(network: Callable, image_shape: Sequence[int] | None) -> tuple | None:
+    own = getattr(network, "input_shape", None)
+    own = own[1:] if isinstance(own, tuple) and len(own) == 4 else None
+    if image_shape is None:
+        return own
+    given = tuple(image_shape)
+    if own is not None and any(a not in (None, b) for a, b in zip(own, given, strict=True)):
+        raise InputError(f"the network takes images of shape {own}, not {given}", "image_shape")
+    return given
+
+
+def _batch_size(network: Callable) -> int | None:
+    """Return how many images a network takes at once, None for any number."""
+    shape = getattr(network, "input_shape", None)
+    return shape[0] if isinstance(shape, tuple) and shape else None
+
+
+def _probes(network: Callable, image_shape: Sequence[int]) -> tf.Tensor:
+    """Return images that differ much: noise, and as much of it in coarse black and white."""
+    noise = draws.probes(_PROBES, image_shape)
+    extreme = tf.cast(noise > tf.reshape(tf.linspace(0.0, 1.0, _PROBES), [-1, 1, 1, 1]), tf.float32)
+    images = tf.concat([noise, extreme], axis=0)
+    count = _batch_size(network)
+    return images if count is None else tf.gather(images, tf.range(count) % (2 * _PROBES))
+
+
+# Layers by their names.
+
+
+def _layer_called(network: Callable, name: str | int) -> keras.Layer | None:
+    """Return the layer of a name, however deep it is nested; None where there is none."""
+    found = {id(layer): layer for layer in _layers(network) if layer.name == name}
+    if len(found) > 1:
+        raise InputError(f"{len(found)} layers of the network are called {name!r}; rename one")
+    return next(iter(found.values()), None)
+
+
+def _layers(network: Callable) -> Iterator[keras.Layer]:
+    for layer in getattr(network, "layers", ()):
+        yield layer
+        yield from _layers(layer)
+
+
+@contextlib.contextmanager
+def _recorded(layers: dict[str, keras.Layer]) -> Iterator[dict[str, list]]:
+    """Give what the layers return while the network is called, by their names.
+
+    Their ``call`` is exchanged meanwhile: that works in any model, and for layers within layers.
+    """
+    recorded: dict[str, list] = {name: [] for name in layers}
+    thread = threading.get_ident()  # replicas are traced in threads
+
+    def recording(name: str, call: Callable) -> Callable:
+        def recording_call(*args, **kwargs):
+            output = call(*args, **kwargs)
+            if threading.get_ident() == thread:
+                recorded[name].append(output)
+            return output
+
+        return recording_call
+
+    own = {name: vars(layer).get("call") for name, layer in layers.items()}
+    for name, layer in layers.items():
+        object.__setattr__(layer, "call", recording(name, layer.call))
+    try:
+        yield recorded
+    finally:
+        for name, layer in layers.items():
+            object.__delattr__(layer, "call")
+            if own[name] is not None:
+                object.__setattr__(layer, "call", own[name])
+
+
+def _chosen(name: str | int, named: dict, recorded: dict[str, list], setting: str) -> tf.Tensor:
+    """Return the output of a name, else what the layer of that name has returned."""
+    if str(name) in named:
+        return named[str(name)]
+    if name not in recorded:
+        raise InputError(
+            f"the network has no output and no layer {name!r}; its outputs are "
+            f"{', '.join(map(repr, named))}",
+            setting,
+        )
+    outputs = recorded[name]
+    if len(outputs) != 1 or not tf.is_tensor(outputs[0]):
+        raise InputError(
+            f"layer {name!r} must be called once and return one tensor; it was called "
+            f"{len(outputs)} times",
+            setting,
+        )
+    return outputs[0]
