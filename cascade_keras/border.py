@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from cascade_keras import draws, ranges
 from cascade_keras.errors import InputError, shown
+from cascade_keras.keras_private import made_by_layer
 from cascade_keras.ranges import UNIT, ValueRange, check_images, check_value_range
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "to_unit",
 ]
 
+_UNIT_PIXELS = np.arange(256, dtype=np.float32) / np.float32(255)
 _SIDE = 32  # of probes, where any size is taken
 _PROBES = 8  # images on which outputs are looked at; as many again are extreme ones
 _LOGITS, _SOFTMAX, _SIGMOID, _UNKNOWN = "logits", "softmax", "sigmoid", "unknown"
@@ -72,11 +74,14 @@ def to_unit(images, value_range: ValueRange) -> tf.Tensor:
     Raises:
         InputError: other whole numbers.
     """
-    images = tf.convert_to_tensor(images)
-    uint8 = images.dtype == tf.uint8 and tuple(value_range) == ranges.BYTES
-    if not (images.dtype.is_floating or uint8):
-        raise InputError(ranges.whole_numbers(images.dtype.name, tuple(value_range)))
-    return ranges.scaled_to_unit(tf.cast(images, tf.float32), tuple(value_range))
+    images, value_range = tf.convert_to_tensor(images), tuple(value_range)
+    if images.dtype == tf.uint8 and value_range == ranges.BYTES:
+        # A table: optimisers of graphs make a product with 1/255 of a division by 255, which gives
+        # half of the pixel values another float32.
+        return tf.gather(tf.constant(_UNIT_PIXELS), tf.cast(images, tf.int32))
+    if not images.dtype.is_floating:
+        raise InputError(ranges.whole_numbers(images.dtype.name, value_range))
+    return ranges.scaled_to_unit(tf.cast(images, tf.float32), value_range)
 
 
 def from_unit(images: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
@@ -335,6 +340,10 @@ class Adapted:
             return
         known = shape.is_fully_defined()
         sides = [_SIDE if side is None else side for side in shape]
+        declared = self._declared_logits()
+        if declared is not None:
+            self.kind, self.num_classes = _LOGITS, declared
+            return
         with tf.init_scope():  # also where it is first called within a graph
             try:
                 kind, width = self._looked_at(sides)
@@ -346,11 +355,37 @@ class Adapted:
                 return
         self.kind, self.num_classes = kind, width
 
+    def _declared_logits(self) -> int | None:
+        """Return the number of classes of a model that says itself that it gives logits.
+
+        Its last layer is dense and linear: it need not be traced then, which takes a second for a
+        large one.
+        """
+        try:
+            outputs = self.network.output
+        except (AttributeError, ValueError):  # no functional model, or not yet
+            return None
+        if self.embedding_name is not None or not keras.utils.is_keras_tensor(outputs):
+            named = outputs if isinstance(outputs, dict) else {}
+        else:
+            named = {"logits": outputs}
+        tensor = named.get(self.logits_name or "logits")
+        if not keras.utils.is_keras_tensor(tensor) or len(tensor.shape) != 2:
+            return None
+        layer, given = made_by_layer(tensor)
+        if type(layer) is keras.layers.Activation and layer.activation is keras.activations.linear:
+            layer, _ = made_by_layer(*given)  # as ours end: a cast to float32
+        if type(layer) is not keras.layers.Dense:
+            return None
+        if layer.activation is not keras.activations.linear:
+            return None
+        return 2 if tensor.shape[-1] == 1 else tensor.shape[-1]
+
     def _looked_at(self, image_shape: list[int]) -> tuple[str, int | None]:
         """Return the kind of the network's output and the number of classes."""
         images = from_unit(_probes(self.network, image_shape), self.value_range)
         if isinstance(self.network, keras.Layer) and not self.network.built:
-            self._call(images[:1], False)  # variables are best made outside of a graph
+            self.network(images[:1], training=False)  # which makes its variables
         found: dict = {}
 
         def look(images: tf.Tensor) -> tf.Tensor:

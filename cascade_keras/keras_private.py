@@ -35,6 +35,14 @@ def schedule_of(
     return schedule if scheduled else None
 
 
+def made_by_layer(
+    tensor: keras.KerasTensor,
+) -> tuple[keras.Operation, list[keras.KerasTensor]]:
+    """Return the layer or operation that has made a functional model's tensor, and of what."""
+    operation, node, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node].input_tensors
+
+
 def list_in_order(archive: keras.export.ExportArchive, name: str) -> None:
     """Let an archive list its variables as the collection of this name does.
 
