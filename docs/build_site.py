@@ -29,6 +29,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from cascade_keras.settings import Settings, choices_of
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
@@ -170,6 +172,7 @@ class Imported(griffe.Extension):
                 module.set_member(name, griffe.Alias(name, f"{module.path}.{home}.{name}"))
         if homes:
             module.exports = [name for name, home in homes.items() if home]
+        functions = {}
         for name, member in module.members.items():
             if member.is_alias:
                 continue
@@ -177,39 +180,73 @@ class Imported(griffe.Extension):
                 self._visit(member)
             elif member.is_class:
                 self._tell(member, getattr(imported, name, None))
+            elif member.is_attribute and inspect.isfunction(getattr(imported, name, None)):
+                made = getattr(imported, name)  # by a function that makes functions
+                functions[name] = _function(name, inspect.signature(made), made.__doc__)
             elif member.is_attribute and member.docstring is None:
                 _told_by_comment(module, member)
+        for name, function in functions.items():
+            module.set_member(name, function)
 
     def _tell(self, cls: griffe.Class, imported: object) -> None:
         if not inspect.isclass(imported):
             return
-        if cls.docstring and imported.__doc__ != cls.docstring.value and imported.__doc__:
+        if cls.docstring and imported.__doc__ and imported.__doc__ != cls.docstring.value:
             cls.docstring.value = inspect.cleandoc(imported.__doc__)
-        if "__signature__" in vars(imported):
-            cls.members["__init__"].parameters = _parameters(imported.__signature__)
-        if dataclasses.is_dataclass(imported):
+        if "__signature__" in vars(imported) or issubclass(imported, Settings):
+            init = _function("__init__", inspect.signature(imported), None)
+            cls.set_member("__init__", init)
+        if issubclass(imported, Settings):
             for field in dataclasses.fields(imported):
-                told = field.metadata.get("help")
-                if told and field.name in cls.members:
-                    text = told() if callable(told) else told
-                    cls.members[field.name].docstring = griffe.Docstring(text)
+                # Also those of a base, which are settings of this program like its own.
+                setting = griffe.Attribute(
+                    field.name,
+                    annotation=_text(field.type),
+                    value=repr(field.default),
+                    docstring=griffe.Docstring(_of_setting(field)),
+                )
+                at = getattr(cls.members.get(field.name), "lineno", None)
+                setting.lineno = setting.endlineno = at
+                cls.set_member(field.name, setting)
 
 
-def _parameters(signature: inspect.Signature) -> griffe.Parameters:
-    def text(value) -> str | None:
-        if value is inspect.Parameter.empty:
-            return None
-        return value if isinstance(value, str) else inspect.formatannotation(value)
+def _of_setting(field: dataclasses.Field) -> str:
+    """Return the help of a setting, and what it may be."""
+    told, rule, choices = field.metadata["help"], field.metadata["rule"], choices_of(field)
+    text = told() if callable(told) else told
+    text = f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
+    if choices is not None:
+        text += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+    if rule is not None:
+        text += f" It is {rule.expected}."
+    return text
 
+
+def _function(name: str, signature: inspect.Signature, told: str | None) -> griffe.Function:
+    returns = signature.return_annotation
+    return griffe.Function(
+        name,
+        parameters=_parameters(signature, method=name == "__init__"),
+        returns=None if returns is signature.empty else _text(returns),
+        docstring=griffe.Docstring(inspect.cleandoc(told)) if told else None,
+    )
+
+
+def _text(annotation) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _parameters(signature: inspect.Signature, method: bool) -> griffe.Parameters:
     own = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
-    kinds = {kind.value.replace(" ", "_").replace("-", "_"): kind for kind in griffe.ParameterKind}
     return griffe.Parameters(
-        own,
+        *([own] if method else ()),
         *(
             griffe.Parameter(
                 parameter.name,
-                annotation=text(parameter.annotation),
-                kind=kinds[parameter.kind.description.replace(" ", "_").replace("-", "_")],
+                annotation=None
+                if parameter.annotation is parameter.empty
+                else _text(parameter.annotation),
+                kind=griffe.ParameterKind[parameter.kind.name.lower()],
                 default=None if parameter.default is parameter.empty else repr(parameter.default),
             )
             for parameter in signature.parameters.values()
