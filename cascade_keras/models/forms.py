@@ -44,6 +44,7 @@ class Application:
     arguments: tuple[str, ...] = ()
 
 
+# What is known of each of keras.applications, by its name.
 APPLICATIONS: dict[str, Application] = {
     **{f"ConvNeXt{size}": Application("inside") for size in ("Tiny", "Small", "Base", "Large",
                                                             "XLarge")},
