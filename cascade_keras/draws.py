@@ -13,6 +13,7 @@ after a kill draws what it would have drawn. TensorFlow's own state is never use
     cascade source        split(fold_in([seed, 2], step), 2)[0]    (c,), uniform
     cascade epsilon       split(fold_in([seed, 2], step), 2)[1]    (c,), see ``sample_epsilon``
     ensemble attacker     fold_in([seed, 3], step)         one number, uniform
+    layers' own draws     fold_in([seed, 6], step)         (layers, 2), whole numbers: their states
     noise at evaluation   fold_in([seed, 4], first image)  (batch, H, W, C), N(0, 1)
     attack at evaluation  [seed, first image]              the attack's own: the next two
     step_rand             the attack's seed                (batch, H, W, C), N(0, 1)
@@ -36,7 +37,7 @@ import tensorflow as tf
 GENERATOR = "philox"
 
 # What a seed is used for, where it is folded in.
-_BATCH_ORDER, _CROP, _CASCADE, _ENSEMBLE, _NOISE, _FLIP = range(6)
+_BATCH_ORDER, _CROP, _CASCADE, _ENSEMBLE, _NOISE, _FLIP, _LAYERS = range(7)
 
 
 def _key(seed: int, purpose: int, number) -> tf.Tensor:
@@ -65,6 +66,12 @@ def crops(seed: int, step, count: int, rows: int, columns: int) -> tuple[tf.Tens
 def flips(seed: int, step, count: int) -> tf.Tensor:
     """Return whether each image is flipped, one in two, bool (count, 1)."""
     return _uniform([count, 1], _key(seed, _FLIP, step)) >= 0.5
+
+
+def layer_states(seed: int, step, count: int) -> tf.Tensor:
+    """Return the random state of each layer that draws, such as Dropout, int32 (count, 2)."""
+    key = _key(seed, _LAYERS, step)
+    return tf.random.stateless_uniform([count, 2], key, 0, tf.int32.max, tf.int32, alg=GENERATOR)
 
 
 # How far a training image is perturbed (appendix A): epsilon drawn for each image.

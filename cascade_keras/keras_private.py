@@ -8,6 +8,7 @@ from __future__ import annotations
 import keras
 
 # EarlyStopping and its kind look for a metric's direction in such a list only.
+from keras.src.random.seed_generator import global_seed_generator
 from keras.src.trainers.compile_utils import MetricsList
 
 
@@ -57,3 +58,24 @@ def list_in_order(archive: keras.export.ExportArchive, name: str) -> None:
         held._all_variables = [each for each in getattr(held, name) if id(each) in used]
 
     archive._filter_and_track_resources = track_in_order
+
+
+def random_states(network: keras.Model) -> list[keras.Variable]:
+    """Return what a network draws its random numbers by, such as those of Dropout.
+
+    That is the state of each of its layers, which files do not hold, and the one of the process,
+    by which layers draw that have none.
+    """
+    held = {id(weight) for weight in network.weights}
+    metrics = {id(variable) for variable in getattr(network, "metrics_variables", ())}
+    own = [each for each in network.variables if id(each) not in held | metrics]
+    return [*own, global_seed_generator().state]
+
+
+def frozen_layers(network: keras.Model) -> list[int]:
+    """Return the numbers of a network's layers that are not trainable, those inside of others too.
+
+    ``layers`` of a model by subclassing does not have those that its layers hold.
+    """
+    layers = network._flatten_layers(include_self=False)
+    return [number for number, layer in enumerate(layers) if not layer.trainable]

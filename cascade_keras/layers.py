@@ -59,7 +59,7 @@ class ConvBatchNorm(keras.layers.Layer):
         self.passes = self.add_weight(initializer="zeros", name="passes", **{**fixed, "shape": ()})
 
     def call(self, inputs, training=None):
-        if training:
+        if training and self.trainable:  # frozen ones keep their statistics, as Keras's own do
             return self._normalize_by_batch(self._convolve(inputs, self.kernel))
         scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
         kernel = tf.cast(self.kernel, scale.dtype) * scale

@@ -81,6 +81,16 @@ class RunOrigin(OpenRecord):
     versions: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class NetworkRecord(Record):
+    """A network that is not of ours: what tells another one of the same text from it.
+
+    Attributes:
+        architecture: a hash of its layers, their connections and weights' shapes.
+    """
+
+    architecture: Sha256
+
+
 class RunConfig(Record, kw_only=True, omit_defaults=True):
     """config.json: what a run is, written before its first step.
 
@@ -91,6 +101,7 @@ class RunConfig(Record, kw_only=True, omit_defaults=True):
         dataset: one of the flags too, and which data these were.
         versions: of the packages that it was started with.
         cascade, ensemble: the networks whose images it is trained with, where there are any.
+        network: what it trains, where ``flags.model`` names no network of ours.
     """
 
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
@@ -100,6 +111,7 @@ class RunConfig(Record, kw_only=True, omit_defaults=True):
     versions: dict[str, str]
     cascade: CascadeRecord | None = None
     ensemble: EnsembleRecord | None = None
+    network: NetworkRecord | None = None
 
     def __post_init__(self):
         for name, value in (("seed", self.seed), ("dataset", self.dataset.name)):

@@ -45,6 +45,10 @@ FRACTION = Rule(lambda v: 0 <= v <= _BELOW_ONE, "in [0, 1)")
 EPSILON = Rule(lambda v: 0 <= v <= 255, "in 0..255")
 SEED = Rule(lambda v: 0 <= v <= LARGEST, f"in 0..{LARGEST}")
 SOME = Rule(lambda v: len(v) > 0, "at least one")
+VALUE_RANGE = Rule(
+    lambda v: len(v) == 2 and v[0] < v[1],
+    "the lowest and the highest value of a pixel such as 0,255",
+)
 EPSILONS = Rule(lambda v: bool(v) and all(0 <= e <= 255 for e in v), "numbers in 0..255")
 
 
@@ -91,6 +95,16 @@ def trust_setting() -> Any:
         False,
         "You trust whoever made the networks: run a SavedModel though it does more than compute.",
         operational=True,
+    )
+
+
+def value_range_setting() -> Any:
+    """Return the field of every class of settings that names networks which record no range."""
+    return setting(
+        None,
+        "Pixel values that the network takes, such as 0,255 or -1,1; default: what is recorded of "
+        "it, else 0,1. Epsilons are in 0..255 units of any range.",
+        VALUE_RANGE,
     )
 
 

@@ -85,6 +85,11 @@ class Form:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """The user's module that has the function, where there is one."""
+        return (self.text.partition(":")[0],) if self.kind == FUNCTION else ()
+
+    @property
     def label(self) -> str:
         """What a folder's name can hold of it."""
         if self.kind == NAMED:

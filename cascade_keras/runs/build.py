@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from cascade_keras import data, models
+from cascade_keras import border, data, models, own_code
 from cascade_keras.errors import InputError, first_line
+from cascade_keras.keras_private import frozen_layers
 from cascade_keras.losses.specs import LOSSES
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
@@ -21,15 +24,25 @@ from cascade_keras.training import AdversarialTrainer
 
 
 def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Model:
-    """Return the network that ``settings.model`` names, with new weights."""
-    return models.build(
+    """Return the network that ``settings.model`` names, with new weights or those of its file.
+
+    Raises:
+        InputError: it cannot be built or loaded, or does not fit the dataset.
+    """
+    shape, num_classes = image_shape(settings, dataset.preset), dataset.preset.num_classes
+    network, _ = models.find(
         settings.model,
-        input_shape=image_shape(settings, dataset.preset),
-        num_classes=dataset.preset.num_classes,
+        input_shape=shape,
+        num_classes=num_classes,
         embedding_at=settings.embedding_at,
         normalization=settings.normalization,
         mean=data.mean_image(dataset, settings.crop),
+        weights=settings.model_weights,
+        imports=settings.import_,
     )
+    if models.form_of(settings.model).kind != models.forms.NAMED:
+        check_own(network, settings, shape, num_classes, "model")
+    return network
 
 
 def image_shape(settings: TrainingSettings, preset: data.DatasetSpec) -> tuple[int, int, int]:
@@ -100,7 +113,7 @@ def clean_images(settings: TrainingSettings) -> int:
 
 
 def load_initialisation(network: keras.Model, path: str) -> None:
-    """Load weights from a run's directory, a .keras or a .weights.h5 file.
+    """Load weights from a run's directory, a saved network, a .keras, .h5 or .weights.h5 file.
 
     Raises:
         InputError: nothing there, or weights of another network.
@@ -110,13 +123,29 @@ def load_initialisation(network: keras.Model, path: str) -> None:
         with warnings.catch_warnings():
             # Keras warns of every layer that the file lacks before it gives up.
             warnings.simplefilter("ignore")
-            network.load_weights(file)
-    except Exception as error:  # Keras, h5py and zipfile each raise their own
+            if file.is_dir():
+                network.set_weights(_saved_weights(file))
+            else:
+                network.load_weights(file)
+    except Exception as error:  # Keras, TensorFlow, h5py and zipfile each raise their own
         raise InputError(
             f"{file} does not hold the weights of this network ({first_line(error)}); give a file "
             "of the same model and dataset",
             "init_from",
         ) from error
+
+
+def _saved_weights(version: pathlib.Path) -> list[np.ndarray]:
+    """Return the weights of a SavedModel of ours, in the order of its network's."""
+    saved = tf.train.load_checkpoint(str(version / "variables" / "variables"))
+    numbers = sorted(
+        int(key.split("/")[1])
+        for key in saved.get_variable_to_shape_map()
+        if key.startswith("variables/")
+    )
+    if not numbers:
+        raise ValueError("it is no saved network of this package")
+    return [saved.get_tensor(f"variables/{n}/.ATTRIBUTES/VARIABLE_VALUE") for n in numbers]
 
 
 @contextlib.contextmanager
@@ -133,29 +162,44 @@ def precision(policy: str) -> Iterator[None]:
 # A network of the user's own.
 
 
-def check_own(network: keras.Model, shape: Sequence[int], num_classes: int) -> None:
+def check_own(
+    network: keras.Model,
+    settings: TrainingSettings,
+    shape: Sequence[int],
+    num_classes: int,
+    setting: str = "network",
+) -> None:
     """Refuse a network that does not fit the images or the classes of a dataset.
 
     Args:
+        settings: what they say of its pixels and outputs.
         shape: (H, W, C) of the images.
-        num_classes: number of logits.
+        num_classes: number of classes; for two, one output does.
+        setting: that brought the network.
 
     Raises:
         InputError: saying what it takes or gives.
     """
-    taken = getattr(network, "input_shape", None)
+    taken = getattr(network, "input_shape", (None, *shape))  # a subclass need not say it
     fits = isinstance(taken, tuple) and len(taken) == 4 and all(
         own in (None, side) for own, side in zip(taken[1:], shape, strict=True)
     )  # fmt: skip
     if not fits:
-        raise InputError(f"takes {taken}, the dataset's images are {tuple(shape)}", "network")
-    outputs = network(tf.zeros((1, *shape)), training=False)
-    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs
-    if logits is None or len(logits.shape) != 2 or logits.shape[-1] != num_classes:
-        given = sorted(outputs) if logits is None else tuple(logits.shape)
+        raise InputError(f"takes {taken}, the dataset's images are {tuple(shape)}", setting)
+    what = f"the network cannot be run on images of shape {tuple(shape)}"
+    with own_code.running(what, setting):
+        adapted = border.adapt(
+            network,
+            value_range=settings.value_range or border.UNIT,
+            logits=settings.logits,
+            embedding=settings.embedding,
+            image_shape=shape,
+        )
+    if adapted.num_classes != num_classes:
         raise InputError(
-            f"must give logits of {num_classes} classes, (batch, {num_classes}); it gives {given}",
-            "network",
+            f"tells {adapted.num_classes} classes apart, the dataset has {num_classes}; its "
+            f"outputs must be (batch, {num_classes})",
+            setting,
         )
 
 
@@ -170,7 +214,11 @@ def architecture(network: keras.Model) -> str:
         content = type(network).__qualname__  # a model by subclassing need not say what it is
     names = {name: f"layer {number}" for number, name in enumerate(_layer_names(content))}
     weights = [[weight.dtype, *weight.shape] for weight in network.weights]
-    text = json.dumps([_renamed(content, names), weights], sort_keys=True)
+    described = [_renamed(content, names), weights]
+    if isinstance(content, str):  # which of its layers are frozen is in no description then
+        frozen = frozen_layers(network)
+        described += [frozen] if frozen else []
+    text = json.dumps(described, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -20,6 +20,8 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
+from cascade_keras import draws
+from cascade_keras.keras_private import random_states
 from cascade_keras.runs import events
 from cascade_keras.runs.metrics import metric, progress_text
 from cascade_keras.runs.run import Run
@@ -42,6 +44,28 @@ class StopOnDivergence(keras.callbacks.Callback):
                 "smaller learning_rate, a pretrained init_from, or, with the pivot loss, the "
                 "pivot_guard fixed_scale"
             )
+
+
+class RandomLayers(keras.callbacks.Callback):
+    """Gives layers that draw, such as Dropout, a random state that follows from (seed, step).
+
+    Their own goes on from step to step and is in no file, so that a run that goes on would draw
+    what one that was not stopped has drawn at its start.
+
+    Args:
+        network: of the trainer.
+        seed: of the run.
+    """
+
+    def __init__(self, network: keras.Model, seed: int):
+        super().__init__()
+        self.states = random_states(network)
+        self.seed = seed
+
+    def on_train_batch_begin(self, batch, logs=None):
+        drawn = draws.layer_states(self.seed, self.model.steps.value, len(self.states))
+        for state, value in zip(self.states, tf.unstack(drawn), strict=True):
+            state.assign(tf.cast(value, state.dtype))
 
 
 class Checkpoints(keras.callbacks.Callback):

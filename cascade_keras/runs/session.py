@@ -35,6 +35,7 @@ class Session:
         dataset: in memory.
         partners: of cascade images that lie in banks.
         say: told in one line each what a person might want to know.
+        random_layers: whether the network may draw random numbers, as Dropout does; ours do not.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class Session:
         dataset: data.Dataset,
         partners: Partners | None = None,
         say: Callable[[str], None] = print,
+        *,
+        random_layers: bool = False,
     ):
         self.settings = settings
         self.run = run
         self.trainer = trainer
         self.dataset = dataset
         self.partners = partners
+        self.random_layers = random_layers
         self.first_step = run.restore(trainer)
         if self.first_step:
             say(f"{run.path}: going on from step {self.first_step} of {settings.steps}")
@@ -138,7 +142,13 @@ class Session:
             partners=self.partners,
         )
         # The report before the checkpoint, so that a run killed in between lacks no point.
-        called = [callbacks.StopOnDivergence(), report, checkpoints, *self._extras()]
+        called = [
+            callbacks.StopOnDivergence(),
+            *self._random_layers(),
+            report,
+            checkpoints,
+            *self._extras(),
+        ]
         try:
             self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
         except callbacks.DivergenceError as error:
@@ -162,6 +172,11 @@ class Session:
         if self.run.has_checkpoints:
             return f"the last good checkpoint is kept in {self.run.path}"
         return "there is no checkpoint yet, so the name is free for other flags"
+
+    def _random_layers(self) -> list:
+        if not self.random_layers:
+            return []
+        return [callbacks.RandomLayers(self.trainer.network, self.settings.seed)]
 
     def _extras(self) -> list:
         settings, extras = self.settings, []

@@ -14,8 +14,10 @@ from cascade_keras.data import specs as data
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand, named_twice
 from cascade_keras.losses import specs as losses
+from cascade_keras.models import forms
 from cascade_keras.models import specs as models
-from cascade_keras.provenance import recorded_dataset
+from cascade_keras.provenance import locate, recorded_dataset, saved_versions
+from cascade_keras.ranges import UNIT
 from cascade_keras.settings import (
     EPSILON,
     EPSILONS,
@@ -29,6 +31,7 @@ from cascade_keras.settings import (
     check_apart,
     setting,
     trust_setting,
+    value_range_setting,
 )
 
 NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
@@ -65,19 +68,41 @@ class TrainingSettings(Settings):
         "resnet20",
         lambda: (
             f"The network: {models.known_names()}; those of _e2 and _e10x2 have the 2-D "
-            "embeddings of figure 4."
+            "embeddings of figure 4. Or app:NAME of keras.applications such as app:MobileNetV2, a "
+            ".keras or .h5 file, whose weights the training starts from, or module:function, which "
+            "is given (input_shape, num_classes) and returns a Keras model."
         ),
+    )
+    model_weights: str | None = setting(
+        None,
+        "A local .weights.h5 or .h5 file of the weights of an app:NAME without its top; default: "
+        "new ones.",
+        path=True,
+    )
+    import_: tuple[str, ...] = setting(
+        (),
+        "Modules to import first, which register layers, networks and the like.",
+        operational=True,
+    )
+    value_range: tuple[float, ...] | None = value_range_setting()
+    logits: str | None = setting(
+        None,
+        "Of an own network of several outputs, the output or layer that tells the classes apart.",
+    )
+    embedding: str | None = setting(
+        None, "The layer or output where the distance is measured, by its name, of any network."
     )
     loss: str = setting("pivot", "How the network is defended.", choices=lambda: losses.LOSSES)
     init_from: str | None = setting(
         None,
-        "A run's directory, .keras or .weights.h5 file whose weights to start from.",
+        "A run's directory, a saved network, or a .keras, .h5 or .weights.h5 file whose weights to "
+        "start from.",
         path=True,
     )
     embedding_at: str = setting(
         "logits",
-        "Where the distance is measured: logits, features, stem, stage1, stage2, stage3, or "
-        "bottleneck.",
+        "Where the distance is measured in a network of ours: logits, features, stem, stage1, "
+        "stage2, stage3, or bottleneck; in an application: logits or features.",
     )
     normalization: str | None = setting(
         None,
@@ -275,8 +300,15 @@ class TrainingSettings(Settings):
         if dataset is None:
             sources = {name: getattr(self, name) for name in ("cascade_source", "ensemble_source")}
             dataset = row(self.dataset, sources)
-        if own_network is None:
-            models.look_up(self.model, self.embedding_at)  # before it is part of a name
+        form = None
+        if own_network is None:  # before it is part of a name
+            form = forms.check(
+                self.model,
+                embedding_at=self.embedding_at,
+                weights=self.model_weights,
+                imports=self.import_,
+            )
+        ours = form is not None and form.kind == forms.NAMED
         steps = self.steps or dataset.steps
         boundaries = data.scaled_boundaries(dataset, steps)
         epsilon = dataset.max_epsilon if self.max_epsilon is None else self.max_epsilon
@@ -284,16 +316,19 @@ class TrainingSettings(Settings):
             "dataset": dataset.name if dataset.name in data.DATASETS else None,
             "max_epsilon": epsilon,
             "steps": steps,
-            "normalization": dataset.normalization,
+            "normalization": dataset.normalization if ours or form is None else "none",
             "crop": dataset.crop,
             "warmup_steps": min(dataset.warmup_steps, steps // 10),
             "eval_epsilon": (epsilon,),
             "tensorboard_epsilon": (epsilon,),
             "lr_boundaries": boundaries,
-            "name": self._default_name(dataset.name, own_network or self.model),
+            "name": self._default_name(dataset.name, own_network or form.label),
         }
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         settings = self.replace(**filled)
+        if settings.value_range == UNIT:  # which is what nothing said means
+            settings = settings.replace(value_range=None)
+        _check_network(settings, form)
         _check_sources(settings)
         _check_batch(settings)
         _check_schedule(settings)
@@ -325,6 +360,11 @@ class TrainingSettings(Settings):
     def notes(self) -> list[str]:
         """Return what can be computed and is likely not what was meant."""
         noted = []
+        if self.precision != "float32" and self.model.lower().endswith((".keras", ".h5")):
+            noted.append(
+                f"precision is of new layers; those of {self.model} keep the one they were saved "
+                "with"
+            )
         for name in ("max_epsilon", "eval_epsilon", "tensorboard_epsilon"):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
@@ -338,23 +378,30 @@ class TrainingSettings(Settings):
 
 
 def initialisation(path: str) -> pathlib.Path:
-    """Return the file whose weights a training starts from that was told ``init_from``.
+    """Return the file, or the SavedModel's folder, whose weights ``init_from`` names.
 
     Raises:
         InputError: it is not there, or no such file.
     """
     file = expand(path)
     if file.is_dir():
-        file = file / "model.keras"
+        if (file / "config.json").exists() or not _is_saved_network(file):
+            file = file / "model.keras"
+        else:
+            return locate(file).path
     if not file.is_file():
         raise InputError(
-            f"{file} does not exist; name a finished run's directory, a .keras or a .weights.h5 "
-            "file",
+            f"{file} does not exist; name a finished run's directory, a saved network, a .keras, "
+            ".h5 or .weights.h5 file",
             "init_from",
         )
-    if not file.name.endswith((".keras", ".weights.h5")):
-        raise InputError(f"{file} is neither a .keras nor a .weights.h5 file", "init_from")
+    if not file.name.endswith((".keras", ".h5")):
+        raise InputError(f"{file} is neither a .keras nor a .h5 file", "init_from")
     return file
+
+
+def _is_saved_network(folder: pathlib.Path) -> bool:
+    return (folder / "saved_model.pb").exists() or bool(saved_versions(folder))
 
 
 def row(named: str | None, sources: Mapping[str, Sequence]) -> data.DatasetSpec:
@@ -371,6 +418,30 @@ def row(named: str | None, sources: Mapping[str, Sequence]) -> data.DatasetSpec:
         return data.look_up(named)
     learned = recorded_dataset(sources)
     return data.look_up(learned or "digits", "a source" if learned else None)
+
+
+def _check_network(settings: TrainingSettings, form: forms.Form | None) -> None:
+    """Refuse what a network of this form, or one in memory (None), has no use for."""
+    kind = form and form.kind
+    theirs = kind in (forms.FILE, forms.FUNCTION, None)
+    if settings.embedding is not None and settings.embedding_at != "logits":
+        raise InputError("has no meaning beside embedding; leave one out", "embedding_at")
+    if kind is None:
+        for name, unset in (("embedding_at", "logits"), ("model_weights", None)):
+            if getattr(settings, name) != unset:
+                raise InputError("has no meaning for a network in memory", name)
+    elif kind != forms.NAMED and settings.normalization != "none":
+        raise InputError(
+            f"is of networks of ours; {form.text} takes images as it does, see value_range",
+            "normalization",
+        )
+    if not theirs:
+        for name, what in (
+            ("value_range", "takes images in [0, 1], and does the rest inside"),
+            ("logits", "has one output of logits"),
+        ):
+            if getattr(settings, name) is not None:
+                raise InputError(f"is of own networks; {form.text} {what}", name)
 
 
 def _check_sources(settings: TrainingSettings) -> None:

@@ -14,15 +14,18 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import cascade_keras
+from cascade_keras import own_code
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
+from cascade_keras.models.forms import NAMED, form_of
 from cascade_keras.provenance import package_versions
 from cascade_keras.recorded import (
     FORMAT,
     DatasetRecord,
     EnsembleRecord,
     Metrics,
+    NetworkRecord,
     ResultRecord,
     RunConfig,
 )
@@ -89,8 +92,9 @@ class Training:
     Args:
         settings: what is trained, how, and where it is kept; the dataset's defaults are filled in.
         dataset: in place of what ``settings.dataset`` names.
-        network: images (batch, H, W, C) in [0, 1] -> logits, or {"logits", "embedding"}, in place
-            of what ``settings.model`` names. Its architecture is recorded: a run goes on with
+        network: a classifier of images (batch, H, W, C), in place of what ``settings.model`` names;
+            ``settings.value_range`` says which pixel values it takes, ``logits`` and ``embedding``
+            which of several outputs are meant. Its architecture is recorded: a run goes on with
             that of its start only.
         cascade_sources, ensemble_sources: networks in place of those that the settings name: what
             ``sources.load_source`` takes or returns.
@@ -222,7 +226,7 @@ class Training:
             network = build.build_network(self.settings, dataset)
         else:
             shape = build.image_shape(self.settings, self.preset)
-            build.check_own(network, shape, self.preset.num_classes)
+            build.check_own(network, self.settings, shape, self.preset.num_classes)
         return build.build_trainer(
             self.settings,
             network,
@@ -250,6 +254,12 @@ class Training:
         supply: Supply | None = None
         if cascade:
             supply = prepare(cascade, settings, dataset, before and before.cascade, self.say)
+        own_code.import_all(settings.import_)
+        if self.network is None:
+            own_code.import_all(form_of(settings.model).modules, "model")
+        # Last, as importing and loading may draw numbers too: the weights follow from the seed.
+        keras.utils.set_random_seed(settings.seed)
+        trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
         config = RunConfig(
             format=FORMAT,
             flags=self.flags,
@@ -258,22 +268,55 @@ class Training:
             versions={"cascade_keras": cascade_keras.__version__, **package_versions()},
             cascade=supply.record() if supply else None,
             ensemble=EnsembleRecord(sources=record_sources(ensemble)) if ensemble else None,
+            network=self._network_record(trainer.network, before),
         )
-        # Last, as loading a source may draw numbers too: the weights follow from the seed alone.
-        keras.utils.set_random_seed(settings.seed)
-        trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
         if settings.init_from and not self.directory.has_checkpoints:
             build.load_initialisation(trainer.network, settings.init_from)
         self.directory.open(config, self._defaults)
         partners = supply.partners if supply else None
         with self._saying_what_is_kept():
-            with Session(settings, self.directory, trainer, dataset, partners, self.say) as session:
+            session = Session(
+                settings,
+                self.directory,
+                trainer,
+                dataset,
+                partners,
+                self.say,
+                random_layers=not self._is_ours,
+            )
+            with session:
                 stopped = session.fit()
                 if stopped:
                     step = int(trainer.steps)
                     return TrainingResult(self.directory.path, step, stopped_by=stopped)
                 results = session.evaluate()
             return self._finish(trainer.network, results)
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the network is one of ours, by its name."""
+        return self.network is None and form_of(self.settings.model).kind == NAMED
+
+    def _network_record(
+        self, network: keras.Model, before: RunConfig | None
+    ) -> NetworkRecord | None:
+        """Return what tells an own network that a text names from another one of that text.
+
+        Raises:
+            InputError: it is not the one that the run was started with.
+        """
+        from cascade_keras.runs.build import architecture
+
+        if self.network is not None or self._is_ours:
+            return None
+        record = NetworkRecord(architecture=architecture(network))
+        if before and before.network not in (None, record):
+            raise InputError(
+                f"{self.settings.model} is no longer the network that {self.directory.path} was "
+                "started with; restore it, or use another name",
+                "model",
+            )
+        return record
 
     @contextlib.contextmanager
     def _saying_what_is_kept(self) -> Iterator[None]:

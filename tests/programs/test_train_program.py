@@ -203,7 +203,7 @@ def test_a_run_in_use_is_refused(begun, capfd):
     ("name", "make", "message"),
     [
         ("w.keras", lambda path: path.write_bytes(b"not a zip"), "does not hold the weights"),
-        ("w.bin", lambda path: path.write_bytes(b""), "neither a .keras nor a .weights.h5"),
+        ("w.bin", lambda path: path.write_bytes(b""), "neither a .keras nor a .h5"),
         ("w.weights.h5", lambda path: keras.Sequential(
             [keras.Input((3,)), keras.layers.Dense(2)]).save_weights(path), "does not hold the"),
     ],
