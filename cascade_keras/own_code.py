@@ -112,6 +112,21 @@ def running(what: str, setting: str) -> Iterator[None]:
         raise InputError(f"{what} ({said}{_place(error)})", setting) from error
 
 
+def unknown_class(error: BaseException) -> str | None:
+    """Return what Keras says of a class of the user's that it does not know, in words, else None.
+
+    Args:
+        error: raised by Keras when it loads a model's file.
+    """
+    found = re.search(
+        r"Could not locate (?:class|function) '(\w+)'|Unknown layer: '(?:\w+>)?(\w+)'", str(error)
+    )
+    if found is None:
+        return None
+    name = found[1] or found[2]
+    return f"it has the class {name}, which is not known; name the module that has it by import_"
+
+
 def _place(error: BaseException) -> str:
     """Return the last place in the user's code that an error has passed, in words."""
     if isinstance(error, SyntaxError) and error.filename:

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 # Importing the layers makes them known to Keras's loader.
-from cascade_keras import attacks, draws, layers  # noqa: F401
+from cascade_keras import attacks, draws, layers, own_code  # noqa: F401
 from cascade_keras.errors import InputError
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
@@ -306,7 +306,8 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
             warnings.simplefilter("ignore")
             model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
-        raise InputError(f"{path} cannot be loaded ({_first_line(error)})") from error
+        reason = own_code.unknown_class(error) or _first_line(error)
+        raise InputError(f"{path} cannot be loaded ({reason})") from error
     return getattr(model, "network", model)
 
 

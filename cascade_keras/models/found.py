@@ -133,7 +133,8 @@ def _load_h5(file, setting: str) -> keras.Model:
     except InputError:
         raise
     except Exception as error:  # Keras, h5py and json each raise their own
-        raise InputError(f"{file} cannot be loaded ({first_line(error)})", setting) from error
+        reason = own_code.unknown_class(error) or first_line(error)
+        raise InputError(f"{file} cannot be loaded ({reason})", setting) from error
     return getattr(model, "network", model)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import border, data, models, own_code
+from cascade_keras import data, models
 from cascade_keras.errors import InputError, first_line
-from cascade_keras.keras_private import frozen_layers
 from cascade_keras.losses.specs import LOSSES
 from cascade_keras.options import TrainerOptions
+from cascade_keras.runs import own
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
 from cascade_keras.training import AdversarialTrainer
 
@@ -41,7 +39,7 @@ def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Mo
         imports=settings.import_,
     )
     if models.form_of(settings.model).kind != models.forms.NAMED:
-        check_own(network, settings, shape, num_classes, "model")
+        own.check(network, settings, shape, num_classes, "model")
     return network
 
 
@@ -157,88 +155,3 @@ def precision(policy: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-# A network of the user's own.
-
-
-def check_own(
-    network: keras.Model,
-    settings: TrainingSettings,
-    shape: Sequence[int],
-    num_classes: int,
-    setting: str = "network",
-) -> None:
-    """Refuse a network that does not fit the images or the classes of a dataset.
-
-    Args:
-        settings: what they say of its pixels and outputs.
-        shape: (H, W, C) of the images.
-        num_classes: number of classes; for two, one output does.
-        setting: that brought the network.
-
-    Raises:
-        InputError: saying what it takes or gives.
-    """
-    taken = getattr(network, "input_shape", (None, *shape))  # a subclass need not say it
-    fits = isinstance(taken, tuple) and len(taken) == 4 and all(
-        own in (None, side) for own, side in zip(taken[1:], shape, strict=True)
-    )  # fmt: skip
-    if not fits:
-        raise InputError(f"takes {taken}, the dataset's images are {tuple(shape)}", setting)
-    what = f"the network cannot be run on images of shape {tuple(shape)}"
-    with own_code.running(what, setting):
-        adapted = border.adapt(
-            network,
-            value_range=settings.value_range or border.UNIT,
-            logits=settings.logits,
-            embedding=settings.embedding,
-            image_shape=shape,
-        )
-    if adapted.num_classes != num_classes:
-        raise InputError(
-            f"tells {adapted.num_classes} classes apart, the dataset has {num_classes}; its "
-            f"outputs must be (batch, {num_classes})",
-            setting,
-        )
-
-
-def architecture(network: keras.Model) -> str:
-    """Return a hash of a network's layers and how they are connected, whatever their names.
-
-    Keras numbers the layers of a whole process, so another session names them otherwise.
-    """
-    try:
-        content = json.loads(network.to_json())
-    except (NotImplementedError, TypeError, ValueError):
-        content = type(network).__qualname__  # a model by subclassing need not say what it is
-    names = {name: f"layer {number}" for number, name in enumerate(_layer_names(content))}
-    weights = [[weight.dtype, *weight.shape] for weight in network.weights]
-    described = [_renamed(content, names), weights]
-    if isinstance(content, str):  # which of its layers are frozen is in no description then
-        frozen = frozen_layers(network)
-        described += [frozen] if frozen else []
-    text = json.dumps(described, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _layer_names(content) -> list[str]:
-    """Return the names of all layers in a model's JSON, in order."""
-    if isinstance(content, list):
-        return [name for item in content for name in _layer_names(item)]
-    if not isinstance(content, dict):
-        return []
-    config = content.get("config")
-    own = [config["name"]] if isinstance(config, dict) and "name" in config else []
-    return own + [name for item in content.values() for name in _layer_names(item)]
-
-
-_NOT_ARCHITECTURE = ("shared_object_id", "compile_config")
-
-
-def _renamed(content, names: dict[str, str]):
-    if isinstance(content, dict):
-        return {k: _renamed(v, names) for k, v in content.items() if k not in _NOT_ARCHITECTURE}
-    if isinstance(content, list):
-        return [_renamed(item, names) for item in content]
-    return names.get(content, content) if isinstance(content, str) else content

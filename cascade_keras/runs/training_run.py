@@ -152,7 +152,7 @@ class Training:
         if self.dataset is not None:
             flags["dataset"] = self.dataset.name
         if self.network is not None:
-            from cascade_keras.runs.build import architecture
+            from cascade_keras.runs.own import architecture
 
             flags["model"] = f"own-{architecture(self.network)[:16]}"
         return flags
@@ -219,14 +219,14 @@ class Training:
             cascade_sources: those whose images are crafted within the step.
             ensemble_sources: those of one-step images.
         """
-        from cascade_keras.runs import build
+        from cascade_keras.runs import build, own
 
         network = self.network
         if network is None:
             network = build.build_network(self.settings, dataset)
         else:
             shape = build.image_shape(self.settings, self.preset)
-            build.check_own(network, self.settings, shape, self.preset.num_classes)
+            own.check(network, self.settings, shape, self.preset.num_classes)
         return build.build_trainer(
             self.settings,
             network,
@@ -260,6 +260,8 @@ class Training:
         # Last, as importing and loading may draw numbers too: the weights follow from the seed.
         keras.utils.set_random_seed(settings.seed)
         trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
+        if not self._is_ours:
+            self._say_what_cannot_be_repeated(trainer.network)
         config = RunConfig(
             format=FORMAT,
             flags=self.flags,
@@ -292,6 +294,15 @@ class Training:
                 results = session.evaluate()
             return self._finish(trainer.network, results)
 
+    def _say_what_cannot_be_repeated(self, network: keras.Model) -> None:
+        from cascade_keras.runs import build, own
+
+        setting = "model" if self.network is None else "network"
+        shape = build.image_shape(self.settings, self.preset)
+        note = own.check_state(network, shape, setting)
+        if note:
+            self.say(f"note: {note}")
+
     @property
     def _is_ours(self) -> bool:
         """Whether the network is one of ours, by its name."""
@@ -305,7 +316,7 @@ class Training:
         Raises:
             InputError: it is not the one that the run was started with.
         """
-        from cascade_keras.runs.build import architecture
+        from cascade_keras.runs.own import architecture
 
         if self.network is not None or self._is_ours:
             return None
