@@ -46,12 +46,9 @@ def main(epochs: int = 40) -> dict[str, dict[str, float]]:
             epochs=epochs,
             verbose=0,
         )
-        accuracies[loss] = {
-            attack: evaluate(
-                trainer.inference_logits, test_images, test_labels, attack, EPSILON
-            ).accuracy
-            for attack in ("clean", "step_fgsm", "iter_fgsm")
-        }
+        report = evaluate(trainer, test_images, test_labels, ["step_fgsm", "iter_fgsm"], EPSILON)
+        attacks = "clean", "step_fgsm", "iter_fgsm"
+        accuracies[loss] = {attack: report.accuracy[attack] for attack in attacks}
         print(loss, {attack: round(value, 1) for attack, value in accuracies[loss].items()})
     return accuracies
 

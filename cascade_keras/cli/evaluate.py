@@ -12,14 +12,12 @@ be stopped at any moment; the same command goes on where it was. Epsilons are in
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
-from cascade_keras.cli.tables import print_table
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.progress import show_progress
 from cascade_keras.startup import import_tensorflow
@@ -37,55 +35,19 @@ def evaluate(values: flags.FlagValues) -> None:
 
     check_places(settings)  # before TensorFlow, which takes seconds, is imported
     import_tensorflow()
-    from cascade_keras.evaluation import Evaluation
+    import rich.console
+
+    from cascade_keras.evaluation import Evaluation, tables
 
     evaluation = Evaluation(settings)
     for note in evaluation.notes:  # before hours are spent
         print(f"note: {note}", flush=True)
     with show_progress("evaluating, gradients", evaluation.work) as progress:
         content = evaluation.run(progress)
-    print_report(content, evaluation.report.path)
+    console = rich.console.Console(highlight=False)
+    tables.print_report(content, console, evaluation.report.path)
     seconds = evaluation.seconds
     print(f"crafting took {seconds.crafting:.0f} s, classifying {seconds.classifying:.0f} s")
-
-
-def print_report(content: Mapping, path: str | os.PathLike) -> None:
-    """Print the tables of a report, from what report.json holds."""
-    import rich.console
-
-    from cascade_keras.evaluation.tables import grid, options_used
-
-    console = rich.console.Console(highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False)
-
-    for sentence in content.get("warnings", ()):
-        say(sentence)
-    kind = "black box" if content["sources"] else "white box"
-    say(
-        f"{path}: accuracy in % of {content['examples']:,} {content['dataset']} "
-        f"{content['split']} images, {kind}, epsilon in 0..255"
-    )
-    headings, rows = grid(content)
-    numbers = headings.index("epsilon")
-    print_table(headings, rows, text_columns=numbers, fixed_columns=numbers + 1, console=console)
-    if content["worst_case"]:
-        say(
-            "* the strongest attack on the target at this epsilon; all of them: the images that "
-            "are classified correctly under every one"
-        )
-    if options := options_used(content["results"]):
-        say(options)
-    for record in content["cw_linf"]:
-        above = ", ".join(f"{a['count']} above {a['epsilon']:g}" for a in record["above"])
-        median = "none found" if record["median"] is None else f"median {record['median']:.1f}"
-        say(
-            f"{record['target']}: minimal epsilon of {record['examples']} images: {above}; {median}"
-        )
-    for sentence in (content["diagnosis"] or {}).get("sentences", []):
-        say(sentence)
-    say(f"written to {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from absl import flags
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
-from cascade_keras.cli.tables import print_table
+from cascade_keras.printed import print_table
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.runs.training_run import Training, TrainingResult
 

@@ -77,11 +77,6 @@ class Asked:
         options = self.diagnosing.get(name, {})
         return Attack(name, self.epsilons if epsilons is None else epsilons, options)
 
-    @property
-    def small_epsilon(self) -> float | None:
-        """The smallest epsilon that is not 0 but below one pixel value, None without one."""
-        return min((epsilon for epsilon in self.epsilons if 0 < epsilon < 1), default=None)
-
 
 def labelled(attacks: Iterable[Attack]) -> dict[str, Attack]:
     """Return attacks by their labels.

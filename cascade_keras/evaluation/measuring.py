@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -224,17 +224,26 @@ def _record(name: str, source: Source, target: bool) -> dict:
     }
 
 
-def _notes(asked: Asked, sources: Sequence[Source]) -> list[str]:
+def _notes(asked: Asked, sources: Iterable[Source]) -> list[str]:
     """Return what can be computed and is likely not what was meant, a sentence each."""
-    small = asked.small_epsilon
+    trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
+    return small_epsilon_note(asked.epsilons, max(filter(None, trained), default=None))
+
+
+def small_epsilon_note(epsilons: Sequence[float], trained: float | None = None) -> list[str]:
+    """Return what there is to say of epsilons below one pixel value, a sentence or none.
+
+    Args:
+        epsilons: in 0..255 units.
+        trained: the largest one of the networks' training, where that is known.
+    """
+    small = min((epsilon for epsilon in epsilons if 0 < epsilon < 1), default=None)
     if small is None:
         return []
-    trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
-    largest = max(filter(None, trained), default=None)
     return [
         f"Epsilon {small:g} is less than one pixel value: epsilon is in 0..255 units, so {small:g} "
         f"of the whole range is {255 * small:g}"
-        + (f"; these networks were trained up to {largest:g}." if largest else ".")
+        + (f"; these networks were trained up to {trained:g}." if trained else ".")
     ]
 
 

@@ -44,7 +44,7 @@ _SETTINGS_OF_OPTIONS = {
 _STEP_SIZE = Rule(lambda v: 0 < v <= 255, "above 0 and at most 255")
 
 
-def _possible() -> tuple[str, ...]:
+def possible() -> tuple[str, ...]:
     """Return the attacks that can be asked for: all but other searches for minimal epsilons."""
     return (*image_attacks(), *names(SUITE), CW)
 
@@ -88,7 +88,7 @@ class EvaluationSettings(Settings):
         ("step_ll", "step_fgsm", "iter_fgsm", "pgd"),
         "White box or from the sources.",
         SOME,
-        choices=_possible,
+        choices=possible,
     )
     epsilon: tuple[float, ...] | None = setting(
         None, "One or several; default: the dataset's largest.", EPSILONS

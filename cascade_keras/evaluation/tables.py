@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
 from cascade_keras.attacks.specs import in_words
 from cascade_keras.evaluation.cells import CLEAN
 from cascade_keras.evaluation.summary import gives_images
+from cascade_keras.printed import print_table
 
 
 def markdown(content: Mapping) -> str:
@@ -16,6 +18,55 @@ def markdown(content: Mapping) -> str:
     parts += [_worst_case_table(content), _cw_table(content), _transfer_table(content)]
     parts += [_diagnosis(content), _origin(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short_markdown(content: Mapping) -> str:
+    """Return what matters most of a report as Markdown: its table and its diagnosis."""
+    parts = [*warnings(content), *content["notes"], _accuracy_table(content)]
+    parts += [_cw_table(content), _diagnosis(content)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def print_report(content: Mapping, console, path: str | os.PathLike | None = None) -> None:
+    """Print the tables of a report, from what report.json holds.
+
+    Args:
+        console: a rich console.
+        path: where the report was written, None where it was not.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    for sentence in content.get("warnings", ()):
+        say(sentence)
+    kind = "black box" if content["sources"] else "white box"
+    named = f"{content['dataset']} {content['split']} images" if path else content["dataset"]
+    say(
+        ("" if path is None else f"{path}: ")
+        + f"accuracy in % of {content['examples']:,} {named}, {kind}, epsilon in 0..255"
+    )
+    headings, rows = grid(content)
+    numbers = headings.index("epsilon")
+    print_table(headings, rows, text_columns=numbers, fixed_columns=numbers + 1, console=console)
+    if content["worst_case"]:
+        say(
+            "* the strongest attack on the target at this epsilon; all of them: the images that "
+            "are classified correctly under every one"
+        )
+    if options := options_used(content["results"]):
+        say(options)
+    for record in content["cw_linf"]:
+        above = ", ".join(f"{a['count']} above {a['epsilon']:g}" for a in record["above"])
+        median = "none found" if record["median"] is None else f"median {record['median']:.1f}"
+        say(
+            f"{record['target']}: minimal epsilon of {record['examples']} images: {above}; {median}"
+        )
+    for sentence in (content["diagnosis"] or {}).get("sentences", []):
+        if sentence not in content.get("warnings", ()):  # they came first
+            say(sentence)
+    if path is not None:
+        say(f"written to {path}")
 
 
 def warnings(content: Mapping) -> list[str]:

@@ -178,30 +178,3 @@ class _Network:
         if self._predict is None:
             self._predict = crafting.predictor(self._logits, self.image_shape)
         return self._predict(versions, first)
-
-
-def evaluate(
-    logits_fn: attacks.LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
-    attack: str,
-    epsilon: float = 0.0,
-    *,
-    seed: int = 0,
-    batch_size: int = 250,
-    **options,
-) -> Result:
-    """Return the accuracy of a network under one white-box attack, for a first look.
-
-    Args:
-        logits_fn, images, labels, seed, batch_size: as for ``WhiteBox``.
-        attack: "clean" or an attack's name.
-        epsilon: in 0..255 units.
-        **options: of the attack; those not given are its row's.
-
-    Raises:
-        ValueError: an unknown attack or option.
-    """
-    asked = Attack.clean() if attack == "clean" else Attack(attack, (epsilon,), options)
-    white_box = WhiteBox(logits_fn, images.shape[1:], [asked], seed=seed, batch_size=batch_size)
-    return white_box(images, labels)[0]

@@ -21,9 +21,9 @@ from support.processes import start, wait_until
 from support.release import unpack
 from support.saved_models import saved_model
 
-from cascade_keras import attacks, data
+from cascade_keras import attacks, data, printed
 from cascade_keras.attacks import carlini_wagner
-from cascade_keras.cli import evaluate, tables
+from cascade_keras.cli import evaluate
 from cascade_keras.data.specs import MNIST_GRID
 from cascade_keras.evaluation import crafting as crafting_module
 from cascade_keras.evaluation import pictures, predictor, slices
@@ -306,7 +306,7 @@ def test_tables_of_many_networks_fit_the_terminal(width, monkeypatch, capsys):
     wanted = [[f"{10.0 * row + column:.1f}" for column in range(7)] for row in range(7)]
     filled = [[name, "iter_fgsm", "16", *cells] for name, cells in zip(names, wanted)]
     headings = ["crafted from", "attack", "epsilon", *names]
-    tables.print_table(headings, filled, text_columns=2, fixed_columns=3)
+    printed.print_table(headings, filled, text_columns=2, fixed_columns=3)
     lines = capsys.readouterr().out.splitlines()
     # Of 60 characters the sources, attacks and epsilons alone take 50.
     assert max(map(len, lines)) <= max(width, 65)

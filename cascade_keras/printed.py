@@ -1,4 +1,4 @@
-"""Tables that programs print: as wide as the terminal, whole in a log file."""
+"""Tables as they are printed: as wide as the terminal, whole in a log file."""
 
 from __future__ import annotations
 
