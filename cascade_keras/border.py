@@ -18,10 +18,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from cascade_keras import draws, ranges
+from cascade_keras.attacks.arguments import as_images
+from cascade_keras.attacks.outputs import (
+    LOGITS,
+    SIGMOID,
+    SOFTMAX,
+    UNKNOWN,
+    declared,
+    made_by,
+    sum_to_one,
+)
 from cascade_keras.errors import InputError, shown
 from cascade_keras.keras_private import made_by_layer
 from cascade_keras.ranges import UNIT, ValueRange, check_images, check_value_range
@@ -38,14 +47,8 @@ __all__ = [
     "to_unit",
 ]
 
-_UNIT_PIXELS = np.arange(256, dtype=np.float32) / np.float32(255)
 _SIDE = 32  # of probes, where any size is taken
 _PROBES = 8  # images on which outputs are looked at; as many again are extreme ones
-_LOGITS, _SOFTMAX, _SIGMOID, _UNKNOWN = "logits", "softmax", "sigmoid", "unknown"
-# What hands values on: the same numbers, in the same order.
-_PASSED_ON = ("Identity", "IdentityN", "Cast", "Reshape", "Squeeze", "ExpandDims", "EnsureShape")
-_PRECISION = {2: 2e-2, 4: 1e-4, 8: 1e-4}  # of a sum of probabilities, by the bytes of a number
-_PRODUCTS = ("MatMul", "BatchMatMulV2", "Conv2D")
 
 
 class Outputs(NamedTuple):
@@ -74,14 +77,7 @@ def to_unit(images, value_range: ValueRange) -> tf.Tensor:
     Raises:
         InputError: other whole numbers.
     """
-    images, value_range = tf.convert_to_tensor(images), tuple(value_range)
-    if images.dtype == tf.uint8 and value_range == ranges.BYTES:
-        # A table: optimisers of graphs make a product with 1/255 of a division by 255, which gives
-        # half of the pixel values another float32.
-        return tf.gather(tf.constant(_UNIT_PIXELS), tf.cast(images, tf.int32))
-    if not images.dtype.is_floating:
-        raise InputError(ranges.whole_numbers(images.dtype.name, value_range))
-    return ranges.scaled_to_unit(tf.cast(images, tf.float32), value_range)
+    return tf.cast(as_images(images, tuple(value_range)), tf.float32)
 
 
 def from_unit(images: tf.Tensor, value_range: ValueRange) -> tf.Tensor:
@@ -215,7 +211,7 @@ class Adapted:
         self.embedding_name = embedding
         self.input_shape = _input_shape(network, image_shape)
         self.num_classes: int | None = None
-        self.kind: str | None = _LOGITS if from_logits is True else None
+        self.kind: str | None = LOGITS if from_logits is True else None
         self._compiled = tf.function(self._run, reduce_retracing=True)
         if self.input_shape is not None and None not in self.input_shape:
             self._find_out(self.input_shape)
@@ -225,7 +221,7 @@ class Adapted:
         images = from_unit(images, self.value_range)
         if self.kind is None:
             self._find_out(images.shape[1:])
-        if tf.executing_eagerly() and self.kind != _LOGITS:
+        if tf.executing_eagerly() and self.kind != LOGITS:
             return self._compiled(images, training)  # only a graph shows what is before a softmax
         return self._run(images, training)
 
@@ -302,34 +298,34 @@ class Adapted:
     def _logits_of(self, raw: tf.Tensor) -> tf.Tensor:
         """Return the logits (m, classes) float32 of the primary output."""
         scores = raw
-        if self.kind != _LOGITS:
+        if self.kind != LOGITS:
             kind, before = made_by(raw)
-            scores = before if self._checked(kind, raw) in (_SOFTMAX, _SIGMOID) else raw
+            scores = before if self._checked(kind, raw) in (SOFTMAX, SIGMOID) else raw
         scores = tf.cast(scores, tf.float32)
-        if not _is_single(raw):
-            return scores
-        # One logit z of a binary classifier: softmax([0, z]) = (1 - sigmoid(z), sigmoid(z)).
-        scores = tf.reshape(scores, [-1, 1])
-        return tf.concat([tf.zeros_like(scores), scores], axis=-1)
+        if _is_single(raw):
+            # One logit z of a binary classifier: softmax([0, z]) = (1 - sigmoid(z), sigmoid(z)).
+            scores = tf.reshape(scores, [-1, 1])
+            scores = tf.concat([tf.zeros_like(scores), scores], axis=-1)
+        return declared(scores) if self.from_logits is True else scores
 
     def _checked(self, kind: str, raw: tf.Tensor) -> str:
         """Return the kind of an output; refuse one that has no logits."""
         single = _is_single(raw)
-        if kind == _SOFTMAX and single:
+        if kind == SOFTMAX and single:
             raise InputError(
                 "the network's softmax is of one output, which is always 1; give it two, or a "
                 "sigmoid"
             )
-        if kind == _SIGMOID and not single and self.from_logits == "auto":
+        if kind == SIGMOID and not single and self.from_logits == "auto":
             raise InputError(
                 "the network gives a sigmoid for each class, so none excludes another; pass "
                 "from_logits=False if an image has one class only: what is before the sigmoids "
                 "are then its scores",
                 "from_logits",
             )
-        if kind not in (_SOFTMAX, _SIGMOID) and self.from_logits is False:
+        if kind not in (SOFTMAX, SIGMOID) and self.from_logits is False:
             raise _unreachable("gives probabilities (from_logits=False)")
-        if kind == _UNKNOWN and self.kind in (_SOFTMAX, _SIGMOID):
+        if kind == UNKNOWN and self.kind in (SOFTMAX, SIGMOID):
             raise _unreachable("gives probabilities")
         return kind
 
@@ -342,7 +338,7 @@ class Adapted:
         sides = [_SIDE if side is None else side for side in shape]
         declared = self._declared_logits()
         if declared is not None:
-            self.kind, self.num_classes = _LOGITS, declared
+            self.kind, self.num_classes = LOGITS, declared
             return
         with tf.init_scope():  # also where it is first called within a graph
             try:
@@ -406,9 +402,9 @@ class Adapted:
             if "error" in found:
                 raise found["error"] from None
             raise
-        if found["kind"] == _UNKNOWN:
+        if found["kind"] == UNKNOWN:
             self._refuse_probabilities(traced(images))
-            found["kind"] = _LOGITS
+            found["kind"] = LOGITS
         return found["kind"], found["width"]
 
     def _refuse_probabilities(self, values: tf.Tensor) -> None:
@@ -418,58 +414,9 @@ class Adapted:
             return
         if _is_single(values):
             raise _unreachable(f"gives numbers of [0, 1] only, here {values.min():.3g}", "sigmoid")
-        if np.allclose(values.sum(-1, dtype=np.float64), 1, atol=_PRECISION[values.dtype.itemsize]):
+        if sum_to_one(values):
             raise _unreachable("gives probabilities (rows sum to 1)")
         raise _unreachable("gives numbers of [0, 1] only", "sigmoids")
-
-
-def made_by(output: tf.Tensor) -> tuple[str, tf.Tensor]:
-    """Return what has made an output, as its graph shows it, and what was before that.
-
-    The output is followed back through operations that hand the same numbers on.
-
-    Returns:
-        "softmax" or "sigmoid" and the tensor that it was given, in the output's shape; else
-        "logits", where the last operation is a product with weights, so no probability, or
-        "unknown", and the output itself.
-    """
-    tensor = output
-    while hasattr(tensor, "graph") and tensor.op.type in _PASSED_ON and _is_plain(tensor):
-        tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
-    kind = tensor.op.type if hasattr(tensor, "graph") else None
-    if kind == "Sigmoid" or (kind == "Softmax" and tensor.shape[-1] == output.shape[-1]):
-        before = tensor.op.inputs[0]
-        if before.shape.rank != output.shape.rank:
-            before = tf.reshape(before, tf.shape(output))
-        return kind.lower(), tf.ensure_shape(before, output.shape)
-    return (_LOGITS if _is_linear(tensor) else _UNKNOWN), output
-
-
-def _is_plain(tensor: tf.Tensor) -> bool:
-    """Whether an operation that hands numbers on does so for gradients too, and to floats."""
-    try:
-        tensor.op.get_attr("_gradient_op_type")  # as tf.custom_gradient leaves it
-    except ValueError:
-        return tensor.op.inputs[0].dtype.is_floating
-    return False
-
-
-def _is_linear(tensor: tf.Tensor) -> bool:
-    """Whether a tensor is a product with weights, or the logarithm of a softmax."""
-    if not hasattr(tensor, "graph"):
-        return False
-    kind, inputs = tensor.op.type, tensor.op.inputs
-    if kind == "LogSoftmax":
-        return True
-    if kind in ("BiasAdd", "AddV2"):
-        return any(map(_is_variable, inputs)) and any(map(_is_linear, inputs))
-    return kind in _PRODUCTS and _is_variable(inputs[1])
-
-
-def _is_variable(tensor: tf.Tensor) -> bool:
-    while tensor.op.type in ("Identity", "Cast"):
-        tensor = tensor.op.inputs[0]
-    return tensor.op.type == "ReadVariableOp"
 
 
 def _is_single(output) -> bool:

@@ -115,6 +115,25 @@ def reaches_far(value_range: ValueRange) -> bool:
     return value_range[0] >= 0 and value_range[1] > 2
 
 
+def why_refused(
+    lowest: float, highest: float, count: int, value_range: ValueRange, what: str = "images"
+) -> str | None:
+    """Return why so many images of these lowest and highest values are not of the range."""
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        return f"{what} have values that are not finite numbers"
+    if not _holds(value_range, lowest, highest):
+        return outside(lowest, highest, value_range, what)
+    if reaches_far(value_range) and lowest >= 0 and 0 < highest <= 1:
+        return squeezed(highest, value_range, what)
+    if value_range[0] < 0 and lowest >= 0 and highest > 0 and count >= _TELLING:
+        return (
+            f"{what} lie in {lowest:.4g}..{highest:.4g}, the upper half of "
+            f"{as_text(value_range)}; pass value_range=(0, 1) if the network takes such, or bring "
+            f"them to {as_text(value_range)}"
+        )
+    return None
+
+
 def check_images(images, value_range: Sequence[float] = UNIT, what: str = "images") -> np.ndarray:
     """Return images as float32 in [0, 1]; refuse those that are not in the range.
 
@@ -141,19 +160,9 @@ def check_images(images, value_range: Sequence[float] = UNIT, what: str = "image
         raise InputError(f"{what} must be floats, got {images.dtype.name}") from error
     if not images.size:
         return images
-    if not np.isfinite(images).all():
-        raise InputError(f"{what} have values that are not finite numbers")
-    lowest, highest = float(images.min()), float(images.max())
-    if not _holds(value_range, lowest, highest):
-        raise InputError(outside(lowest, highest, value_range, what))
-    if reaches_far(value_range) and lowest >= 0 and 0 < highest <= 1:
-        raise InputError(squeezed(highest, value_range, what))
-    if value_range[0] < 0 and lowest >= 0 and highest > 0 and len(images) >= _TELLING:
-        raise InputError(
-            f"{what} lie in {lowest:.4g}..{highest:.4g}, the upper half of "
-            f"{as_text(value_range)}; pass value_range=(0, 1) if the network takes such, or bring "
-            f"them to {as_text(value_range)}"
-        )
+    refused = why_refused(float(images.min()), float(images.max()), len(images), value_range, what)
+    if refused:
+        raise InputError(refused)
     images = scaled_to_unit(images, value_range)
     return images if images.min() >= 0 and images.max() <= 1 else np.clip(images, 0, 1)
 

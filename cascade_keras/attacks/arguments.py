@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from cascade_keras import ranges
+from cascade_keras.errors import InputError, shown
+
 # Epsilons count in levels of a pixel; the range of an image has so many.
 PIXEL_LEVELS = 255.0
+_UNIT_PIXELS = np.arange(256, dtype=np.float32) / np.float32(PIXEL_LEVELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +40,28 @@ class Signed:
         return tf.convert_to_tensor(self.epsilon, dtype, name=name)
 
 
-def as_images(images) -> tf.Tensor:
-    """Return the images as a tensor; raise ValueError where they are whole numbers."""
+def as_images(images, value_range: ranges.ValueRange = ranges.UNIT) -> tf.Tensor:
+    """Return images of a range as floats in [0, 1]: of half precision in float32.
+
+    Half precision has no room for epsilons: its numbers near 1 are up to a pixel value apart.
+
+    Args:
+        images: floats in the range, or uint8 where that is (0, 255).
+        value_range: the lowest and the highest value of a pixel.
+
+    Raises:
+        InputError: other whole numbers.
+    """
     images = tf.convert_to_tensor(images)
+    if images.dtype == tf.uint8 and value_range == ranges.BYTES:
+        # A table: optimisers of graphs make a product with 1/255 of a division by 255, which gives
+        # half of the pixel values another float32.
+        return tf.gather(tf.constant(_UNIT_PIXELS), tf.cast(images, tf.int32))
     if not images.dtype.is_floating:
-        raise ValueError(
-            f"images must be floats in [0, 1], got {images.dtype.name}; divide pixel values by 255"
-        )
-    return images
+        raise InputError(ranges.whole_numbers(images.dtype.name, value_range))
+    if images.dtype.size < 4:
+        images = tf.cast(images, tf.float32)
+    return ranges.scaled_to_unit(images, value_range)
 
 
 def as_float(number) -> tf.Tensor:
@@ -53,6 +73,22 @@ def as_float(number) -> tf.Tensor:
 def to_unit_range(epsilon) -> tf.Tensor:
     """Convert epsilon or a step size from pixel units of 0..255 to the [0, 1] range of images."""
     return as_float(epsilon) / PIXEL_LEVELS
+
+
+def as_seed(seed):
+    """Return the two integers that a seed is; of one, it and 0.
+
+    Raises:
+        InputError: neither.
+    """
+    if seed is None or tf.is_tensor(seed):
+        return seed
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        return [int(seed), 0]
+    pair = isinstance(seed, np.ndarray | Sequence) and not isinstance(seed, str) and len(seed) == 2
+    if not pair:
+        raise InputError(f"must be a whole number or two, got {shown(seed)}", "seed")
+    return seed
 
 
 def check_range(value, name: str, *, signed: bool = False) -> None:

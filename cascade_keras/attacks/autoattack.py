@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks
 from cascade_keras.attacks.arguments import as_images, check_range
+from cascade_keras.attacks.entry import entry
 from cascade_keras.errors import InputError
 
 TARGETS = 9  # classes that the published attack aims at
@@ -42,6 +43,7 @@ def targeted_dlr(labels: tf.Tensor, targets: tf.Tensor) -> attacks.Objective:
     return objective
 
 
+@entry
 def autoattack(
     logits_fn: attacks.LogitsFn,
     images: np.ndarray,
@@ -49,7 +51,7 @@ def autoattack(
     epsilons: Sequence[float],
     *,
     seed: int | Sequence[int],
-    num_classes: int,
+    num_classes: int | None = None,
     iterations: int = 100,
     queries: int = 5000,
     batch_size: int | None = None,
@@ -74,30 +76,34 @@ def autoattack(
 
     Args:
         logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
-        images: float32 in [0, 1], (N, H, W, C).
-        labels: the true classes, (N,).
+        images: in ``value_range``, (N, H, W, C).
+        labels: the true classes, (N,), or soft ones, of which the largest is meant.
         epsilons: in 0..255 units.
         seed: of all random numbers; each epsilon begins with it anew, so its images are the same
             alone as in a list.
-        num_classes: number of logits.
+        num_classes: number of logits; looked up where None.
         iterations: of auto-PGD, for each of its objectives.
         queries: of the square attack; 0 leaves it out.
         batch_size: images given to the network at once; ``BATCH_SIZE`` when None.
+        value_range: the lowest and the highest value of a pixel, which ``logits_fn`` takes.
 
     Returns:
-        float32 (len(epsilons), N, H, W, C). Images that no attack fools, or that are misclassified
-        already, are returned as they are.
+        float32 (len(epsilons), N, H, W, C), in ``value_range``. Images that no attack fools, or
+        that are misclassified already, are returned as they are.
 
     Raises:
         InputError: ART is not installed.
         ValueError: images that are not floats, or an epsilon that is negative, NaN or infinite.
     """
     check_range(list(epsilons), "epsilons")
-    images, labels = as_images(images).numpy().astype(np.float32), np.asarray(labels)
+    images = as_images(images).numpy().astype(np.float32)
+    labels = np.asarray(attacks.classes_of(labels))
     try:
         from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
     except ImportError as error:
         raise InputError(_MISSING, "attack") from error
+    if num_classes is None:
+        num_classes = int(logits_fn(tf.constant(images[:1])).shape[-1])
     network = _estimator(logits_fn, images.shape[1:], num_classes, batch_size or BATCH_SIZE)
     logits = network.predict(images)
     correct = logits.argmax(axis=1) == labels

@@ -36,8 +36,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras.attacks import PIXEL_LEVELS, LogitsFn, margin
+from cascade_keras.attacks import PIXEL_LEVELS, LogitsFn, classes_of, margin
+from cascade_keras.attacks.entry import as_logits_fn, given_images, given_labels
 from cascade_keras.attacks.specs import Grid
+from cascade_keras.errors import shown
+from cascade_keras.ranges import UNIT, ValueRange, check_value_range, scaled_from_unit
 
 BETA_1, BETA_2, STABILITY = 0.9, 0.999, 1e-8  # Adam's, as published
 # f has to be below 0 by this share of the largest logit, lest it be rounding, which is another one
@@ -56,6 +59,13 @@ BELOW = 0.9  # tau, in radii of the box
 SHRINK, LEAST_SHRINK = 0.04, 0.0025  # by which share the box is smaller than the best
 CHUNK = 20  # iterations without an improvement after which that share is halved
 
+# What is gone through where no other is given: the constants span those of the published grids, and
+# the taus are as close as theirs where they are small.
+GRID = Grid(
+    (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+    (*range(1, 11), *range(12, 21, 2), *range(24, 41, 4), *range(48, 81, 8), *range(100, 241, 20)),
+)
+
 # One row of each array is one run of Adam: what it changes, and what it is given.
 Lanes = dict[str, np.ndarray]
 IMAGES = ("clean", "best_image", "perturbation", "mean", "variance")
@@ -72,8 +82,8 @@ class Minimal:
     Attributes:
         epsilon: (N,) float32, max|X_adv - X| in 0..255 units, measured on ``images``; 0 where the
             clean image is misclassified already; inf where nothing was found.
-        images: (N, H, W, C) float32 in [0, 1], the adversarial images; the clean ones where epsilon
-            is 0 or inf.
+        images: (N, H, W, C) float32 in the range of those that were given, the adversarial images;
+            the clean ones where epsilon is 0 or inf.
         gradients: image gradients that were computed, of all images and lanes together.
     """
 
@@ -88,7 +98,10 @@ class CarliniWagner:
     Args:
         logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
         image_shape: (H, W, C).
-        grid: constants and taus; the descent takes the largest constants and no tau.
+        grid: constants and taus, a ``Grid`` or the two; the descent takes the largest constants and
+            no tau. ``GRID``, which suits images in colour and of digits, where None.
+        value_range: the lowest and the highest value of a pixel, which ``logits_fn`` takes; epsilon
+            and tau stay in 0..255 units of it.
         search: "descent" or "grid", see above.
         iterations: of each (X, c, tau) of the grid; in the descent the most of an image, rounded up
             to ``CHUNK``, which only those reach that nothing is found of.
@@ -104,12 +117,14 @@ class CarliniWagner:
         logits_fn: LogitsFn,
         image_shape: Sequence[int],
         *,
-        grid: Grid,
+        grid: Grid | Sequence[Sequence[float]] | None = None,
+        value_range: ValueRange = UNIT,
         search: str = "descent",
         iterations: int = 2000,
         learning_rate: float = 0.01,
         lanes: int = 256,
     ):
+        grid = as_grid(grid)
         searches = {
             "descent": (self._descend, self._following),
             "grid": (self._exhaust, self._as_given),
@@ -132,7 +147,9 @@ class CarliniWagner:
         self._iterations = int(iterations)
         self._learning_rate = learning_rate
         self._lanes = int(lanes)
-        self._logits_fn = logits_fn
+        self._value_range = check_value_range(value_range)
+        logits_fn = self._logits_fn = as_logits_fn(logits_fn, self._value_range)
+        logits_fn(tf.fill([1, *self._shape], 0.5))  # is refused here where it gives no logits
 
         image, number = tf.TensorSpec([None, *self._shape]), tf.TensorSpec([None])
         label = tf.TensorSpec([None], tf.int32)
@@ -152,23 +169,22 @@ class CarliniWagner:
         """Search the smallest perturbation of each image; the same at every call.
 
         Args:
-            images: float32 in [0, 1], (N, H, W, C).
-            labels: the true classes, (N,).
+            images: in ``value_range``, (N, H, W, C).
+            labels: the true classes, (N,), or soft ones, of which the largest is meant.
             progress: called with the number of images done, as it grows.
 
         Raises:
             ValueError: images of another shape or range, or not one label an image.
             RuntimeError: the network is not a function: the same image gets other logits each time.
         """
-        images = np.asarray(images, np.float32)
-        labels = np.asarray(labels, np.int32)
+        given = np.asarray(images)
+        images = given_images(images, self._value_range).numpy().astype(np.float32)
+        labels = np.asarray(classes_of(given_labels(labels, None)), np.int32)
         if images.shape[1:] != self._shape or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"images of shape (N, {self._shape}) and one label each expected, got "
                 f"{images.shape} and {labels.shape}"
             )
-        if images.size and not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError("images must be in [0, 1]")
         adversarial = images.copy()
         wrong = self._misclassified(images, labels)
         epsilon = np.where(wrong, 0, np.inf).astype(np.float32)
@@ -200,7 +216,11 @@ class CarliniWagner:
             raise RuntimeError(
                 "the network gives an image other logits each time; it must be in inference mode"
             )
-        return Minimal(epsilon, adversarial, gradients)
+        found = scaled_from_unit(adversarial, self._value_range)
+        attacked = np.isfinite(epsilon) & (epsilon > 0)
+        # Images that are left alone are left as they are, to the last bit.
+        found[~attacked] = given[~attacked]
+        return Minimal(epsilon, found, gradients)
 
     def _misclassified(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return where f(X) < 0, (N,) bool."""
@@ -388,6 +408,23 @@ class CarliniWagner:
                 under_way = under_way[going_on]
                 progress(begun - len(under_way))
         return np.isfinite(best), adversarial, gradients
+
+
+def as_grid(grid: Grid | Sequence[Sequence[float]] | None) -> Grid:
+    """Return a grid that may be given as its constants and its taus, or not at all.
+
+    Raises:
+        ValueError: neither.
+    """
+    if grid is None or isinstance(grid, Grid):
+        return grid or GRID
+    try:
+        constants, taus = grid
+        return Grid(tuple(map(float, constants)), tuple(map(float, taus)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"grid must be a Grid, or its constants and its taus, got {shown(grid)}"
+        ) from error
 
 
 def _compiled(function: Callable, *signature) -> Callable:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from cascade_keras.attacks import specs
 from cascade_keras.attacks.arguments import Signed, as_images, check_range
+from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.iterative import iter_fgsm, iter_ll
 from cascade_keras.attacks.ladders import ladder
 from cascade_keras.attacks.margins import OBJECTIVES
@@ -16,6 +17,7 @@ from cascade_keras.attacks.objectives import LogitsFn
 _LADDERS = {iter_fgsm: "iter_fgsm", iter_ll: "iter_ll"}
 
 
+@entry
 def at_epsilon(
     attack: str,
     logits_fn: LogitsFn,
@@ -32,9 +34,8 @@ def at_epsilon(
         attack: the name of a row of ``specs.ATTACKS`` whose function takes tensors: one step,
             iterative or a search.
         logits_fn, images, labels, epsilon: as for ``step_fgsm``.
-        seed: two integers, given to the attacks that draw random numbers.
-        **options: of the attack; those not given are the row's. ``objective`` may be a name of
-            ``OBJECTIVES``.
+        seed: one integer or two, given to the attacks that draw random numbers.
+        **options: of the attack; those not given are the row's.
 
     Raises:
         ValueError: another attack, or what the attack itself refuses.
@@ -43,6 +44,7 @@ def at_epsilon(
     return _function(spec)(logits_fn, images, labels, epsilon, **_arguments(spec, seed, options))
 
 
+@entry
 def at_epsilons(
     attack: str,
     logits_fn: LogitsFn,

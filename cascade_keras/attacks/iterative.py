@@ -20,6 +20,7 @@ from cascade_keras.attacks.arguments import (
     per_image,
     to_unit_range,
 )
+from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.objectives import (
     LogitsFn,
     Objective,
@@ -41,12 +42,13 @@ def iterations(epsilon) -> tf.Tensor:
     return tf.cast(tf.where(epsilon > 0, tf.maximum(steps, 1), steps), tf.int32)
 
 
+@entry
 def climb(
     logits_fn: LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
     epsilon,
-    objective: Callable[[tf.Tensor], Objective],
+    objective: str | Callable[[tf.Tensor], Objective],
     step_size=1.0,
     steps=None,
     start: tf.Tensor | None = None,
@@ -102,6 +104,7 @@ def perturbed(images: tf.Tensor, perturbation: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(images + to_unit_range(perturbation), 0.0, 1.0)
 
 
+@entry
 def iter_fgsm(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -110,7 +113,7 @@ def iter_fgsm(
     *,
     step_size: float = 1.0,
     steps=None,
-    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+    objective: str | Callable[[tf.Tensor], Objective] = cross_entropy,
 ) -> tf.Tensor:
     """Basic iterative method: sign steps away from the true class, inside the epsilon ball.
 
@@ -120,11 +123,12 @@ def iter_fgsm(
         step_size: alpha, in 0..255 units.
         steps: the number of steps, a scalar; that of ``iterations``, for each image its own, when
             None.
-        objective: what is ascended, ``cross_entropy`` or ``margin``.
+        objective: as for ``step_fgsm``.
     """
     return climb(logits_fn, images, labels, epsilon, objective, step_size, steps)
 
 
+@entry
 def iter_ll(
     logits_fn: LogitsFn,
     images: tf.Tensor,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from cascade_keras.attacks.arguments import PIXEL_LEVELS, as_images, check_range
+from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.iterative import ascend, ball, iterations, perturbed
 from cascade_keras.attacks.objectives import (
     LogitsFn,
@@ -17,6 +18,7 @@ from cascade_keras.attacks.objectives import (
 )
 
 
+@entry
 def ladder(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -26,7 +28,7 @@ def ladder(
     attack: str = "iter_fgsm",
     step_size: float = 1.0,
     steps: int | None = None,
-    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+    objective: str | Callable[[tf.Tensor], Objective] = cross_entropy,
 ) -> tf.Tensor:
     """Return an iterative attack's images for several epsilons, computing what they share once.
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from cascade_keras import draws
-from cascade_keras.attacks.arguments import PIXEL_LEVELS, as_images, per_image
+from cascade_keras.attacks.arguments import PIXEL_LEVELS, as_images, as_seed, per_image
+from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.iterative import climb
 from cascade_keras.attacks.margins import margin
 from cascade_keras.attacks.objectives import LogitsFn, Objective, full_precision
 
 
+@entry
 def pgd(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -28,7 +30,7 @@ def pgd(
     step_size=None,
     restarts: int = 5,
     random_start: bool = True,
-    objective: Callable[[tf.Tensor], Objective] = margin,
+    objective: str | Callable[[tf.Tensor], Objective] = margin,
 ) -> tf.Tensor:
     """Projected gradient descent: sign steps away from the true class from random starts.
 
@@ -37,20 +39,20 @@ def pgd(
 
     Args:
         logits_fn, images, labels, epsilon: as for ``iter_fgsm``.
-        seed: two integers; the same seed gives the same starts.
+        seed: one integer or two; the same seed gives the same starts.
         steps: of each start.
         step_size: in 0..255 units; 2.5 epsilon / steps when None, so that every corner of the ball
             can be reached from any other.
         restarts: number of starts.
         random_start: uniform in the epsilon ball; otherwise one, from the image itself.
-        objective: what is ascended: ``margin``, ``cross_entropy`` or ``dlr``.
+        objective: what is ascended, as for ``step_fgsm``; the largest margin of all starts counts.
 
     Raises:
         ValueError: fewer than one step or start.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be 1 or above, got {steps} and {restarts}")
-    images = as_images(images)
+    images, seed = as_images(images), as_seed(seed)
     everywhere = tf.ones_like(images)
     radius = per_image(epsilon, images) * everywhere
     stride = 2.5 * radius / steps

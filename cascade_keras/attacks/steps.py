@@ -23,10 +23,12 @@ import tensorflow as tf
 from cascade_keras import draws
 from cascade_keras.attacks.arguments import (
     as_images,
+    as_seed,
     largest_gradients_mask,
     per_image,
     to_unit_range,
 )
+from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.objectives import (
     LogitsFn,
     Objective,
@@ -37,6 +39,7 @@ from cascade_keras.attacks.objectives import (
 )
 
 
+@entry
 def step_fgsm(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -44,29 +47,34 @@ def step_fgsm(
     epsilon,
     *,
     sparsity: float = 100,
-    objective: Callable[[tf.Tensor], Objective] = cross_entropy,
+    objective: str | Callable[[tf.Tensor], Objective] = cross_entropy,
 ) -> tf.Tensor:
     """Fast gradient sign method: X + eps sign(grad_X J(X, y_true)).
 
     Args:
         logits_fn: images -> logits (batch, classes), in inference mode.
-        images: floats in [0, 1], (batch, H, W, C).
-        labels: the true classes, integers (batch,).
+        images: floats in ``value_range``, (batch, H, W, C); also uint8 where that is (0, 255).
+        labels: the true classes, integers (batch,), or soft ones, floats (batch, classes).
         epsilon: in 0..255 units; a scalar, (batch,), (batch, H, W, C), or a ``Signed`` one.
         sparsity: per cent of the values that may be perturbed, those with the largest gradients.
-        objective: what is ascended, ``cross_entropy`` or ``margin``.
+        objective: what is ascended: "cross_entropy", "margin", "dlr", or a function of labels such
+            as ``margin``.
+        value_range: the lowest and the highest value of a pixel, which ``logits_fn`` takes.
 
     Returns:
-        Adversarial images, as ``images``; no gradient flows through them.
+        Adversarial images, as ``images``, of half precision in float32; no gradient flows through
+        them.
 
     Raises:
-        ValueError: images that are not floats, an epsilon of another shape or outside its range,
-            see ``check_range``, or a sparsity outside its range; of every attack.
+        ValueError: images that are no floats or outside the range, labels that are none, a network
+            that gives probabilities, an epsilon of another shape or outside its range, see
+            ``check_range``, or a sparsity outside its range; of every attack.
     """
     direction = objective_gradient(logits_fn, images, lambda _: objective(labels))
     return step_along(direction, images, epsilon, sparsity)
 
 
+@entry
 def step_ll(
     logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, epsilon, *, sparsity: float = 100
 ) -> tf.Tensor:
@@ -82,6 +90,7 @@ def step_ll(
     return step_along(direction, images, epsilon, sparsity)
 
 
+@entry
 def step_both(
     logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, epsilon, *, sparsity: float = 100
 ) -> tf.Tensor:
@@ -98,6 +107,7 @@ def step_both(
     return step_along(direction, images, epsilon, sparsity)
 
 
+@entry
 def step_rand(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -110,10 +120,11 @@ def step_rand(
     """Random signs: X + eps sign(noise), noise ~ N(0, 1) for each value.
 
     The network and the labels are not used. With a sparsity the perturbed values are random too.
-    ``seed`` is two integers; the same seed gives the same noise.
+    ``seed`` is one integer or two; the same seed gives the same noise.
     """
     del logits_fn, labels
-    return step_along(draws.normal_like(as_images(images), seed), images, epsilon, sparsity)
+    noise = draws.normal_like(as_images(images), as_seed(seed))
+    return step_along(noise, images, epsilon, sparsity)
 
 
 def step_along(direction: tf.Tensor, images: tf.Tensor, epsilon, sparsity: float = 100):

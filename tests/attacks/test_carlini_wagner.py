@@ -261,10 +261,11 @@ def test_bad_arguments_are_refused(setting, change):
 def test_bad_images_are_refused():
     searching = attack(flat)
     for images, labels, message in [
-        (np.zeros((2, 5, 4, 1)), np.zeros(2), "expected"),
-        (np.zeros((2, *SHAPE)), np.zeros(3), "expected"),
-        (np.full((2, *SHAPE), 1.1), np.zeros(2), "must be in"),
-        (np.full((2, *SHAPE), np.nan), np.zeros(2), "must be in"),
+        (np.zeros((2, 5, 4, 1)), np.zeros(2, int), "expected"),
+        (np.zeros((2, *SHAPE)), np.zeros(3, int), "expected"),
+        (np.zeros((2, *SHAPE)), np.zeros(2), "must be whole numbers"),
+        (np.full((2, *SHAPE), 1.1), np.zeros(2, int), "outside of"),
+        (np.full((2, *SHAPE), np.nan), np.zeros(2, int), "not finite"),
     ]:
         with pytest.raises(ValueError, match=message):
             searching(images, labels)
