@@ -102,8 +102,11 @@ def autoattack(
         from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
     except ImportError as error:
         raise InputError(_MISSING, "attack") from error
-    if num_classes is None:
-        num_classes = int(logits_fn(tf.constant(images[:1])).shape[-1])
+    # Not in a graph: what gives no logits is refused here.
+    classes = int(logits_fn(tf.constant(images[:1])).shape[-1])
+    if num_classes not in (None, classes):
+        raise InputError(f"is {num_classes}, the network tells {classes} apart", "num_classes")
+    num_classes = classes
     network = _estimator(logits_fn, images.shape[1:], num_classes, batch_size or BATCH_SIZE)
     logits = network.predict(images)
     correct = logits.argmax(axis=1) == labels
