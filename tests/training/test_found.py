@@ -1,11 +1,14 @@
 """Networks by any text: applications with their preprocessing, files, a user's own functions."""
 
+import functools
 import sys
+import types
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.applications import efficientnet
 
 from cascade_keras import models
 from cascade_keras.errors import InputError
@@ -126,6 +129,35 @@ def test_an_application_is_saved_and_has_the_weights_of_a_local_file(here, monke
     network.save(here / "whole.keras")
     loaded = keras.models.load_model(here / "whole.keras")
     np.testing.assert_array_equal(loaded(images)["logits"], outputs["logits"])
+
+
+def test_efficientnets_published_weights_compute_what_they_do_in_keras(here, monkeypatch):
+    """Their deviations stand for variances, which Keras mends by a layer if it downloads them."""
+    tiny = functools.partial(
+        efficientnet.EfficientNet, 0.1, 0.1, 224, 0.2, name="b0", weights_name="b0"
+    )
+    monkeypatch.setattr(keras.applications, "EfficientNetB0", tiny)
+    options = {"include_top": False, "input_shape": (32, 32, 3), "pooling": "avg"}
+    keras.utils.set_random_seed(2)
+    published, images = tiny(weights=None, **options), IMAGES[:, :, :32]
+    for mean, deviation, mended in (
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True),
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), False),  # weights of a training without ImageNet's
+    ):
+        layer = next(each for each in published.layers if isinstance(each, L.Normalization))
+        layer.set_weights([np.array(mean), np.array(deviation), np.array(0)])
+        layer.finalize_state()
+        published.save(here / "notop.h5")
+        download = {"get_file": lambda *args, **kwargs: str(here / "notop.h5")}
+        monkeypatch.setattr(efficientnet, "file_utils", types.SimpleNamespace(
+            exists=lambda path: True, **download))  # fmt: skip
+        own = tiny(weights="imagenet" if mended else None, **options)
+        own.load_weights(here / "notop.h5")
+        network, _ = found("app:EfficientNetB0", (32, 32, 3), weights="notop.h5",
+                           embedding_at="features")  # fmt: skip
+        expected, actual = own(images * 255), network(images)["embedding"]
+        scale = np.std(expected)
+        np.testing.assert_allclose(actual / scale, expected / scale, rtol=1e-3, atol=1e-3)
 
 
 # Files.
