@@ -264,8 +264,9 @@ class Measured:
         import rich.console
 
         width = shutil.get_terminal_size((100, 24)).columns
+        # In a notebook rich would show the table instead, and leave the text empty.
         console = rich.console.Console(
-            file=io.StringIO(), width=width, highlight=False, color_system=None
+            file=io.StringIO(), width=width, highlight=False, color_system=None, force_jupyter=False
         )
         tables.print_report(self._content, console)
         return console.file.getvalue().rstrip("\n")
