@@ -39,6 +39,7 @@ NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
     "a folder name of at most 100 letters, digits, . + - _",
 )
+LAYER = Rule(lambda v: len(v) <= 200, "a layer's or output's name of at most 200 characters")
 PER_CENT = Rule(lambda v: 0 < v <= 100, "above 0 and at most 100 per cent")
 BOUNDARIES = Rule(
     lambda v: all(step >= 1 for step in v) and list(v) == sorted(v),
@@ -88,9 +89,12 @@ class TrainingSettings(Settings):
     logits: str | None = setting(
         None,
         "Of an own network of several outputs, the output or layer that tells the classes apart.",
+        LAYER,
     )
     embedding: str | None = setting(
-        None, "The layer or output where the distance is measured, by its name, of any network."
+        None,
+        "The layer or output where the distance is measured, by its name, of any network.",
+        LAYER,
     )
     loss: str = setting("pivot", "How the network is defended.", choices=lambda: losses.LOSSES)
     init_from: str | None = setting(

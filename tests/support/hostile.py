@@ -45,6 +45,7 @@ NO_MODELS = [
 NO_STAGES = [*TEXTS, "stage9", "logit", "[/b]", "../x"]
 # Texts whose rule is their own.
 OWN = {"name": NO_NAMES, "model": NO_MODELS, "embedding_at": NO_STAGES}
+OWN |= {"embedding": TEXTS, "logits": TEXTS}  # any other text can be a layer's name
 
 
 class Case(NamedTuple):
