@@ -26,6 +26,7 @@ from rich.filesize import decimal
 
 from cascade_keras import attacks, cascade, draws
 from cascade_keras.attacks.specs import ATTACKS
+from cascade_keras.data.specs import Crop, crop_as_json, sides_of
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
     check_writable,
@@ -65,7 +66,7 @@ class BankRecord(Record):
     source_hash: str  # both are whatever ``identity`` was given
     dataset_hash: str
     split: Literal["train", "test"]
-    crop: Count
+    crop: Count | Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)]
     attack: Text
     epsilons: Annotated[
         list[Annotated[int, msgspec.Meta(ge=1, le=255)]], msgspec.Meta(min_length=1)
@@ -82,7 +83,7 @@ class BankRecord(Record):
             raise ValueError(f"format: is {self.format}, this version reads {FORMAT}")
         if len(set(self.epsilons)) != len(self.epsilons):
             raise ValueError(f"epsilons: one is there twice in {as_range(self.epsilons)}")
-        expected = [len(self.epsilons), self.examples, self.crop, self.crop]
+        expected = [len(self.epsilons), self.examples, *sides_of(self.crop)]
         if self.shape[:4] != expected:
             raise ValueError(f"shape: is {self.shape}, other fields say {expected} and channels")
         shards = -(-self.examples // self.shard_size)
@@ -105,7 +106,7 @@ def identity(
     source_hash: str,
     dataset_hash: str,
     split: str,
-    crop: int,
+    crop: Crop,
     attack: str,
     epsilons: Sequence[int],
     examples: int,
@@ -117,7 +118,7 @@ def identity(
         source_hash: of the weights of the network attacked, ``sources.Source.weights_hash``.
         dataset_hash: ``data.Dataset.fingerprint``.
         split: "train" or "test".
-        crop: side of the centre square that is cut out of each image.
+        crop: side of the centre square that is cut out of each image, or (height, width).
         attack: one whose row says that its images are whole pixel values.
         epsilons: whole numbers in 0..255 units.
         examples: how many images, from the first of the split.
@@ -142,7 +143,7 @@ def identity(
         "source_hash": source_hash,
         "dataset_hash": dataset_hash,
         "split": split,
-        "crop": crop,
+        "crop": crop_as_json(crop),
         "attack": attack,
         "epsilons": [int(e) for e in epsilons],
         "examples": examples,

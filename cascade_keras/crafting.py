@@ -16,14 +16,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cascade_keras.attacks.specs import ATTACKS
-from cascade_keras.data.specs import DATASETS, DatasetSpec, look_up
+from cascade_keras.data.settings import DataSettings
+from cascade_keras.data.specs import Crop, DatasetSpec, crop_of, sides_of
 from cascade_keras.errors import InputError, about
-from cascade_keras.provenance import recorded_dataset
+from cascade_keras.learned import dataset_of
 from cascade_keras.settings import (
     POSITIVE,
     SEED,
     Rule,
-    Settings,
     check_apart,
     items_of,
     number,
@@ -65,15 +65,11 @@ def parse_epsilons(text: str) -> tuple[int, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CraftSettings(Settings):
+class CraftSettings(DataSettings):
     """Which images are crafted, and where they are kept: the flags of ``bin/craft``."""
 
     source: str | None = setting(None, "The network to attack.", path=True)
     trust_source: bool = trust_setting()
-    dataset: str | None = setting(
-        None, "Whose images; default: what the source learned.", choices=lambda: DATASETS
-    )
-    data_dir: str | None = setting(None, "TensorFlow Datasets' directory.", path=True)
     split: str = setting("train", "Of the dataset.", choices=("train", "test"))
     attack: str = setting("iter_fgsm", "How the images are made.", choices=bankable)
     epsilons: tuple[int, ...] | None = setting(
@@ -124,18 +120,9 @@ class Crafting:
         self.spec = self._spec()
 
     def _spec(self) -> DatasetSpec:
-        if self._given is not None:
-            return self._given.preset
-        if self.settings.dataset is not None:
-            return look_up(self.settings.dataset)
-        name = recorded_dataset({"source": [self._network]})
-        if name is None:
-            raise InputError(
-                f"{self._network} does not record what it learned; "
-                f"name one of {', '.join(DATASETS)}",
-                "dataset",
-            )
-        return look_up(name, self._network)
+        given = self._given.preset if self._given else None
+        networks = {"source": [self._network]}
+        return dataset_of(self.settings, networks, given=given, trust=self.settings.trust_source)
 
     @functools.cached_property
     def source(self) -> Source:
@@ -145,10 +132,10 @@ class Crafting:
 
         with about("source"):
             source = load_source(self._network, trust=self.settings.trust_source)
-        side = source.input_shape[0]
+        crop = self._crop_of(source)
         # Training sees no other sizes, so no other bank is of use.
-        side = side if side in self.spec.crops else self.spec.crop
-        shape = (side, side, self.spec.image_shape[-1])
+        crop = crop if self.spec.may_see(crop) else self.spec.crop
+        shape = (*sides_of(crop), self.spec.image_shape[-1])
         return load_networks([source], self.spec, setting="source", shape=shape).sources[0]
 
     @functools.cached_property
@@ -156,12 +143,17 @@ class Crafting:
         """The dataset, loaded on first use."""
         from cascade_keras import data
 
-        return self._given or data.load(self.spec.name, self.settings.data_dir)
+        settings = self.settings
+        return self._given or data.load(self.spec, settings.data_dir, cache_dir=settings.cache_dir)
+
+    def _crop_of(self, source: Source) -> Crop:
+        sides = tuple(source.input_shape[:2])
+        return crop_of(sides) if len(sides) == 2 and all(sides) else self.spec.crop
 
     @property
-    def crop(self) -> int:
-        """Side of the centre square of an image that the network is given."""
-        return self.source.input_shape[0] or self.spec.crop
+    def crop(self) -> Crop:
+        """The centre of an image that the network is given: a square's side or (height, width)."""
+        return self._crop_of(self.source)
 
     @property
     def examples(self) -> int:

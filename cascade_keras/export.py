@@ -150,6 +150,8 @@ def export_run(
         provenance = _read_run(run)
         if image_shape is None:
             name = provenance["recipe"].get("dataset")
+            image_shape = provenance["dataset"].get("image_shape")
+        if image_shape is None:
             if name not in DATASETS:
                 raise InputError(
                     f"{run} learned {name!r}, which is no dataset here; register its row, or give "

@@ -18,16 +18,16 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from cascade_keras import records
-from cascade_keras.errors import InputError, about
+from cascade_keras.errors import InputError
 from cascade_keras.files import expand
-from cascade_keras.recorded import CONFIG, read_config
+from cascade_keras.recorded import CONFIG, OriginRecord, read_config
 from cascade_keras.records import (
     Count,
     Epsilon,
@@ -71,6 +71,8 @@ class LearnedDataset(OpenRecord):
 
     name: Text
     fingerprint: Sha256 | UnsetType = UNSET
+    origin: OriginRecord | UnsetType = UNSET
+    class_names: list[str] | UnsetType = UNSET
 
 
 class Accuracy(OpenRecord):
@@ -206,25 +208,6 @@ def dataset_name(provenance: Mapping) -> str | None:
     dataset = provenance.get("dataset")
     name = dataset.get("name") if isinstance(dataset, Mapping) else dataset
     return name if isinstance(name, str) else None
-
-
-def recorded_dataset(networks: Mapping[str, Sequence]) -> str | None:
-    """Return the dataset that the first network learned of which that is recorded.
-
-    Args:
-        networks: for each setting its networks: paths, or networks in memory, of which those say
-            something that have a ``provenance``.
-
-    Raises:
-        InputError: one of the networks is not there.
-    """
-    found = None
-    for setting, paths in networks.items():
-        for path in paths:
-            with about(setting):
-                known = locate(path) if isinstance(path, str | os.PathLike) else path
-            found = found or dataset_name(getattr(known, "provenance", {}))
-    return found
 
 
 def weights_hash(arrays: Iterable[np.ndarray]) -> str:

@@ -34,11 +34,32 @@ FORMAT = 2  # of config.json; version 0.1.0 wrote none, which is 1
 Flag = None | bool | int | float | str | list[bool | int | float | str]
 
 
-class DatasetRecord(Record):
-    """The data that a run learns: their name, and a hash of them."""
+class OriginRecord(Record, omit_defaults=True):
+    """By what a dataset is found again, see ``data.Origin``."""
+
+    text: Text
+    image_size: Annotated[list[Count], Meta(min_length=2, max_length=2)] | None = None
+    validation_split: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    num_classes: Count | None = None
+    imports: list[Text] = msgspec.field(default_factory=list)
+    data_dir: Text | None = None
+    folders: list[Text] = msgspec.field(default_factory=list)
+
+
+class DatasetRecord(Record, omit_defaults=True):
+    """The data that a run learns: their name, and a hash of them.
+
+    Attributes:
+        origin: where they are found, of those that are no row of the package as it is.
+        class_names: in order, where they have names.
+        image_shape: (height, width, channels) of the stored images, where there is an origin.
+    """
 
     name: Text
     fingerprint: Sha256
+    origin: OriginRecord | None = None
+    class_names: list[str] = msgspec.field(default_factory=list)
+    image_shape: Annotated[list[Count], Meta(min_length=3, max_length=3)] | None = None
 
 
 class SourceRecord(Record):

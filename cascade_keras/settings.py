@@ -108,6 +108,11 @@ def value_range_setting() -> Any:
     )
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a setting: Python's own words have an underscore after them."""
+    return name.rstrip("_")
+
+
 def choices_of(field: dataclasses.Field) -> tuple | None:
     """Return what a field's value may be, None where it may be anything."""
     choices = field.metadata["choices"]

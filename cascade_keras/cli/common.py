@@ -13,6 +13,7 @@ from absl import flags
 from cascade_keras import interrupts
 from cascade_keras.cli.flags import parse
 from cascade_keras.errors import InputError, one_line, shown
+from cascade_keras.settings import flag_of
 
 BAD_INPUT = 2
 
@@ -54,7 +55,7 @@ def run_program(
         return status
     except InputError as error:
         # A library names its settings; here they are flags.
-        message = f"--{error.setting}: {error.message}" if error.setting else error.message
+        message = f"--{flag_of(error.setting)}: {error.message}" if error.setting else error.message
     except flags.Error as error:
         message = str(error).replace("flag --", "--", 1)
     except KeyboardInterrupt as error:

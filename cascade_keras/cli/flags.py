@@ -11,7 +11,7 @@ from absl import flags
 
 from cascade_keras.errors import InputError, about, shown
 from cascade_keras.files import expand
-from cascade_keras.settings import Kind, Settings, choices_of, kind_of, of_text
+from cascade_keras.settings import Kind, Settings, choices_of, flag_of, kind_of, of_text
 
 S = TypeVar("S", bound=Settings)
 _MOST_BYTES = 2**20  # of a file of flags
@@ -30,7 +30,7 @@ def define(settings: type[Settings], values: flags.FlagValues | None = None) -> 
         kind = kind_of(settings, field.name)
         is_switch = kind.item is bool and not kind.many
         define_one = flags.DEFINE_bool if is_switch else flags.DEFINE_string
-        define_one(field.name, None, _help(field, kind), flag_values=values)
+        define_one(flag_of(field.name), None, _help(field, kind), flag_values=values)
     return values
 
 
@@ -68,7 +68,7 @@ def read(values: flags.FlagValues, settings: type[S]) -> S:
     """
     given = {}
     for field in dataclasses.fields(settings):
-        value = values[field.name].value
+        value = values[flag_of(field.name)].value
         if value is not None:
             is_text = isinstance(value, str)
             given[field.name] = of_text(settings, field, value) if is_text else value

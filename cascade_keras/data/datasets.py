@@ -1,64 +1,103 @@
-"""Datasets in memory, uint8: loaded by their rows' loaders and checked against the rows."""
+"""Datasets as uint8 arrays: loaded by their rows' loaders and checked against the rows."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from cascade_keras.attacks.arguments import PIXEL_LEVELS
-from cascade_keras.data.specs import DatasetSpec, look_up
+from cascade_keras.data.decoded import Read, digest
+from cascade_keras.data.forms import Splits
+from cascade_keras.data.specs import Crop, DatasetSpec, Origin, find, sides_of
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.files import expand
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One dataset in memory.
+    """One dataset, in memory, or mapped from disk where it does not fit.
 
     Attributes:
         name: of its row.
         preset: its row, what follows from the dataset alone.
         train, test: (images uint8 (N, H, W, C), labels int32 (N,)).
+        notes: what a person should know of how the images were read, a sentence each.
+        known: the fingerprint where it was computed before.
     """
 
     name: str
     preset: DatasetSpec
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
+    notes: tuple[str, ...] = ()
+    known: str | None = dataclasses.field(default=None, repr=False)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all images and labels, in order."""
-        digest = hashlib.sha256()
-        for array in (*self.train, *self.test):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return self.known or digest((*self.train, *self.test))
 
 
-def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Load a dataset by name.
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def load(
+    named: str | Origin | DatasetSpec,
+    data_dir: str | None = None,
+    *,
+    cache_dir: str | None = None,
+    say: Callable[[str], None] = _say,
+) -> Dataset:
+    """Load a dataset.
 
     Args:
-        name: of a row of ``DATASETS``.
+        named: the name of a row of ``DATASETS``, anything else that ``specs.find`` takes, or a row.
         data_dir: where TensorFlow Datasets keeps its datasets; its own default when None.
+        cache_dir: where what does not fit into the memory is decoded to; "decoded" when None.
+        say: told in a line each what a person should know, such as how large that is.
 
     Raises:
         InputError: unknown name, data that is not there and cannot be downloaded, or data that is
-            not what the name promises (shape, label range, image values).
+            not what the name promises (shape, label range, image values) or what was learned.
     """
-    spec = look_up(name)
+    spec = named
+    if not isinstance(spec, DatasetSpec):
+        origin = Origin(named, data_dir=data_dir) if isinstance(named, str) else named
+        spec = find(origin, cache_dir)
+    if isinstance(spec.loader, Splits):
+        found = spec.loader.read(cache_dir, say)
+    else:
+        train, test = spec.load(data_dir)
+        found = Read(train, test)
     splits = {}
-    for split, arrays in zip(("train", "test"), spec.load(data_dir), strict=True):
-        images, labels = map(np.asarray, arrays)
-        check(images, labels, spec, f"{name} ({split})")
+    for split in ("train", "test"):
+        images, labels = map(np.asanyarray, getattr(found, split))
+        check(images, labels, spec, f"{spec.name} ({split})")
         splits[split] = (images, labels.astype(np.int32))
-    return Dataset(name, spec, **splits)
+    for note in found.notes:
+        say(f"note: {note}")
+    dataset = Dataset(spec.name, spec, **splits, notes=tuple(found.notes), known=found.fingerprint)
+    _check_learned(dataset)
+    return dataset
+
+
+def _check_learned(dataset: Dataset) -> None:
+    """Refuse data that are others than those that a network has learned."""
+    spec = dataset.preset
+    if spec.fingerprint is not None and dataset.fingerprint != spec.fingerprint:
+        where = spec.origin.text if spec.origin else spec.name
+        raise InputError(
+            f"{where} is no longer what {spec.learned_by} learned: its fingerprint is "
+            f"{dataset.fingerprint[:16]}, recorded is {spec.fingerprint[:16]}; restore it, or name "
+            "the dataset yourself",
+            "dataset",
+        )
 
 
 def load_digits(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
@@ -85,26 +124,44 @@ def load_tfds(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
     Raises:
         InputError: it is not there and cannot be downloaded.
     """
+    builder = prepared_builder(spec.name, data_dir, spec.archives is not None)
+    with _saying_not_ready(spec.name, data_dir, spec.archives is not None), without_warnings():
+        # One read of each whole split, in the order on disk: the same order at every load.
+        splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
+    return [(split["image"].numpy(), split["label"].numpy()) for split in splits]
+
+
+def prepared_builder(name: str, data_dir: str | None, has_archives: bool = False):
+    """Return the builder of a dataset of TensorFlow Datasets, which is on the disk then.
+
+    Raises:
+        InputError: it is not there and cannot be downloaded.
+    """
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    data_dir = data_dir and str(expand(data_dir))
+    with _saying_not_ready(name, data_dir, has_archives), without_warnings():
+        builder = tfds.builder(name, data_dir=data_dir and str(expand(data_dir)))
+        if not builder.is_prepared():
+            _reach(builder)
+            builder.download_and_prepare()
+    return builder
+
+
+@contextlib.contextmanager
+def _saying_not_ready(name: str, data_dir: str | None, has_archives: bool) -> Iterator[None]:
+    import tensorflow_datasets as tfds
+
     try:
-        with without_warnings():
-            builder = tfds.builder(spec.name, data_dir=data_dir)
-            if not builder.is_prepared():
-                _reach(builder)
-                builder.download_and_prepare()
-            # One read of each whole split, in the order on disk: the same order at every load.
-            splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
+        yield
     except Exception as error:  # TFDS raises whatever its downloader, reader or parser meets
+        where = data_dir and str(expand(data_dir))
         raise InputError(
-            f"{spec.name} is not ready in {data_dir or tfds.core.constants.DATA_DIR} "
+            f"{name} is not ready in {where or tfds.core.constants.DATA_DIR} "
             f"({first_line(error)}); connect to a network"
-            + (", or use its official archives: bin/prepare_data" if spec.archives else ""),
+            + (", or use its official archives: bin/prepare_data" if has_archives else ""),
             "data_dir",
         ) from error
-    return [(split["image"].numpy(), split["label"].numpy()) for split in splits]
 
 
 @contextlib.contextmanager
@@ -150,24 +207,25 @@ def check(images: np.ndarray, labels: np.ndarray, preset: DatasetSpec, what: str
         )
 
 
-def mean_image(dataset: Dataset, crop: int) -> np.ndarray:
-    """Return the mean training image in [0, 1], (crop, crop, C), centre of the stored one."""
+def mean_image(dataset: Dataset, crop: Crop) -> np.ndarray:
+    """Return the mean training image in [0, 1], (h, w, C), centre of the stored one."""
     mean = dataset.train[0].mean(axis=0, dtype=np.float64) / PIXEL_LEVELS
     return centre_crop(mean[None].astype(np.float32), crop)[0]
 
 
-def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
-    """Cut the central (crop, crop) square out of each image, (N, H, W, C)."""
-    top, left = ((side - crop) // 2 for side in images.shape[1:3])
-    return images[:, top : top + crop, left : left + crop]
+def centre_crop(images: np.ndarray, crop: Crop) -> np.ndarray:
+    """Cut the centre out of each image, (N, H, W, C): a square's side, or (height, width)."""
+    height, width = sides_of(crop)
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return images[:, top : top + height, left : left + width]
 
 
-def test_images(dataset: Dataset, crop: int) -> tuple[np.ndarray, np.ndarray]:
+def test_images(dataset: Dataset, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     """Return the test split as networks see it: centre crops in [0, 1], float32, and labels."""
     images, labels = dataset.test
     return as_network_input(images, crop), labels
 
 
-def as_network_input(images: np.ndarray, crop: int) -> np.ndarray:
+def as_network_input(images: np.ndarray, crop: Crop) -> np.ndarray:
     """Return stored images, uint8 (N, H, W, C), as centre crops in [0, 1], float32."""
     return centre_crop(images, crop).astype(np.float32) / np.float32(PIXEL_LEVELS)

@@ -8,18 +8,97 @@ by one row and one function, which returns both splits::
 
     data.register(DatasetSpec("shapes", load_shapes, image_shape=(32, 32, 3), num_classes=4))
 
-after which every program and object knows it by its name.
+after which every program and object knows it by its name. Images that nobody has registered are
+found by ``find``: a folder, an .npz file, a function, a name of TensorFlow Datasets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cascade_keras.attacks.specs import Grid
 from cascade_keras.errors import InputError, shown
+from cascade_keras.files import expand
 from cascade_keras.lazy import resolve
+
+# The sides of what a network sees of an image: one number for squares, or (height, width).
+Crop = int | tuple[int, int]
+
+
+def crop_of(sides: Sequence[int]) -> Crop:
+    """Return (height, width) as a crop is written: one number where they are equal."""
+    height, width = map(int, sides)
+    return height if height == width else (height, width)
+
+
+def sides_of(crop: Crop | Sequence[int]) -> tuple[int, int]:
+    """Return the (height, width) of a crop, see ``crop_of``; JSON has a list."""
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    return height, width
+
+
+def crop_as_json(crop: Crop) -> int | list[int]:
+    """Return a crop as records hold it."""
+    return crop if isinstance(crop, int) else list(crop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """One row of ``AUGMENTS``: what is done with a training image.
+
+    Attributes:
+        crop: cut it at a random place, padded with black on the sides that the cut keeps whole.
+        flip: turn one image in two left to right.
+    """
+
+    crop: bool
+    flip: bool
+
+
+AUGMENTS = {
+    "none": Augment(crop=False, flip=False),
+    "flip": Augment(crop=False, flip=True),
+    "crop": Augment(crop=True, flip=False),
+    "crop_flip": Augment(crop=True, flip=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """All by which a dataset is found again, see ``find``.
+
+    Attributes:
+        text: what ``--dataset`` says; a folder or a file by its absolute path.
+        image_size: (height, width) that its images are brought to; None keeps theirs.
+        validation_split: the part of the training images that is the test split.
+        num_classes: where it is not what the data say.
+        imports: modules to import first.
+        data_dir: TensorFlow Datasets' directory, where it was named.
+        folders: where modules are looked for beside Python's own places.
+    """
+
+    text: str
+    image_size: tuple[int, int] | None = None
+    validation_split: float | None = None
+    num_classes: int | None = None
+    imports: tuple[str, ...] = ()
+    data_dir: str | None = None
+    folders: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is set, as records hold it."""
+        values = dataclasses.asdict(self)
+        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {key: value for key, value in lists.items() if value not in (None, [])}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Origin:
+        """Return what ``as_json`` has written."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _taus(*thousandths: range) -> tuple[float, ...]:
@@ -44,46 +123,77 @@ class DatasetSpec:
             (N,)); or "module:name" below this package, imported on first use.
         image_shape: height, width and channels of a stored image.
         num_classes: labels are 0..num_classes - 1.
-        crops: sides of the centre squares that networks may see, the published one first; for
-            CIFAR 24 is cut from the 32x32 image. The whole square where none is given.
+        crops: sides of the centres that networks may see, the published one first, each a
+            number for a square or (height, width); for CIFAR 24 is cut from the 32x32 image. The
+            whole image where none is given.
         max_epsilon: largest epsilon in training, in 0..255 units.
         steps: length of the published schedule.
         boundaries: steps after which the learning rate is divided by 10.
         warmup_steps: first steps, at a tenth of the learning rate (released code).
         normalization: what the network's input layer does, see ``models.normalize``.
-        augment: random crop and flip in training.
+        augment: what is done with training images, a row of ``AUGMENTS``; True is crop_flip.
         grid: what the published search of Carlini & Wagner goes through.
         archives: the format of its official archives, "module:NAME" below this package, where
             bin/prepare_data can prepare it; None where it needs no preparation.
+        class_names: of the classes, in order; empty where they have none.
+        examples: how many training images there are, where that is known before they are read.
+        epochs: length of the schedule in place of ``steps``.
+        origin: by which the data are found again; None for a row of ``DATASETS`` as it is.
+        fingerprint: what the data must have to be the ones meant, None where any are.
+        learned_by: the network that has recorded the fingerprint.
     """
 
     name: str
     loader: Callable[[DatasetSpec, str | None], Sequence] | str
     image_shape: tuple[int, int, int]
     num_classes: int
-    crops: tuple[int, ...] = ()
+    crops: tuple[Crop, ...] = ()
     max_epsilon: float = 16.0
     steps: int = 10_000
     boundaries: tuple[int, ...] = (5_000, 7_500)
     warmup_steps: int = 0
     normalization: str = "none"
-    augment: bool = False
+    augment: str | bool = "none"
     grid: Grid = CIFAR_GRID
     archives: str | None = None
+    class_names: tuple[str, ...] = ()
+    examples: int | None = None
+    epochs: float | None = None
+    origin: Origin | None = None
+    fingerprint: str | None = None
+    learned_by: str = ""
 
     def __post_init__(self):
-        largest = min(self.image_shape[:2])
-        if not self.crops:
-            object.__setattr__(self, "crops", (largest,))
-        if len(self.image_shape) != 3 or max(self.crops) > largest:
+        augment = {True: "crop_flip", False: "none"}.get(self.augment, self.augment)
+        object.__setattr__(self, "augment", augment)
+        if len(self.image_shape) == 3 and not self.crops:
+            object.__setattr__(self, "crops", (crop_of(self.image_shape[:2]),))
+        if len(self.image_shape) != 3 or not all(map(self.has_room, self.crops)):
             raise ValueError(
                 f"image_shape must be (height, width, channels) with room for the crops "
                 f"{self.crops}, got {self.image_shape}"
             )
+        if augment not in AUGMENTS:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
+
+    def has_room(self, crop: Crop) -> bool:
+        """Whether a crop fits into the images."""
+        sides = zip(sides_of(crop), self.image_shape[:2], strict=True)
+        return all(1 <= side <= there for side, there in sides)
+
+    def may_see(self, crop: Crop) -> bool:
+        """Whether networks may be given this crop: one of the row's, of own data any that fits."""
+        return crop in self.crops or (self.origin is not None and self.has_room(crop))
+
+    def is_called(self, text: str | None) -> bool:
+        """Whether a setting that names a dataset, or None, can mean this one."""
+        if text is None or text == self.name:
+            return True
+        return self.origin is not None and self.origin.text in (text, os.path.abspath(expand(text)))
 
     @property
-    def crop(self) -> int:
-        """The published side of the square that networks see."""
+    def crop(self) -> Crop:
+        """The published one, else the whole image."""
         return self.crops[0]
 
     def load(self, data_dir: str | None) -> Sequence:
@@ -95,10 +205,9 @@ class DatasetSpec:
 
         Another size than the dataset's is cut out of the middle, as in training.
         """
-        height, width, channels = self.image_shape
-        side = input_shape[0] if len(input_shape) == 3 else None
-        side = side if side and side <= min(height, width) else self.crop
-        return (side, side, channels)
+        own = tuple(input_shape[:2]) if len(input_shape) == 3 else ()
+        fits = len(own) == 2 and all(own) and self.has_room(own)
+        return (*(own if fits else sides_of(self.crop)), self.image_shape[-1])
 
 
 # The rows by their names; ``register`` adds one.
@@ -142,6 +251,7 @@ _MNIST = DatasetSpec(
     boundaries=(4_000, 6_000),
     grid=MNIST_GRID,
     archives="archives:MNIST",
+    examples=60_000,
 )
 _CIFAR10 = DatasetSpec(
     "cifar10",
@@ -154,7 +264,8 @@ _CIFAR10 = DatasetSpec(
     boundaries=(48_000, 72_000),
     warmup_steps=400,
     normalization="pixel",
-    augment=True,
+    augment="crop_flip",
+    examples=50_000,
     archives="archives:CIFAR10",
 )
 for _row in (
@@ -168,6 +279,7 @@ for _row in (
         steps=1_000,
         boundaries=(500, 750),
         archives=None,
+        examples=1_437,
     ),
     _MNIST,
     _CIFAR10,
@@ -183,3 +295,23 @@ def scaled_boundaries(preset: DatasetSpec, steps: int) -> tuple[int, ...]:
     """
     moved = (round(boundary * steps / preset.steps) for boundary in preset.boundaries)
     return tuple(max(boundary, 1) for boundary in moved)
+
+
+def find(origin: Origin | str, cache_dir: str | None = None) -> DatasetSpec:
+    """Return what is known of a dataset before its images are read: ``data.load`` reads them.
+
+    Args:
+        origin: or its text alone: the name of a row of ``DATASETS``, a folder of images, an .npz
+            file, "module:function", or a name of TensorFlow Datasets.
+        cache_dir: where what does not fit into the memory is decoded to.
+
+    Raises:
+        InputError: there is no such dataset, or it cannot be used; names the setting.
+    """
+    origin = Origin(origin) if isinstance(origin, str) else origin
+    plain = Origin(origin.text, data_dir=origin.data_dir)
+    if origin.text in DATASETS and origin == plain:
+        return DATASETS[origin.text]
+    from cascade_keras.data import forms
+
+    return forms.find(origin, cache_dir)

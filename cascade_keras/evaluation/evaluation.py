@@ -8,7 +8,6 @@ import numpy as np
 
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack
-from cascade_keras.data.specs import look_up
 from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.networks import Loaded, load_networks
@@ -63,12 +62,10 @@ class Evaluation:
         sources: Sequence[Network] | None = None,
         dataset: data.Dataset | None = None,
     ):
-        self.settings = settings = settings.resolved(
-            targets, sources, dataset.preset if dataset else None
-        )
+        preset = settings.row(targets, sources, dataset.preset if dataset else None)
+        self.settings = settings = settings.resolved(targets, sources, preset)
         self.report = Report(settings.output)
         check_places(settings)
-        preset = dataset.preset if dataset else look_up(settings.dataset)
         trust = settings.trust_source
         targets = load_networks(
             targets or settings.target,
@@ -85,7 +82,7 @@ class Evaluation:
             keep=False,
             trust=trust,
         )
-        dataset = dataset or data.load(settings.dataset, settings.data_dir)
+        dataset = dataset or data.load(preset, settings.data_dir, cache_dir=settings.cache_dir)
         images, labels = getattr(dataset, settings.split)
         given = Given(
             dataset.name,
@@ -94,12 +91,13 @@ class Evaluation:
             labels,
             preset.num_classes,
             preset.grid,
+            preset.class_names,
         )
         stores = _Stores(settings, given, targets, sources)
         self._measuring = Measuring(
             settings.asked(),
             given,
-            _Images(images, targets.shape[0]),
+            _Images(images, data.crop_of(targets.shape[:2])),
             targets,
             sources,
             stores.keep if settings.images_dir is not None else None,
@@ -145,7 +143,7 @@ class Evaluation:
 class _Images:
     """Stored images as networks see them, converted when they are asked for."""
 
-    def __init__(self, stored: np.ndarray, crop: int):
+    def __init__(self, stored: np.ndarray, crop: data.Crop):
         self._stored, self._crop = stored, crop
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:

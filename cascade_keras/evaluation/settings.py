@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
-from cascade_keras.data.specs import DATASETS, DatasetSpec
+from cascade_keras.data.settings import DataSettings
+from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.asked import Asked
 from cascade_keras.files import expand, folder_name, named_twice
-from cascade_keras.provenance import recorded_dataset
+from cascade_keras.learned import dataset_of, learned_by
 from cascade_keras.settings import (
     EPSILON,
     EPSILONS,
@@ -21,7 +22,6 @@ from cascade_keras.settings import (
     SEED,
     SOME,
     Rule,
-    Settings,
     check_apart,
     setting,
     trust_setting,
@@ -50,7 +50,7 @@ def possible() -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings(Settings):
+class EvaluationSettings(DataSettings):
     """What an evaluation is told; each field is a flag of ``bin/evaluate`` too.
 
     None stands for what follows from the networks and their dataset, see ``resolved``.
@@ -65,14 +65,6 @@ class EvaluationSettings(Settings):
         path=True,
     )
     trust_source: bool = trust_setting()
-    dataset: str | None = setting(
-        None,
-        "Whose images; default: what the first target learned.",
-        choices=lambda: DATASETS,
-    )
-    data_dir: str | None = setting(
-        None, "TensorFlow Datasets' directory.", path=True, operational=True
-    )
     split: str = setting("test", "Of the dataset.", choices=("test", "train"))
     num_images: int = setting(
         1000, "First images of the split, at most as many as it has.", POSITIVE
@@ -155,6 +147,23 @@ class EvaluationSettings(Settings):
         """Return an attack as it is run here, at all epsilons when none are given."""
         return Attack(name, self.epsilon if epsilons is None else epsilons, self.options(name))
 
+    def row(
+        self,
+        targets: Sequence | None = None,
+        sources: Sequence | None = None,
+        dataset: DatasetSpec | None = None,
+    ) -> DatasetSpec:
+        """Return the row of the dataset, see ``resolved``."""
+        networks = self._networks(targets, sources)
+        learned_by(networks)  # in any case: it refuses networks that are not there
+        return dataset_of(self, networks, given=dataset, trust=self.trust_source)
+
+    def _networks(self, targets: Sequence | None, sources: Sequence | None) -> dict[str, Sequence]:
+        networks = {"target": targets or self.target, "source": sources or self.source}
+        if not networks["target"]:
+            raise InputError("name at least one network", "target")
+        return networks
+
     def resolved(
         self,
         targets: Sequence | None = None,
@@ -166,35 +175,20 @@ class EvaluationSettings(Settings):
         Args:
             targets, sources: networks that were given beside the settings: paths or whatever has
                 a ``name`` and a ``provenance``.
-            dataset: the row of a dataset that was given beside the settings.
+            dataset: the row of a dataset that was given beside the settings, or of ``row``.
 
         Raises:
             InputError: there is no target, a network is not there, or none says what it learned;
                 or two of the places are one.
         """
-        networks = {"target": targets or self.target, "source": sources or self.source}
-        if not networks["target"]:
-            raise InputError("name at least one network", "target")
-        # Asked in any case: it refuses networks that are not there.
-        recorded = recorded_dataset(networks)
-        if dataset is not None and self.dataset not in (None, dataset.name):
-            raise InputError(f"is {self.dataset}, but {dataset.name} is given", "dataset")
-        name = self.dataset or (dataset.name if dataset else recorded)
-        if dataset is None and name not in DATASETS:
-            first = networks["target"][0]
-            raise InputError(
-                f"{first if _is_path(first) else _name(first)} does not record what it learned; "
-                f"name one of {', '.join(DATASETS)}",
-                "dataset",
-            )
+        networks, row = self._networks(targets, sources), self.row(targets, sources, dataset)
         output = self.output
         if output is None:
             output = f"reports/{folder_name(_name(networks['target'][0]), 'output')}"
-        row = dataset or DATASETS[name]
         epsilon = tuple(sorted(self.epsilon or (row.max_epsilon,)))
         settings = dataclasses.replace(
             self,
-            dataset=name if name in DATASETS else None,
+            dataset=self.dataset or (row.name if row.origin is None and dataset is None else None),
             epsilon=epsilon,
             cw_threshold=tuple(sorted(self.cw_threshold or epsilon)),
             output=output,

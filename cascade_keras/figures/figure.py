@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascade_keras.data.specs import DATASETS, DatasetSpec
+from cascade_keras.data.specs import DatasetSpec, crop_of
 from cascade_keras.errors import InputError
 from cascade_keras.figures import kept
 from cascade_keras.figures.kinds import (
@@ -29,7 +29,7 @@ from cascade_keras.figures.settings import (
     set_options,
 )
 from cascade_keras.files import check_replaceable, clean, hold_output, named_twice, write_text
-from cascade_keras.provenance import recorded_dataset
+from cascade_keras.learned import dataset_of, learned_by
 
 if TYPE_CHECKING:  # they import TensorFlow or matplotlib
     import matplotlib.figure
@@ -113,22 +113,10 @@ class Figure:
             )
 
     def _choose_dataset(self) -> DatasetSpec:
-        named = self.settings.dataset
-        if self._dataset is not None:
-            if named not in (None, self._dataset.name):
-                raise InputError(f"is {named}, but {self._dataset.name} is given", "dataset")
-            return self._dataset.preset
+        given, networks = self._dataset and self._dataset.preset, {"model": self._models}
         # That they are there is to be said before anything is loaded.
-        recorded = [recorded_dataset({"model": [network]}) for network in self._models]
-        name = named or next(filter(None, recorded), None)
-        if name not in DATASETS:
-            first = self._models[0]
-            raise InputError(
-                f"{getattr(first, 'name', first)} does not record what it learned; name one of "
-                f"{', '.join(DATASETS)}",
-                "dataset",
-            )
-        return DATASETS[name]
+        learned_by(networks)
+        return dataset_of(self.settings, networks, given=given, trust=self.settings.trust_source)
 
     def _check_output(self) -> None:
         """Refuse a place that cannot be written before hours are spent."""
@@ -151,7 +139,8 @@ class Figure:
             self._models, self.dataset, setting="model", trust=self.settings.trust_source
         )
         if self._dataset is None:
-            self._dataset = data.load(self.dataset.name, self.settings.data_dir)
+            settings = self.settings
+            self._dataset = data.load(self.dataset, settings.data_dir, cache_dir=settings.cache_dir)
         images, labels = getattr(self._dataset, self.settings.split)
         indices = self._choose_images(labels)
         return self.spec.resolve()(
@@ -159,7 +148,7 @@ class Figure:
             dataset=self.dataset,
             networks=loaded.sources,
             names=loaded.names,
-            images=data.as_network_input(images[indices], loaded.shape[0]),
+            images=data.as_network_input(images[indices], crop_of(loaded.shape[:2])),
             labels=np.asarray(labels[indices], np.int32),
             indices=indices,
             epsilons=self.epsilons,

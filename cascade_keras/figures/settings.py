@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from cascade_keras.attacks import specs as attack_specs
 from cascade_keras.attacks.specs import ATTACKS, Attack
-from cascade_keras.data.specs import DATASETS, DatasetSpec
+from cascade_keras.data.settings import DataSettings
+from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError
 from cascade_keras.figures.kinds import (
     FIGURES,
@@ -23,7 +24,6 @@ from cascade_keras.settings import (
     SEED,
     SOME,
     Rule,
-    Settings,
     check_apart,
     items_of,
     number,
@@ -72,7 +72,7 @@ def _default(attack: str, option: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class FigureSettings(Settings):
+class FigureSettings(DataSettings):
     """What is drawn, of which networks and images; None is what the figure or the attack has."""
 
     figure: str | None = setting(None, "What to draw.", choices=lambda: FIGURES)
@@ -82,10 +82,6 @@ class FigureSettings(Settings):
         path=True,
     )
     trust_source: bool = trust_setting()
-    dataset: str | None = setting(
-        None, "Whose images; default: what the first model learned.", choices=lambda: DATASETS
-    )
-    data_dir: str | None = setting(None, "TensorFlow Datasets' directory.", path=True)
     split: str = setting("test", "Of the dataset.", choices=("test", "train"))
     output: str = setting("figures", "Directory of NAME.png, .pdf, .txt and .npz.", path=True)
     num_images: int | None = setting(

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from cascade_keras import data, models
 from cascade_keras.errors import InputError, first_line
-from cascade_keras.losses.specs import LOSSES
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import own
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
@@ -45,7 +44,7 @@ def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Mo
 
 def image_shape(settings: TrainingSettings, preset: data.DatasetSpec) -> tuple[int, int, int]:
     """Return (H, W, C) of what the network sees."""
-    return (settings.crop, settings.crop, preset.image_shape[-1])
+    return (*data.sides_of(settings.crop), preset.image_shape[-1])
 
 
 def build_trainer(
@@ -99,15 +98,6 @@ def learning_rate_schedule(settings: TrainingSettings):
         return rate
     # Keras keeps the earlier value at a boundary itself; step numbers count from 0.
     return keras.optimizers.schedules.PiecewiseConstantDecay([b - 1 for b in boundaries], rates)
-
-
-def clean_images(settings: TrainingSettings) -> int:
-    """Return how many images of the dataset a step takes.
-
-    Adversarial images join their clean ones for some losses, and replace them for others.
-    """
-    joined = settings.adversarial_batch_size if LOSSES[settings.loss].pairs else 0
-    return settings.batch_size - joined
 
 
 def load_initialisation(network: keras.Model, path: str) -> None:

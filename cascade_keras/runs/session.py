@@ -15,11 +15,11 @@ from cascade_keras.data.batching import Partners
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.white_box import Result, WhiteBox
 from cascade_keras.progress import progress_bar
-from cascade_keras.runs import build, callbacks
+from cascade_keras.runs import callbacks
 from cascade_keras.runs.dashboard import Dashboard, expected_steps
 from cascade_keras.runs.events import open_writer, writing
 from cascade_keras.runs.run import Run
-from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.runs.settings import TrainingSettings, clean_images
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -133,12 +133,12 @@ class Session:
         )
         batches = data.batches(
             *self.dataset.train,
-            build.clean_images(settings),
+            clean_images(settings),
             seed=settings.seed,
             start=self.first_step,
             stop=last_step,
             crop=settings.crop,
-            augment=self.dataset.preset.augment,
+            augment=settings.augment,
             partners=self.partners,
         )
         # The report before the checkpoint, so that a run killed in between lacks no point.

@@ -11,12 +11,14 @@ from typing import Any
 
 from cascade_keras.attacks import specs as attacks
 from cascade_keras.data import specs as data
+from cascade_keras.data.settings import SIDES, DataSettings, parse_sides
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand, named_twice
+from cascade_keras.learned import dataset_of
 from cascade_keras.losses import specs as losses
 from cascade_keras.models import forms
 from cascade_keras.models import specs as models
-from cascade_keras.provenance import locate, recorded_dataset, saved_versions
+from cascade_keras.provenance import locate, saved_versions
 from cascade_keras.ranges import UNIT
 from cascade_keras.settings import (
     EPSILON,
@@ -27,7 +29,6 @@ from cascade_keras.settings import (
     SEED,
     SOME,
     Rule,
-    Settings,
     check_apart,
     setting,
     trust_setting,
@@ -48,7 +49,7 @@ BOUNDARIES = Rule(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings(Settings):
+class TrainingSettings(DataSettings):
     """What a training is told; each field is a flag of ``bin/train`` too.
 
     None stands for what the dataset's row says, see ``resolved``. Fields that are operational do
@@ -57,14 +58,6 @@ class TrainingSettings(Settings):
     """
 
     # What to learn, by which network.
-    dataset: str | None = setting(
-        None,
-        "What to learn; default: what the first source learned, digits without sources.",
-        choices=lambda: data.DATASETS,
-    )
-    data_dir: str | None = setting(
-        None, "TensorFlow Datasets' directory.", path=True, operational=True
-    )
     model: str = setting(
         "resnet20",
         lambda: (
@@ -79,11 +72,6 @@ class TrainingSettings(Settings):
         "A local .weights.h5 or .h5 file of the weights of an app:NAME without its top; default: "
         "new ones.",
         path=True,
-    )
-    import_: tuple[str, ...] = setting(
-        (),
-        "Modules to import first, which register layers, networks and the like.",
-        operational=True,
     )
     value_range: tuple[float, ...] | None = value_range_setting()
     logits: str | None = setting(
@@ -113,11 +101,21 @@ class TrainingSettings(Settings):
         "Input normalisation; default: pixel for CIFAR, none otherwise.",
         choices=lambda: models.NORMALIZATIONS,
     )
-    crop: int | None = setting(
+    # One number, or a pair where the sides differ.
+    crop: tuple[int, ...] | None = setting(
         None,
-        "Side of what the network sees; CIFAR: 24, a random crop, or 32, a random crop of the "
-        "image padded to 40.",
-        POSITIVE,
+        "Side of what the network sees, or height,width; CIFAR: 24, a random crop, or 32, a random "
+        "crop of the image padded to 40. Default: the published one, else the whole image.",
+        SIDES,
+        parse=parse_sides,
+        repeats=True,
+    )
+    augment: str | None = setting(
+        None,
+        "What is done with training images: crop cuts at a random place, sides that are kept "
+        "whole padded by 4 black pixels; flip turns one in two left to right. Default: crop_flip "
+        "for CIFAR, none otherwise.",
+        choices=lambda: data.AUGMENTS,
     )
 
     # Adversarial images.
@@ -192,7 +190,14 @@ class TrainingSettings(Settings):
     # Optimization.
     steps: int | None = setting(
         None,
-        "Length of the schedule; default: the published one (8000 for MNIST, 94000 for CIFAR).",
+        "Length of the schedule; default: the published one (8000 for MNIST, 94000 for CIFAR), "
+        "else as many as epochs take.",
+        POSITIVE,
+    )
+    epochs: float | None = setting(
+        None,
+        "Length of the schedule as times that the training images are gone through; default: 30 "
+        "for other data than the paper's.",
         POSITIVE,
     )
     learning_rate: float = setting(0.1, "At the start.", POSITIVE)
@@ -288,6 +293,14 @@ class TrainingSettings(Settings):
         operational=True,
     )
 
+    def __post_init__(self):
+        if self.crop is not None and not isinstance(self.crop, list | tuple):
+            object.__setattr__(self, "crop", (self.crop,))
+        super().__post_init__()
+        if self.crop is not None:
+            pair = self.crop if len(self.crop) == 2 else self.crop * 2
+            object.__setattr__(self, "crop", data.crop_of(pair))
+
     def resolved(
         self, dataset: data.DatasetSpec | None = None, *, own_network: str | None = None
     ) -> typing.Self:
@@ -303,7 +316,7 @@ class TrainingSettings(Settings):
         """
         if dataset is None:
             sources = {name: getattr(self, name) for name in ("cascade_source", "ensemble_source")}
-            dataset = row(self.dataset, sources)
+            dataset = row(self, sources)
         form = None
         if own_network is None:  # before it is part of a name
             form = forms.check(
@@ -313,15 +326,16 @@ class TrainingSettings(Settings):
                 imports=self.import_,
             )
         ours = form is not None and form.kind == forms.NAMED
-        steps = self.steps or dataset.steps
+        steps = _steps(self, dataset)
         boundaries = data.scaled_boundaries(dataset, steps)
         epsilon = dataset.max_epsilon if self.max_epsilon is None else self.max_epsilon
         defaults = {
-            "dataset": dataset.name if dataset.name in data.DATASETS else None,
+            "dataset": dataset.name if data.DATASETS.get(dataset.name) is dataset else None,
             "max_epsilon": epsilon,
             "steps": steps,
             "normalization": dataset.normalization if ours or form is None else "none",
             "crop": dataset.crop,
+            "augment": dataset.augment,
             "warmup_steps": min(dataset.warmup_steps, steps // 10),
             "eval_epsilon": (epsilon,),
             "tensorboard_epsilon": (epsilon,),
@@ -408,20 +422,44 @@ def _is_saved_network(folder: pathlib.Path) -> bool:
     return (folder / "saved_model.pb").exists() or bool(saved_versions(folder))
 
 
-def row(named: str | None, sources: Mapping[str, Sequence]) -> data.DatasetSpec:
+def row(settings: TrainingSettings, sources: Mapping[str, Sequence]) -> data.DatasetSpec:
     """Return the row of a dataset: that named, what the first source learned, or digits.
 
     Args:
-        named: what the settings say.
+        settings: what they say of the images.
         sources: for each setting that names networks its networks.
 
     Raises:
-        InputError: there is no such row, or a network is not there.
+        InputError: there is no such dataset, or a network is not there.
     """
-    if named is not None:
-        return data.look_up(named)
-    learned = recorded_dataset(sources)
-    return data.look_up(learned or "digits", "a source" if learned else None)
+    return dataset_of(settings, sources, default="digits", trust=settings.trust_source)
+
+
+def clean_images(settings: TrainingSettings) -> int:
+    """Return how many images of the dataset a step takes.
+
+    Adversarial images join their clean ones for some losses, and replace them for others.
+    """
+    joined = settings.adversarial_batch_size if losses.LOSSES[settings.loss].pairs else 0
+    return settings.batch_size - joined
+
+
+def _steps(settings: TrainingSettings, dataset: data.DatasetSpec) -> int:
+    """Return the length of the schedule: as set, as many as the epochs take, or the published."""
+    epochs = settings.epochs or dataset.epochs
+    if settings.epochs is None and (settings.steps or epochs is None):
+        return settings.steps or dataset.steps
+    if dataset.examples is None:
+        raise InputError(
+            f"{dataset.name} does not say how many images it has; give steps", "epochs"
+        )
+    _check_batch(settings)
+    steps = max(1, round(epochs * dataset.examples / clean_images(settings)))
+    if settings.steps not in (None, steps):
+        raise InputError(
+            f"{epochs:g} are {steps} steps, steps says {settings.steps}; give one of them", "epochs"
+        )
+    return steps
 
 
 def _check_network(settings: TrainingSettings, form: forms.Form | None) -> None:
@@ -539,6 +577,11 @@ def _check_places(settings: TrainingSettings) -> None:
 
 
 def _check_crop(settings: TrainingSettings, dataset: data.DatasetSpec) -> None:
-    if settings.crop not in dataset.crops:
-        sides = " or ".join(map(str, dataset.crops))
-        raise InputError(f"{dataset.name} networks see {sides} pixels, got {settings.crop}", "crop")
+    if dataset.may_see(settings.crop):
+        return
+    shown = data.sides_of(settings.crop)
+    if dataset.origin is not None:
+        height, width, _ = dataset.image_shape
+        raise InputError(f"must fit into images of {height},{width}, got {shown}", "crop")
+    sides = " or ".join(map(str, dataset.crops))
+    raise InputError(f"{dataset.name} networks see {sides} pixels, got {settings.crop}", "crop")

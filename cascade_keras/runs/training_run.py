@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import cascade_keras
 from cascade_keras import own_code
-from cascade_keras.data.specs import DatasetSpec
+from cascade_keras.data.specs import Crop, DatasetSpec, crop_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
 from cascade_keras.models.forms import NAMED, form_of
@@ -26,11 +26,12 @@ from cascade_keras.recorded import (
     EnsembleRecord,
     Metrics,
     NetworkRecord,
+    OriginRecord,
     ResultRecord,
     RunConfig,
 )
 from cascade_keras.runs.run import Run
-from cascade_keras.runs.settings import TrainingSettings, initialisation, row
+from cascade_keras.runs.settings import TrainingSettings, clean_images, initialisation, row
 from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
@@ -128,12 +129,12 @@ class Training:
         for name, sources in self.own_sources.items():
             if sources:
                 settings = settings.replace(**{name: tuple(map(str, sources))})
-        if dataset is not None and settings.dataset not in (None, dataset.name):
+        if dataset is not None and not dataset.preset.is_called(settings.dataset):
             raise InputError(
                 f"is {settings.dataset!r}, the data given are {dataset.name!r}", "dataset"
             )
         if network is not None and settings.crop is None:
-            settings = settings.replace(crop=_side(network))
+            settings = settings.replace(crop=_crop(network))
         self._own = {"own_network": None if network is None else re.sub(r"_\d+$", "", network.name)}
         self.preset = dataset.preset if dataset else self._row(settings)
         self.settings = settings.resolved(self.preset, **self._own)
@@ -145,12 +146,11 @@ class Training:
     def _row(self, settings: TrainingSettings) -> DatasetSpec:
         """Return the row of what the settings name, or else of what the first source learned."""
         given = {k: found or getattr(settings, k) for k, found in self.own_sources.items()}
-        return row(settings.dataset, given)
+        return row(settings, given)
 
     def _flags(self) -> dict:
         flags = self.settings.decisive()
-        if self.dataset is not None:
-            flags["dataset"] = self.dataset.name
+        flags["dataset"] = self.preset.name
         if self.network is not None:
             from cascade_keras.runs.own import architecture
 
@@ -249,8 +249,10 @@ class Training:
         before = self.directory.read_config() if self.directory.started else None
         cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
         self._compare_initialisations(cascade)
-        dataset = self.dataset or data.load(settings.dataset, settings.data_dir)
-        data.check_batch_size(build.clean_images(settings), len(dataset.train[1]))
+        dataset = self.dataset or data.load(
+            self.preset, settings.data_dir, cache_dir=settings.cache_dir, say=self.say
+        )
+        data.check_batch_size(clean_images(settings), len(dataset.train[1]))
         supply: Supply | None = None
         if cascade:
             supply = prepare(cascade, settings, dataset, before and before.cascade, self.say)
@@ -266,7 +268,7 @@ class Training:
             format=FORMAT,
             flags=self.flags,
             seed=settings.seed,
-            dataset=DatasetRecord(name=dataset.name, fingerprint=dataset.fingerprint),
+            dataset=_dataset_record(dataset),
             versions={"cascade_keras": cascade_keras.__version__, **package_versions()},
             cascade=supply.record() if supply else None,
             ensemble=EnsembleRecord(sources=record_sources(ensemble)) if ensemble else None,
@@ -404,7 +406,19 @@ def _loaded(sources: Sequence | None, setting: str, settings: TrainingSettings) 
         return [load_source(source, trust=settings.trust_source) for source in sources]
 
 
-def _side(network: keras.Model) -> int | None:
-    """Return the side of the images that a network takes, None where it takes any."""
+def _dataset_record(dataset: Dataset) -> DatasetRecord:
+    """Return what config.json keeps of a dataset; of a row as it is, name and fingerprint."""
+    spec = dataset.preset
+    found = DatasetRecord(name=dataset.name, fingerprint=dataset.fingerprint)
+    if spec.origin is not None:
+        found.origin = OriginRecord(**spec.origin.as_json())
+        found.class_names = list(spec.class_names)
+        found.image_shape = list(spec.image_shape)
+    return found
+
+
+def _crop(network: keras.Model) -> Crop | None:
+    """Return the sides of the images that a network takes, None where it takes any."""
     shape = getattr(network, "input_shape", None)
-    return shape[1] if isinstance(shape, tuple) and len(shape) == 4 else None
+    known = isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:3]
+    return crop_of(shape[1:3]) if known else None

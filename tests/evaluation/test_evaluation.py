@@ -17,7 +17,7 @@ from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.data import Dataset
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.provenance import recorded_dataset
+from cascade_keras.learned import learned_by
 from cascade_keras.sources import Source
 
 SHAPE, CLASSES, COUNT = (5, 5, 1), 3, 40
@@ -134,7 +134,7 @@ REFUSED = [
     ("cw_threshold", [300], "0..255"), ("num_images", 0, "above 0"), ("batch_size", 0, "above 0"),
     ("pgd_restarts", 0, "above 0"), ("pgd_step_size", 0, "above 0"), ("pgd_loss", "hinge", "dlr"),
     ("diagnosis_images", -1, "0 or above"), ("inference_noise", 256, "0..255"),
-    ("seed", -1, "2147483647"), ("split", "both", "test, train"), ("dataset", "svhn", "mnist"),
+    ("seed", -1, "2147483647"), ("split", "both", "test, train"), ("dataset", "Svhn", "mnist"),
 ]  # fmt: skip
 
 
@@ -167,9 +167,9 @@ def pgd_arrays(name):
 
 def test_every_network_is_looked_for_before_one_is_loaded():
     known = types.SimpleNamespace(provenance={"dataset": "digits"})
-    assert recorded_dataset({"target": [object(), known]}) == "digits"
+    assert learned_by({"target": [object(), known]}) == (known, {"name": "digits"})
     with pytest.raises(InputError, match="source: nobody does not exist"):
-        recorded_dataset({"target": [known], "source": [known, "nobody"]})
+        learned_by({"target": [known], "source": [known, "nobody"]})
 
 
 def test_reports_of_the_first_release_are_read_and_gone_on_with(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cascade_keras.settings import Settings, choices_of, kind_of
+from cascade_keras.settings import Settings, choices_of, flag_of, kind_of
 
 # The class of a program's settings, as "module:name".
 PROGRAMS = {
@@ -43,8 +43,12 @@ NO_MODELS = [
     "resnet\uff12\uff10", "resnet" + "9" * 5000, "lenet5", "../lenet", "[/b]",
 ]  # fmt: skip
 NO_STAGES = [*TEXTS, "stage9", "logit", "[/b]", "../x"]
+NO_DATASETS = [
+    *TEXTS[:-1], "X" * LONG, "../x", "./x", "~nobody-here/x", "nowhere.npz", "[/b]", "0", "-1",
+    "None", "gs://a/b", "a b", "module:", ":load", "a/b/c", "Mnist",
+]  # fmt: skip
 # Texts whose rule is their own.
-OWN = {"name": NO_NAMES, "model": NO_MODELS, "embedding_at": NO_STAGES}
+OWN = {"name": NO_NAMES, "model": NO_MODELS, "embedding_at": NO_STAGES, "dataset": NO_DATASETS}
 OWN |= {"embedding": TEXTS, "logits": TEXTS}  # any other text can be a layer's name
 
 
@@ -72,14 +76,14 @@ def cases(program: str) -> Iterator[Case]:
     settings = settings_of(program)
     for field in dataclasses.fields(settings):
         for text in dict.fromkeys(_forbidden(settings, field)):
-            yield Case(program, field.name, text)
+            yield Case(program, flag_of(field.name), text)
         if kind_of(settings, field.name).item is bool:
             yield from (Case(program, f"no{field.name}", text) for text in ("5", "true", ""))
 
 
 def _forbidden(settings: type[Settings], field: dataclasses.Field) -> Iterator[str]:
     kind, choices = kind_of(settings, field.name), choices_of(field)
-    if not kind.many and field.name in OWN:
+    if not kind.many and field.name in OWN and choices is None:
         yield from OWN[field.name]
         return
     values = {
