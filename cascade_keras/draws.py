@@ -27,7 +27,9 @@ with [seed, 0].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,17 +159,48 @@ def attacker(seed: int, step, num_sources: int) -> tf.Tensor:
 # Attacks and evaluation.
 
 
+@contextlib.contextmanager
+def of_larger_batch(first, total) -> Iterator[None]:
+    """Within: what is drawn for images is drawn for ``total`` of them, of which they are a part.
+
+    Args:
+        first: the place of the first one among them.
+        total: how many there are, of which attacks are given some.
+    """
+    token = _PART.set((first, total))
+    try:
+        yield
+    finally:
+        _PART.reset(token)
+
+
+_PART: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("part", default=None)
+
+
+def part_of(draw: Callable, shape, *args, **kwargs) -> tf.Tensor:
+    """Return ``draw(shape, ...)``, or the rows of these images where others are elsewhere."""
+    larger = _PART.get()
+    if larger is None:
+        return draw(shape, *args, **kwargs)
+    first, total = larger
+    whole = draw(tf.concat([[total], shape[1:]], axis=0), *args, **kwargs)
+    return whole[first : first + shape[0]]
+
+
 def normal_like(images: tf.Tensor, seed) -> tf.Tensor:
     """Return N(0, 1) for each value of the images, in their type: step_rand's noise."""
-    return tf.random.stateless_normal(tf.shape(images), seed, dtype=images.dtype, alg=GENERATOR)
+    return part_of(
+        tf.random.stateless_normal, tf.shape(images), seed, dtype=images.dtype, alg=GENERATOR
+    )
 
 
 def start(images: tf.Tensor, seed, number) -> tf.Tensor:
     """Return uniform numbers of (-1, 1) for each value of the images: a start of pgd."""
     key = tf.random.fold_in(seed, number, alg=GENERATOR)
-    return tf.random.stateless_uniform(
-        tf.shape(images), key, -1.0, 1.0, images.dtype, alg=GENERATOR
-    )
+    return part_of(
+        tf.random.stateless_uniform,
+        tf.shape(images), key, -1.0, 1.0, images.dtype, alg=GENERATOR,
+    )  # fmt: skip
 
 
 def attack_seed(seed: int, first) -> tf.Tensor | list:

@@ -5,11 +5,21 @@ Tried with Keras 3.15; tests/training/test_training.py and test_export.py use ea
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+
 import keras
+import tensorflow as tf
+
+# The functions that layers draw by; they look them up whenever they are called.
+from keras.src.backend.tensorflow import random as backend_random
+from keras.src.random.seed_generator import global_seed_generator
 
 # EarlyStopping and its kind look for a metric's direction in such a list only.
-from keras.src.random.seed_generator import global_seed_generator
 from keras.src.trainers.compile_utils import MetricsList
+from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
 
 
 class Directions(MetricsList):
@@ -79,3 +89,115 @@ def frozen_layers(network: keras.Model) -> list[int]:
     """
     layers = network._flatten_layers(include_self=False)
     return [number for number, layer in enumerate(layers) if not layer.trainable]
+
+
+# Random numbers of layers, the same for both images of a pair.
+
+_DRAWS = ("uniform", "normal", "truncated_normal", "randint", "gamma", "beta", "binomial",
+          "categorical")  # fmt: skip
+_PAIRS = threading.local()  # replicas are traced in threads
+_LOCK = threading.Lock()
+_OWN: dict = {}  # Keras's own functions while there are pairs anywhere
+_USERS = [0]
+
+
+@contextlib.contextmanager
+def paired_draws(count: int | tf.Tensor, k: int | tf.Tensor) -> Iterator[None]:
+    """Within: layers draw the same for the i-th image of a batch as for the (k + i)-th, i < k.
+
+    What is drawn for each image has as many rows as there are images, or several for each; those
+    of the first k images are exchanged for their partners'. Nothing else of the draws changes, and
+    a network that draws nothing gets no operation more.
+
+    Args:
+        count: images of the batch.
+        k: pairs.
+    """
+    with _LOCK:
+        _USERS[0] += 1
+        if _USERS[0] == 1:
+            _replace_draws()
+    before = getattr(_PAIRS, "now", None)
+    _PAIRS.now = (count, k)
+    try:
+        yield
+    finally:
+        _PAIRS.now = before
+        with _LOCK:
+            _USERS[0] -= 1
+            if not _USERS[0]:
+                for name in list(_OWN):
+                    setattr(backend_random, name, _OWN.pop(name))
+
+
+def _replace_draws() -> None:
+    for name in (*_DRAWS, "dropout"):
+        _OWN[name] = getattr(backend_random, name)
+    for name in _DRAWS:
+        setattr(backend_random, name, _paired(_OWN[name]))
+    own_dropout = _OWN["dropout"]
+
+    @functools.wraps(own_dropout)
+    def dropout(inputs, rate, noise_shape=None, seed=None):
+        if getattr(_PAIRS, "now", None) is None or rate in (0, 1):
+            return own_dropout(inputs, rate, noise_shape, seed)
+        given = tf.shape(inputs)
+        if noise_shape is not None:
+            given = [given[i] if side is None else side for i, side in enumerate(noise_shape)]
+        kept = own_dropout(tf.ones(given, inputs.dtype), rate, None, seed)  # 0, or 1 / (1 - rate)
+        return tf.ensure_shape(inputs * _of_partners(kept), inputs.shape)
+
+    backend_random.dropout = dropout
+
+
+def _paired(draw):
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs):
+        values = draw(*args, **kwargs)
+        return values if getattr(_PAIRS, "now", None) is None else _of_partners(values)
+
+    return drawn
+
+
+def _of_partners(values: tf.Tensor) -> tf.Tensor:
+    """Return what was drawn, with the rows of the first k images those of their partners."""
+    count, k = _PAIRS.now
+    if values.shape.rank == 0:
+        return values
+    rows = values.shape[0]
+    known = isinstance(rows, int) and isinstance(count, int) and isinstance(k, int)
+    if known and (k == 0 or rows % count):
+        return values
+    rows = tf.shape(values)[0] if rows is None else rows
+    each = tf.maximum(rows // count, 1)  # rows of an image
+    place = tf.range(rows)
+    image = place // each
+    partner = tf.where(image < k, place + k * each, place)
+    if not known:
+        partner = tf.where(rows % count == 0, partner, place)
+    return tf.ensure_shape(tf.gather(values, partner), values.shape)
+
+
+def draws_random_numbers(network: keras.Model) -> bool:
+    """Whether a network may draw: a layer of it holds a seed, or is not Keras's nor ours."""
+    ours = {"keras", "cascade_keras"}
+    layers = [network, *network._flatten_layers(include_self=False)]
+    return any("seed_generator_state" in v.path for v in network.variables) or any(
+        type(layer).__module__.partition(".")[0] not in ours
+        or isinstance(layer, keras.layers.Lambda)
+        for layer in layers
+    )
+
+
+# Data as fit takes it.
+
+
+def split_for_validation(arrays: tuple, share: float) -> tuple[tuple, tuple]:
+    """Return (x, y, weights) without the last share of it, and that share, as ``fit`` does."""
+    return array_slicing.train_validation_split(arrays, validation_split=share)
+
+
+def as_dataset(x, y=None, batch_size: int = 32) -> tf.data.Dataset:
+    """Return data in any form that ``evaluate`` takes, in its order, as batches."""
+    adapter = get_data_adapter(x=x, y=y, batch_size=batch_size, shuffle=False)
+    return adapter.get_tf_dataset()

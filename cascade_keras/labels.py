@@ -19,7 +19,7 @@ from cascade_keras.errors import InputError, shown
 
 TOLERANCE = 1e-3  # by which the sum of a soft row may miss 1: rows in half precision do
 _FORMS = (
-    "labels are classes (N,) or (N, 1), or rows (N, classes) that are one-hot or soft (0 or above, "
+    "must be classes (N,) or (N, 1), or rows (N, classes) that are one-hot or soft (0 or above, "
     "sum 1)"
 )
 _ROWS = f"{_FORMS}; rows with several 1s are multi-label data, which is not classified here"
@@ -70,7 +70,7 @@ def check_labels(labels, num_classes: int | None = None, *, binary: bool = False
         return Labels((values > 0.5).astype(np.int32), rows)
     if not whole.all():
         bad = given.reshape(-1)[~whole][0]
-        raise InputError(f"classes are whole numbers, got {shown(float(bad))}", "labels")
+        raise InputError(f"classes must be whole numbers, got {shown(float(bad))}", "labels")
     most = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
     outside = values[(values < 0) | (values > most)]
     if outside.size:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks, cascade, draws, losses
+from cascade_keras import attacks, cascade, draws, losses, replicas
+from cascade_keras.attacks import Chosen, specs
+from cascade_keras.border import UNIT, Adapted, adapt, guard_images, to_unit
 from cascade_keras.data.batching import Batch
-from cascade_keras.data.given import unpack
-from cascade_keras.errors import InputError
-from cascade_keras.keras_private import Directions, directed_mean, schedule_of
+from cascade_keras.data.given import in_one_line, unpack
+from cascade_keras.errors import InputError, about
+from cascade_keras.keras_private import (
+    Directions,
+    directed_mean,
+    draws_random_numbers,
+    paired_draws,
+    schedule_of,
+    split_for_validation,
+)
+from cascade_keras.labels import Labels, guard_labels, smoothed
+from cascade_keras.metrics import OfBothHalves
 from cascade_keras.options import TrainerOptions
 
 # The metrics, and whether a higher or a lower value is the better one, where one is.
@@ -30,83 +45,70 @@ METRICS = {
     "gradient_norm": None,
     "embedding_distance": "down",
 }
+_PROBED_PAIRS = 16  # on which a network with random layers of its own is tried
 
 
 class Mixed(NamedTuple):
     """The images that the network is shown in a step.
 
     Attributes:
-        images: (m, H, W, C): k adversarial ones, then clean ones.
+        images: (m, H, W, C) in [0, 1]: k adversarial ones, then clean ones.
         k: how many are adversarial.
         paired: whether the first k clean images are the partners of the adversarial ones.
+        classes: int32 (m,), the class of each image, for accuracies; those of the labels if None.
+        given: the labels (m, ...) as they were given, for metrics of ``compile``.
     """
 
     images: tf.Tensor
     k: int | tf.Tensor
     paired: bool
+    classes: tf.Tensor | None = None
+    given: tf.Tensor | None = None
+
+
+class _Taken(NamedTuple):
+    """A batch as a step takes it: images in [0, 1], labels checked."""
+
+    batch: Batch
+    labels: Labels
+    given: tf.Tensor
+    weights: tf.Tensor | None
+    after: list  # what has to be there before anything is counted
 
 
 @keras.saving.register_keras_serializable("cascade_keras")
 class AdversarialTrainer(keras.Model):
     """Trains a classifier on clean and adversarial images; ``compile`` and ``fit`` stay ordinary.
 
-    Every batch of (images, labels) is extended by adversarial images made inside the step from the
-    network as it is. What becomes of a batch of n images, of which k are attacked, is said by the
-    loss's row:
-
-        standard        n clean images, no adversarial ones
-        kurakin         k are replaced: k adversarial, n - k clean (section 2.2); a batch of one
-                        image, half of which is none, is clean
-        bidirectional   k are joined: k adversarial, n clean, and the distance between the
-                        embeddings of each pair is added to the loss, moving both
-        pivot           the same, moving the adversarial embedding only
-
-    With cascade sources (section 4.1) the last k // 2 of the k adversarial images are not the
-    network's own but iter_fgsm images of networks that are already trained, see ``cascade``. They
-    are crafted within the step, or come with the batch where it is a ``data.Batch``.
-    With ensemble sources the one-step images of each batch come from one of the sources or from
-    the network itself, drawn anew (Tramer et al., 2018).
-
-    The loss is ``losses.mixed_cross_entropy`` + distance_weight * distance + weight decay. In
-    validation every image is attacked by the training attack at max_epsilon, without dropout:
-
-        val_loss = ( sum_i L_i + lambda sum_i L_i^adv ) / ( n + lambda n )
-                   + lambda_2 sum_i L_dist(E_i^adv, E_i) + weight decay
-
-    with the weights and the distance of the training loss, so lambda = 0 for standard, and s L_i
-    and s n with a paired_weight s.
-
-    Beside the parts of the loss and the accuracies, a step reports the largest logit, the norm of
-    the gradient of all weights (before it is clipped) and, where the batch has pairs, the mean
-    L2 distance of their embeddings.
-
-    ``steps``, an int64 variable, is the clock: the number of batches done, also of those whose
-    gradients an optimizer accumulates or leaves out. All draws of a step follow from (seed, steps),
-    and so does a learning rate's schedule. A ``data.Batch`` brings its own step and sets the clock.
-
-    A subclass may override ``make_adversarial``, ``distance``, ``compute_loss`` and
-    ``compute_metrics``; the last two are Keras's, given a ``Mixed`` batch as ``x``.
+    ``loss`` says what becomes of a batch: standard, only clean images; kurakin, half of them
+    replaced by adversarial ones; bidirectional and pivot, adversarial ones joined, the distance
+    between the embeddings of a pair added. The images are made in the step, from the network as
+    it is. The guide tells of losses, metrics, labels, weights, saving and replicas.
 
     Args:
-        network: images (batch, H, W, C) in [0, 1] -> {"logits", "embedding"}, or logits alone,
-            which then are the embedding too. It must not end in a softmax.
-        loss: one of the above.
-        cascade_sources, ensemble_sources: Keras models, or functions from images to logits or to
-            {"logits", ...} such as ``sources.load_source`` returns. They are not part of the
-            trainer's variables and are not saved with it: see ``set_sources``.
-        **options: the fields of ``TrainerOptions``, and Keras's of a model.
+        network: a Keras model, images -> logits or probabilities (m, classes), one logit (m, 1),
+            or several outputs, of which ``logits`` and ``embedding`` name those meant (layers too).
+        loss: "standard", "kurakin", "bidirectional" or "pivot".
+        value_range: of the images that the network takes, and ``fit`` is given: (0, 255), (-1, 1).
+        from_logits: whether the network gives logits; "auto" looks.
+        logits, embedding: names of outputs or layers, see ``border.adapt``.
+        cascade_sources, ensemble_sources: Keras models that take what the network takes, or
+            functions of images in [0, 1], as of ``load_source``. Not saved, see ``set_sources``.
+        **options: those of a Keras model, and
             {options}
-
-    Raises:
-        InputError: an argument outside its range, sources that the loss has no use for, or a
-            network that returns probabilities.
     """
+
+    # What is in the docstring is one screen of help(); docs/guide.md has the rest.
 
     def __init__(
         self,
         network: keras.Model,
         loss: str = "pivot",
         *,
+        value_range: Sequence[float] = UNIT,
+        from_logits: bool | str = "auto",
+        logits: str | None = None,
+        embedding: str | None = None,
         cascade_sources: Sequence[Callable] = (),
         ensemble_sources: Sequence[Callable] = (),
         **options,
@@ -114,8 +116,24 @@ class AdversarialTrainer(keras.Model):
         named = {f.name for f in dataclasses.fields(TrainerOptions)} & set(options)
         own = {name: options.pop(name) for name in named}
         super().__init__(**options)
+        if not isinstance(network, keras.Layer):
+            raise InputError(
+                f"must be a Keras model, whose weights are trained; got {type(network).__name__}",
+                "network",
+            )
         self.network = network
-        self.options = TrainerOptions(loss=loss, **own)
+        self.border = adapt(
+            network, value_range=value_range, from_logits=from_logits, logits=logits,
+            embedding=embedding,
+        )  # fmt: skip
+        self.attack = Chosen.of(own.pop("attack", "step_ll"))
+        self.options = TrainerOptions(loss=loss, attack=self.attack.name, **own)
+        if 0 < self.options.max_epsilon < 1:
+            warnings.warn(
+                f"max_epsilon is in 0..255 units: {self.options.max_epsilon:g} is less than one "
+                "pixel value; 8 of 255 is max_epsilon=8",
+                stacklevel=2,
+            )
         self.spec = losses.LOSSES[loss]
         self.steps = self.add_weight(
             shape=(),
@@ -126,143 +144,267 @@ class AdversarialTrainer(keras.Model):
             name="steps",
         )
         self.trackers = {name: directed_mean(name, way) for name, way in METRICS.items()}
+        # What is no part of files: a namespace is not looked into.
+        self._state = types.SimpleNamespace(
+            regularization=directed_mean("regularization_loss", "down"),
+            halves=OfBothHalves(),
+            directions=[],
+            compiled_metrics={},
+            validation=None,
+            draws=None,
+            single=None,
+            sources={},
+            told=set(),
+        )
         self.set_sources(cascade_sources, ensemble_sources)
-        self._check()
         self.built = True
 
     def train_step(self, data):
         """Take one step of section 3.3, and return the metrics."""
-        batch, labels = unpack(data, self.steps.value)
+        taken = self._take(data)
         self._refuse_lost_sources()
-        self.steps.assign(batch.step)
-        mixed, labels = self._mix(batch, labels)
-        with tf.GradientTape() as tape:
-            outputs = self(mixed.images, training=True)
-            loss = self.compute_loss(mixed, labels, outputs)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        loss_scale = self.optimizer.scale_loss(1.0)  # applying the gradient may change it
-        variables = self.network.trainable_variables
-        gradients = tape.gradient(scaled_loss, variables)
-        self.optimizer.apply(gradients, variables)
-        self.steps.assign(batch.step + 1)
-        norm = tf.linalg.global_norm(gradients) / loss_scale
-        # In half precision a step whose gradient overflows is left out; so it is of the mean.
-        finite = tf.math.is_finite(norm)
-        self._track("gradient_norm", tf.where(finite, norm, 0.0), tf.cast(finite, norm.dtype))
-        self._track("loss", loss, tf.shape(labels)[0])
-        results = self.compute_metrics(mixed, labels, outputs)
-        return {**results, "gradient_norm": self.trackers["gradient_norm"].result()}
+        batch, weights = taken.batch, taken.weights
+        with tf.control_dependencies(taken.after), replicas.sharing(batch.images) as share:
+            self.steps.assign(batch.step)
+            mixed, labels = self._mix(taken, share)
+            if weights is not None:
+                first = 0 if self.spec.pairs else mixed.k
+                weights = tf.concat([weights[: mixed.k], weights[first:]], axis=0)
+            with tf.GradientTape() as tape:
+                outputs = self._outputs(mixed)
+                loss = self.compute_loss(mixed, labels, outputs, weights)
+                scaled_loss = self.optimizer.scale_loss(loss)
+            loss_scale = self.optimizer.scale_loss(1.0)  # applying the gradient may change it
+            variables = self.network.trainable_variables
+            gradients = tape.gradient(scaled_loss, variables)
+            if share is not None:
+                # The optimizer sums over replicas; each gives it an equal part, so that each sees
+                # whether the whole is finite.
+                gradients = _of_all(gradients)
+            self.optimizer.apply(
+                [g if g is None else replicas.part(g) for g in gradients], variables
+            )
+            self.steps.assign(batch.step + 1)
+            norm = tf.linalg.global_norm(gradients) / loss_scale
+            # In half precision a step whose gradient overflows is left out; so it is of the mean.
+            finite = tf.math.is_finite(norm)
+            self._track("gradient_norm", tf.where(finite, norm, 0.0), tf.cast(finite, norm.dtype))
+            self._track("loss", replicas.total(loss), tf.shape(labels)[0])
+            results = self.compute_metrics(mixed, labels, outputs, weights)
+            return {**results, "gradient_norm": self.trackers["gradient_norm"].result()}
 
-    def _mix(self, batch: Batch, labels: tf.Tensor) -> tuple[Mixed, tf.Tensor]:
+    def _take(self, data) -> _Taken:
+        """Return a batch with its images in [0, 1]; a user's own are checked, ours are not."""
+        given = unpack(data, self.steps.value, self.border.input_shape)
+        images = given.batch.images
+        self._learn(images)
+        if given.ours:
+            if replicas.count() > 1:
+                raise InputError("a data.Batch is for one device; give fit (images, labels)")
+            images = to_unit(images, UNIT)
+        else:
+            images = guard_images(images, self.border.value_range)
+        batch, classes = given.batch._replace(images=images), self.border.num_classes
+        if given.ours and given.labels.shape.rank == 1:
+            labels, checks = Labels(tf.cast(given.labels, tf.int32), None), []
+        else:
+            labels, checks = guard_labels(
+                given.labels, classes, count=tf.shape(images)[0], binary=bool(self._state.single)
+            )
+        labels = smoothed(labels, classes, self.options.label_smoothing)
+        # Where a dataset ends, what does not depend on its images would be counted once more.
+        after = [] if given.ours or tf.executing_eagerly() else [images, *checks]
+        return _Taken(batch, labels, given.labels, given.weights, after)
+
+    def _learn(self, images: tf.Tensor) -> None:
+        """Find out what is only known with the images' size: classes, variables, random layers."""
+        state, border = self._state, self.border
+        if border.num_classes is None or (border.num_classes == 2 and state.single is None):
+            raw = border(tf.cast(images, tf.float32)).raw  # in a graph it is left out again
+            state.single = raw.shape.rank == 1 or raw.shape[-1] == 1
+        self._check_sources()
+        if self.optimizer is not None and not self.optimizer.built:
+            with tf.init_scope():
+                self.optimizer.build(self.network.trainable_variables)
+        if state.draws is None:
+            self._try_pairs(images.shape[1:])
+
+    def _mix(self, taken: _Taken, share: replicas.Share | None) -> tuple[Mixed, tf.Tensor]:
         """Return the k adversarial images of a batch, then its clean ones, and the labels."""
-        k = self._attacked(batch.images)
+        batch, labels = taken.batch, taken.labels.target
+        k = self._attacked(batch.images, share)
         adversarial = batch.images[:k]
         if self.spec.attacks:
             adversarial = self.make_adversarial(adversarial, labels[:k], batch.step, batch.cascade)
         first_clean = 0 if self.spec.pairs else k
-        images = tf.concat([adversarial, batch.images[first_clean:]], axis=0)
-        labels = tf.concat([labels[:k], labels[first_clean:]], axis=0)
-        return Mixed(images, k, self.spec.pairs), labels
 
-    def _attacked(self, images: tf.Tensor) -> int | tf.Tensor:
-        """Return k, how many images of a batch are attacked."""
+        def mixed(part: tf.Tensor) -> tf.Tensor:
+            return tf.concat([part[:k], part[first_clean:]], axis=0)
+
+        images = tf.concat([adversarial, batch.images[first_clean:]], axis=0)
+        labels = mixed(labels)
+        classes = labels if taken.labels.soft is None else mixed(taken.labels.hard)
+        given = mixed(taken.given) if self._state.halves else None
+        return Mixed(images, k, self.spec.pairs, classes, given), labels
+
+    def _attacked(self, images: tf.Tensor, share: replicas.Share | None) -> int | tf.Tensor:
+        """Return k, how many images of a batch are attacked, of those that are here."""
         n, most = _count(images), self.options.adversarial_batch_size
         if not self.spec.attacks:
             return 0
+        total = n if share is None else share.total
         if most is None:
-            return n if self.spec.pairs else n // 2
-        return min(most, n) if isinstance(n, int) else tf.minimum(most, n)
+            k = total if self.spec.pairs else total // 2
+        else:
+            k = min(most, total) if isinstance(total, int) else tf.minimum(most, total)
+        if share is None:
+            return k
+        share.attacked = k
+        return tf.clip_by_value(k - share.first, 0, n)
 
     def make_adversarial(self, images, labels, step, crafted=None) -> tf.Tensor:
-        """Return one adversarial image for each image: one-step images first, then cascade images.
+        """Return one adversarial image for each image: the network's own, then cascade images.
 
-        The passes run in inference mode, so batch-norm statistics stay untouched, and the result
-        is a function of the weights and of (seed, step) alone. ``crafted`` are the cascade images,
-        of the last images, where they were crafted before.
+        Images are in [0, 1], labels classes (k,) or soft (k, classes). The passes run in inference
+        mode, so batch-norm statistics stay untouched, and the result is a function of the weights
+        and of (seed, step) alone. ``crafted`` are the cascade images, of the last images, where
+        they were crafted before.
         """
         k = _count(images)
+        share = replicas.current()
         if crafted is not None:
             own = k - _count(crafted)
-        else:
-            own = k - k // 2 if self.cascade_sources else k
+        elif not self.cascade_sources:
+            own = k
+            crafted = images[own:]
+        elif share is None:
+            own = k - k // 2
             crafted = self._cascade(images[own:], labels[own:], step)
+        else:
+            whole = share.attacked - share.attacked // 2
+            own = tf.clip_by_value(whole - share.first, 0, k)
+            first = tf.maximum(share.first - whole, 0)
+            crafted = self._cascade(images[own:], labels[own:], step, (first, share.attacked // 2))
 
         def attack() -> tf.Tensor:
-            return self._one_step(images[:own], labels[:own], step)
+            return self._own_images(images[:own], labels[:own], step)
 
         # Of no images some layers have no gradient: max pooling would end the process.
         if isinstance(own, int):
-            one_step = attack() if own else images[:0]
+            made = attack() if own else images[:0]
         else:
-            one_step = tf.cond(own > 0, attack, lambda: images[:0])
-        return tf.concat([one_step, crafted], axis=0)
+            made = tf.cond(own > 0, attack, lambda: images[:0])
+        return tf.concat([made, crafted], axis=0)
 
-    def _cascade(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    def _cascade(self, images, labels, step, part: tuple | None = None) -> tf.Tensor:
         """Return the iter_fgsm images of the sources (section 4.1)."""
         count, sources, options = tf.shape(images)[0], self.cascade_sources, self.options
-        if not sources:
-            return images
+        first, total = (0, count) if part is None else part
         drawn = cascade.draw(
-            options.seed, step, count, len(sources), options.max_epsilon, options.epsilon_sampling
+            options.seed, step, total, len(sources), options.max_epsilon, options.epsilon_sampling
         )
+        if part is not None:
+            drawn = (each[first : first + count] for each in drawn)
         return cascade.craft(sources, images, labels, *drawn)
 
-    def _one_step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Return the one-step images of the network itself, or of the step's ensemble source."""
+    def _own_images(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Return the images of the network itself, or of the step's ensemble source."""
         options, keys = self.options, draws.step_keys(self.options.seed, step)
+        share, shape = replicas.current(), tf.shape(images)
+        count, first, larger = shape[0], 0, contextlib.nullcontext()
+        if share is not None:
+            if self.attack.name == "step_both":
+                raise InputError("step_both halves a batch, which several devices share", "attack")
+            total = share.attacked - (share.attacked // 2 if self.cascade_sources else 0)
+            larger = draws.of_larger_batch(share.first, total)
+            first, shape = share.first, tf.concat([[total], shape[1:]], axis=0)
         epsilon = draws.sample_epsilon(
-            options.epsilon_sampling, tf.shape(images)[0], options.max_epsilon, keys.epsilon
+            options.epsilon_sampling, shape[0], options.max_epsilon, keys.epsilon
         )
         if options.per_pixel_epsilon:
-            shape = tf.shape(images)
             epsilon = draws.jitter_per_pixel(epsilon, shape, options.max_epsilon, keys.jitter)
+        if share is not None:
+            epsilon = epsilon[first : first + count]
 
         def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
-            sparsity = {"sparsity": options.sparsity} if options.sparsity < 100 else {}
-            return lambda: attacks.at_epsilon(
-                options.attack, logits_fn, images, labels, epsilon, seed=keys.signs, **sparsity
-            )
+            return lambda: self._at_epsilon(logits_fn, images, labels, epsilon, keys.signs)
 
-        if not self.ensemble_sources:
-            return attack_with(self.inference_logits)()
-        attacker = draws.attacker(options.seed, step, len(self.ensemble_sources))
-        attackers = (self.inference_logits, *self.ensemble_sources)
-        return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
+        with larger:
+            if not self.ensemble_sources:
+                return attack_with(self.inference_logits)()
+            attacker = draws.attacker(options.seed, step, len(self.ensemble_sources))
+            attackers = (self.inference_logits, *self.ensemble_sources)
+            return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
+
+    def _at_epsilon(self, logits_fn, images, labels, epsilon, seed) -> tf.Tensor:
+        options = self.attack.in_training()
+        if self.options.sparsity < 100:
+            options["sparsity"] = self.options.sparsity
+        return attacks.at_epsilon(
+            self.attack.name, logits_fn, images, labels, epsilon, seed=seed, **options
+        )
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Return the loss of a ``Mixed`` batch x, its labels y and what ``call`` made of them.
+        """Return the loss of a ``Mixed`` batch x, its labels y and what the network made of them.
 
-        A scalar; its parts become metrics.
+        A scalar; its parts become metrics. ``y`` are classes (m,), or soft (m, classes);
+        ``y_pred`` has "logits", "embedding" and "raw", what the network itself returned. Weights
+        (m,) multiply the cross entropies of images and, of clean ones, their pairs' distance; the
+        divisor stays that of the counts, as Keras's sum_over_batch_size.
         """
         k, options = x.k, self.options
         per_image = losses.cross_entropy(y_pred["logits"], y)
+        if sample_weight is not None:
+            per_image *= sample_weight
         classification = losses.mixed_cross_entropy(
             per_image[k:],
             per_image[:k],
             options.adversarial_weight if self.spec.attacks else 0.0,
             paired=k if self.spec.pairs else 0,
             paired_weight=options.paired_weight,
+            normalizer=None if replicas.count() == 1 else replicas.total,
         )
         distance = 0.0
         if self.spec.distance is not None:
             embedding = y_pred["embedding"]
-            distance = options.distance_weight * self.distance(embedding[:k], embedding[k : 2 * k])
-        decay = self.decay()
+            pairs = [embedding[:k], embedding[k : 2 * k]]
+            if sample_weight is not None:
+                pairs.append(sample_weight[:k])
+            distance = options.distance_weight * self.distance(*pairs)
+        decay = replicas.part(self.decay())
+        own = self.network.losses
+        regularization = replicas.part(sum(own))
+        images = tf.shape(y)[0]
         self._track("clean_loss", per_image[k:])
         self._track("adversarial_loss", per_image[:k])
-        self._track("distance_loss", distance, tf.shape(y)[0])
-        self._track("decay_loss", decay, tf.shape(y)[0])
-        return classification + distance + decay + sum(self.network.losses)
+        self._track("distance_loss", replicas.total(distance), images)
+        self._track("decay_loss", replicas.total(decay), images)
+        if own:
+            self._state.regularization.update_state(replicas.total(regularization), images)
+            self._tell_of_two_decays()
+        return classification + distance + decay + regularization
 
-    def distance(self, adversarial: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
-        """Return the distance of the embeddings (k, d) of adversarial images and their partners."""
+    def distance(self, adversarial, clean, weights=None) -> tf.Tensor:
+        """Return the distance of the embeddings (k, d) of adversarial images and their partners.
+
+        ``weights`` (k,) multiply that of each pair, where the data has any.
+        """
         if self.spec.pivot:
             clean = tf.stop_gradient(clean)  # before the scale is taken of it
         normalization = self.options.embedding_normalization
         adversarial, clean = losses.normalize_pair(adversarial, clean, normalization)
         if self.spec.pivot and self.options.pivot_guard == "fixed_scale":
-            adversarial = losses.fix_scale(adversarial)
-        return self.spec.resolve()(adversarial, clean, self.options.distance_norm)
+            adversarial = losses.fix_scale(adversarial, replicas.mean)
+        function, more = self.spec.resolve(), {}
+        if weights is not None:
+            if "weights" not in inspect.signature(function).parameters:
+                raise InputError(
+                    f"the distance of {self.spec.name!r} takes no weights; add the argument to it, "
+                    "or fit without sample and class weights",
+                    "loss",
+                )
+            more["weights"] = weights
+        return function(adversarial, clean, self.options.distance_norm, **more)
 
     def decay(self) -> tf.Tensor:
         """Return the weight decay, d / 2 * sum(w^2) over convolution and dense kernels."""
@@ -272,79 +414,244 @@ class AdversarialTrainer(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Return all metrics of a ``Mixed`` batch, given what ``compute_loss`` is given."""
         k, logits = x.k, y_pred["logits"]
-        correct = tf.cast(tf.argmax(logits, axis=-1, output_type=y.dtype) == y, tf.float32)
+        classes = attacks.classes_of(y) if x.classes is None else x.classes
+        found = tf.argmax(logits, axis=-1, output_type=classes.dtype)
+        correct = tf.cast(found == classes, tf.float32)
         self._track("clean_accuracy", correct[k:])
         self._track("adversarial_accuracy", correct[:k])
-        self._track("max_logit", tf.reduce_max(tf.abs(logits)))
+        self._track("max_logit", replicas.largest(tf.reduce_max(tf.abs(logits))))
         absent = {"gradient_norm"}
         if x.paired:
             adversarial, clean = y_pred["embedding"][:k], y_pred["embedding"][k : 2 * k]
             self._track("embedding_distance", tf.norm(adversarial - clean, axis=-1))
         else:
             absent.add("embedding_distance")
-        return {name: self.trackers[name].result() for name in METRICS if name not in absent}
+        results = {name: self.trackers[name].result() for name in METRICS if name not in absent}
+        if self.network.losses:
+            results["regularization_loss"] = self._state.regularization.result()
+        if x.given is not None:
+            self._state.halves.update(x.given, y_pred["raw"], k, sample_weight, correct)
+        return {**results, **self._state.halves.results()}
 
     def test_step(self, data):
         """Measure the loss and the metrics of clean images and of all of them attacked."""
-        batch, labels = unpack(data, self.steps.value)
-        adversarial = attacks.at_epsilon(
-            self.options.attack,
-            self.inference_logits,
-            batch.images,
-            labels,
-            self.options.max_epsilon,
-            seed=[self.options.seed, 0],
-        )
-        images = tf.concat([adversarial, batch.images], axis=0)
-        mixed = Mixed(images, _count(batch.images), paired=True)
-        labels = tf.concat([labels, labels], axis=0)
-        outputs = self(mixed.images, training=False)
-        loss = self.compute_loss(mixed, labels, outputs, training=False)
-        self._track("loss", loss, tf.shape(labels)[0])
-        return self.compute_metrics(mixed, labels, outputs)
+        taken = self._take(data)
+        with tf.control_dependencies(taken.after), replicas.sharing(taken.batch.images) as share:
+            images, labels = taken.batch.images, taken.labels
+            larger = contextlib.nullcontext()
+            if share is not None:
+                larger = draws.of_larger_batch(share.first, share.total)
+            with larger:
+                adversarial = self._at_epsilon(
+                    self.inference_logits,
+                    images,
+                    labels.target,
+                    self.options.max_epsilon,
+                    [self.options.seed, 0],
+                )
+
+            def twice(part: tf.Tensor | None) -> tf.Tensor | None:
+                return None if part is None else tf.concat([part, part], axis=0)
+
+            target = twice(labels.target)
+            mixed = Mixed(
+                tf.concat([adversarial, images], axis=0),
+                _count(images),
+                paired=True,
+                classes=target if labels.soft is None else twice(labels.hard),
+                given=twice(taken.given) if self._state.halves else None,
+            )
+            outputs, weights = self._named(self.border(mixed.images)), twice(taken.weights)
+            loss = self.compute_loss(mixed, target, outputs, weights, training=False)
+            self._track("loss", replicas.total(loss), tf.shape(target)[0])
+            return self.compute_metrics(mixed, target, outputs, weights)
+
+    def predict_step(self, data):
+        """Return {"logits", "embedding"} of images in the network's range."""
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return _public(self.border(guard_images(images, self.border.value_range)))
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The trackers of ``METRICS``, and a list of them for callbacks that ask for directions."""
-        trackers = list(getattr(self, "trackers", {}).values())
-        return [*trackers, Directions(trackers)]
+        state = getattr(self, "_state", None)
+        if state is None:
+            return []
+        trackers = [*self.trackers.values(), state.regularization, *state.halves.metrics]
+        return [*trackers, Directions([*trackers, *state.directions])]
+
+    @property
+    def validation_data(self):
+        """What ``fit`` was given to validate by, for callbacks; None without."""
+        return self._state.validation
+
+    def declare(self, metric: str, direction: str) -> None:
+        """Tell callbacks which way is better of a number that another callback adds to the logs.
+
+        Args:
+            metric: its name without "val_".
+            direction: "up" or "down".
+        """
+        if metric not in {each.name for each in self._state.directions}:
+            self._state.directions.append(directed_mean(metric, direction))
+
+    def _outputs(self, mixed: Mixed) -> dict:
+        """Return what the network in training mode makes of a batch.
+
+        Where it has random layers, both images of a pair are given the same random numbers.
+        """
+        if not (mixed.paired and self._state.draws):
+            return self._named(self.border(mixed.images, training=True))
+        return self._named(self._with_paired_draws(mixed.images, mixed.k))
+
+    def _with_paired_draws(self, images: tf.Tensor, k):
+        def call(images: tf.Tensor):
+            return self.border(images, training=True)
+
+        with paired_draws(_count(images), k):
+            if tf.executing_eagerly() and self.border.kind != "logits":
+                # A graph that the border would keep has the pairs of this batch in it.
+                return tf.function(call)(images)
+            return call(images)
+
+    def _try_pairs(self, image_shape) -> None:
+        """Refuse a network whose random layers draw unlike for the images of a pair.
+
+        One that draws by Keras's functions does not. Others are called once, with pairs of equal
+        images, and what that changes is changed back.
+        """
+        state = self._state
+        state.draws = self.spec.pairs and draws_random_numbers(self.network)
+        shape = tf.TensorShape(image_shape)
+        if not state.draws or not shape.is_fully_defined() or replicas.count() > 1:
+            return
+        with tf.init_scope():
+            kept = [(v, v.numpy()) for v in self.network.variables if not v.trainable]
+            half = draws.probes(_PROBED_PAIRS, shape)
+            try:
+                outputs = self._with_paired_draws(tf.concat([half, half], axis=0), _PROBED_PAIRS)
+                found = outputs.logits.numpy(), outputs.embedding.numpy()
+            finally:
+                for variable, value in kept:
+                    variable.assign(value)
+        for values in found:
+            scale = np.abs(values).max() + 1e-6
+            if not np.abs(values[:_PROBED_PAIRS] - values[_PROBED_PAIRS:]).max() <= 1e-2 * scale:
+                raise InputError(
+                    "the network has a layer that draws random numbers by itself, so that an "
+                    "adversarial image would be transformed unlike its clean partner; let it draw "
+                    "by keras.random (shape[0] the batch), augment before fit, or use "
+                    "loss='standard' or 'kurakin'",
+                    "network",
+                )
+
+    @staticmethod
+    def _named(outputs) -> dict:
+        return {**_public(outputs), "raw": outputs.raw}
 
     def call(self, images, training=False):
-        """Return {"logits", "embedding"} of the network."""
-        outputs = self.network(images, training=training)
-        if not isinstance(outputs, dict):
-            outputs = {"logits": outputs, "embedding": outputs}
-        return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
+        """Return {"logits", "embedding"} of the network, given images of its range."""
+        return _public(self.border(to_unit(images, self.border.value_range), training=training))
 
     def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Return the network's logits in inference mode: what attacks are given."""
-        return self(images, training=False)["logits"]
+        """Return the logits of images in [0, 1] in inference mode: what attacks are given."""
+        return self.border.logits(images)
 
     def compile(self, optimizer="sgd", **kwargs):
-        """Configure as Keras does; loss and metrics are the trainer's own.
+        """Configure as Keras does; the loss is the trainer's own.
 
-        A learning rate's schedule follows the trainer's clock from here on.
+        ``metrics`` and ``weighted_metrics`` are measured of clean and of adversarial images each,
+        as ``clean_auc`` and ``adversarial_auc``, on what the network itself returns and on labels
+        as they are given. "accuracy" is there in any case. A learning rate's schedule follows the
+        trainer's clock from here on.
 
         Raises:
-            InputError: a loss or metrics are given, which would otherwise be ignored.
+            InputError: a loss or its weights, which would otherwise be ignored.
         """
-        for name in ("loss", "metrics", "weighted_metrics"):
+        for name in ("loss", "loss_weights"):
             if kwargs.get(name):
                 raise InputError(f"compile takes no {name}: AdversarialTrainer has its own")
-        if self.cascade_sources and kwargs.get("jit_compile", "auto") == "auto":
-            # XLA needs shapes that are known in advance; crafting leaves out what is done.
+        own = {name: kwargs.pop(name, None) or [] for name in ("metrics", "weighted_metrics")}
+        self._state.halves = OfBothHalves(**own, gives_logits=self.border.kind == "logits")
+        self._state.compiled_metrics = own
+        if self._needs_no_xla() and kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         schedule = schedule_of(inner)
         if schedule is not None:
             inner.learning_rate = ClockSchedule(schedule, self.steps)
+        if getattr(inner, "weight_decay", None) and self.options.weight_decay:
+            self._tell("optimizer's weight_decay")
         # Variables made within the first step would have it traced twice.
         if self.network.built and not self.optimizer.built:
             self.optimizer.build(self.network.trainable_variables)
+        if self.network.built and self.border.input_shape is not None:
+            self._try_pairs(self.border.input_shape)
+
+    def _needs_no_xla(self) -> bool:
+        """Whether a step crafts images of which some are done before others.
+
+        XLA needs shapes that are known in advance.
+        """
+        iterates = specs.ATTACKS[self.attack.name].kind != specs.ONE_STEP
+        return bool(self.cascade_sources) or (iterates and self.spec.attacks)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        own = {name: each for name, each in self._state.compiled_metrics.items() if each}
+        return {**(config or {}), **keras.saving.serialize_keras_object(own)} if own else config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _tell_of_two_decays(self) -> None:
+        kernels = [v for v in self.network.trainable_variables if v.name.endswith("kernel")]
+        if self.options.weight_decay and any(getattr(v, "regularizer", None) for v in kernels):
+            self._tell("network's kernel regularizers")
+
+    def _tell(self, other: str) -> None:
+        if other not in self._state.told:
+            self._state.told.add(other)
+            warnings.warn(
+                f"the trainer has weight_decay={self.options.weight_decay:g} beside the {other}; "
+                "pass weight_decay=0 to have that alone",
+                stacklevel=2,
+            )
+
+    # What Keras runs, with what a graph asserts of the data said in one line.
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """Train as Keras does, on images in ``value_range``; see ``keras.Model.fit``."""
+        bound = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        share = bound.pop("validation_split", 0)
+        if share and bound.get("validation_data") is None:
+            given = (bound.pop("x"), bound.pop("y", None), bound.pop("sample_weight", None))
+            (x, y, weights), held_out = split_for_validation(given, share)
+            bound.update(x=x, y=y, sample_weight=weights, validation_data=held_out)
+        self._state.validation = bound.get("validation_data")
+        with in_one_line():
+            return super().fit(**bound)
+
+    def evaluate(self, *args, **kwargs):
+        """Measure as Keras does, on images in ``value_range``; see ``keras.Model.evaluate``."""
+        with in_one_line():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """Return {"logits", "embedding"} of images in ``value_range``, as Keras predicts."""
+        with in_one_line():
+            return super().predict(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Take one step as Keras does, on images in ``value_range``."""
+        with in_one_line():
+            return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Measure one batch as Keras does, of images in ``value_range``."""
+        with in_one_line():
+            return super().test_on_batch(*args, **kwargs)
 
     def set_sources(
         self, cascade_sources: Sequence[Callable] = (), ensemble_sources: Sequence[Callable] = ()
@@ -352,7 +659,8 @@ class AdversarialTrainer(keras.Model):
         """Replace the sources: also of a trainer that was loaded from a file, which keeps none.
 
         Raises:
-            InputError: sources that the loss or the other options have no use for.
+            InputError: sources that the loss or the other options have no use for, of other images
+                or classes than the network's, or that give probabilities.
         """
         k, epsilon = self.options.adversarial_batch_size, self.options.max_epsilon
         if (cascade_sources or ensemble_sources) and not self.spec.attacks:
@@ -365,12 +673,44 @@ class AdversarialTrainer(keras.Model):
             raise InputError(
                 f"must be 1 or above with cascade sources, got {epsilon}", "max_epsilon"
             )
-        self.cascade_sources = tuple(map(_inference_logits, cascade_sources))
-        self.ensemble_sources = tuple(map(_inference_logits, ensemble_sources))
+        named = {"cascade_sources": cascade_sources, "ensemble_sources": ensemble_sources}
+        adapted = {
+            name: [self._source(each, name) for each in each_kind]
+            for name, each_kind in named.items()
+        }
+        self._state.sources = adapted
+        self._check_sources()
+        # Bound methods, where Keras would make a model that is an attribute a part of the trainer.
+        self.cascade_sources = tuple(each.logits for each in adapted["cascade_sources"])
+        self.ensemble_sources = tuple(each.logits for each in adapted["ensemble_sources"])
         self._lost_sources = {}
         self.train_function = None  # a compiled step has the earlier ones in it
         if self.compiled and self.cascade_sources:
             self.jit_compile = False  # as in compile
+
+    def _source(self, network: Callable, name: str) -> Adapted:
+        """Return a source between the borders."""
+        own = self.border.input_shape
+        size = None if own is None or None in own else own
+        value_range = self.border.value_range if isinstance(network, keras.Layer) else UNIT
+        taken = getattr(network, "input_shape", None)
+        known = size and isinstance(taken, tuple) and len(taken) in (3, 4)
+        if known and any(a not in (None, b) for a, b in zip(taken[-3:], size, strict=True)):
+            raise InputError(
+                f"a source takes images of shape {taken[-3:]}, the network of {size}", name
+            )
+        with about(name):
+            return adapt(network, value_range=value_range, image_shape=size)
+
+    def _check_sources(self) -> None:
+        classes = self.border.num_classes
+        for name, adapted in self._state.sources.items():
+            for each in adapted:
+                if classes and each.num_classes not in (None, classes):
+                    raise InputError(
+                        f"a source tells {each.num_classes} classes apart, the network {classes}",
+                        name,
+                    )
 
     def _refuse_lost_sources(self) -> None:
         for name, count in self._lost_sources.items():
@@ -387,8 +727,13 @@ class AdversarialTrainer(keras.Model):
         ``trainer.network`` by ``export_saved_model``.
         """
         if "input_signature" not in kwargs:
-            shape = (None, *self.network.input_shape[1:])
-            spec = keras.layers.InputSpec(shape=shape, dtype="float32", name="images")
+            size = self.border.input_shape
+            if size is None:
+                raise InputError(
+                    "the network's image size is not known; pass input_signature="
+                    "[keras.layers.InputSpec(shape=(None, H, W, C), dtype='float32')]"
+                )
+            spec = keras.layers.InputSpec(shape=(None, *size), dtype="float32", name="images")
             kwargs["input_signature"] = [spec]
         super().export(filepath, format=format, **kwargs)
 
@@ -401,6 +746,11 @@ class AdversarialTrainer(keras.Model):
             **super().get_config(),
             "network": keras.saving.serialize_keras_object(self.network),
             **dataclasses.asdict(self.options),
+            "attack": self.attack.as_json(),
+            "value_range": list(self.border.value_range),
+            "from_logits": self.border.from_logits,
+            "logits": self.border.logits_name,
+            "embedding": self.border.embedding_name,
             "sources": {
                 **self._lost_sources,
                 **{name: len(own) for name, own in sources.items() if own},
@@ -412,6 +762,8 @@ class AdversarialTrainer(keras.Model):
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects)
         config = {**config, "network": network}
         lost = config.pop("sources", {})
+        if "attack" in config:
+            config["attack"] = Chosen.of_json(config["attack"])
         trainer = cls(**config)
         trainer._lost_sources = lost
         return trainer
@@ -424,13 +776,16 @@ class AdversarialTrainer(keras.Model):
     def _track(self, name: str, value, weight=None) -> None:
         self.trackers[name].update_state(value, weight)
 
-    def _check(self) -> None:
-        last = self.network.layers[-1] if getattr(self.network, "layers", None) else self.network
-        if getattr(last, "activation", None) is keras.activations.softmax:
-            raise InputError(
-                f"the network's last layer {last.name!r} is a softmax; networks give logits, "
-                "remove the activation"
-            )
+
+def _public(outputs) -> dict:
+    return {"logits": outputs.logits, "embedding": outputs.embedding}
+
+
+def _of_all(gradients: list) -> list:
+    """Return the sum over all replicas of each gradient that there is."""
+    present = [g for g in gradients if g is not None]
+    summed = iter(replicas.total(present))
+    return [None if g is None else next(summed) for g in gradients]
 
 
 def _count(images: tf.Tensor) -> int | tf.Tensor:
@@ -483,17 +838,3 @@ class ClockSchedule(keras.optimizers.schedules.LearningRateSchedule):
     @classmethod
     def from_config(cls, config):
         return cls(keras.saving.deserialize_keras_object(config["schedule"]))
-
-
-def _inference_logits(network: Callable) -> attacks.LogitsFn:
-    """Return images -> logits of a network in inference mode.
-
-    A function, where Keras would make a model that is an attribute a part of the trainer.
-    """
-    options = {"training": False} if isinstance(network, keras.Model) else {}
-
-    def logits_fn(images: tf.Tensor) -> tf.Tensor:
-        outputs = network(images, **options)
-        return tf.cast(outputs["logits"] if isinstance(outputs, dict) else outputs, tf.float32)
-
-    return logits_fn

@@ -27,7 +27,8 @@ class LossSpec:
         name: on flags and in records.
         images: one of ``IMAGES``.
         distance: (adversarial, clean, norm) -> scalar, of the embeddings of the pairs, or
-            "module:name" below this package, imported on first use; None without one.
+            "module:name" below this package, imported on first use; None without one. To be trained
+            with sample or class weights, it takes ``weights`` (k,) too: one for each pair.
         pivot: whether the clean embedding is a constant for the distance, so that the guard that
             keeps embeddings from growing is needed.
         help: what happens to a batch, for flags and tables.

@@ -12,6 +12,8 @@ the trainer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from cascade_keras.attacks import objectives
@@ -32,6 +34,7 @@ def mixed_cross_entropy(
     *,
     paired: int = 0,
     paired_weight: float = 1.0,
+    normalizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Weighted mean of the cross entropies of clean and adversarial images, a scalar.
 
@@ -43,6 +46,8 @@ def mixed_cross_entropy(
         adversarial_weight: lambda.
         paired: how many of the clean images, from the first, have an adversarial partner.
         paired_weight: what these weigh instead of 1, in the sum and in the normaliser.
+        normalizer: the sum of these images' weights -> what is divided by instead: that of the
+            whole batch where this is a part of it.
     """
     weights = tf.concat(
         [
@@ -53,15 +58,21 @@ def mixed_cross_entropy(
         axis=0,
     )
     losses = tf.concat([clean, adversarial], axis=0)
-    return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
+    divisor = tf.reduce_sum(weights)
+    if normalizer is not None:
+        divisor = normalizer(divisor)
+    return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), divisor)
 
 
-def bidirectional_distance(adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2) -> tf.Tensor:
+def bidirectional_distance(
+    adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2, weights: tf.Tensor | None = None
+) -> tf.Tensor:
     """sum_i ||E_i^adv - E_i||_N^N: both embeddings move towards each other.
 
     Args:
         adversarial, clean: embeddings, (k, d), row by row partners.
         norm: N, 1 (sum of magnitudes) or 2 (sum of squares).
+        weights: (k,), what each pair's distance is multiplied by; by 1 where None.
 
     Returns:
         A scalar, summed over the images as in the paper.
@@ -72,22 +83,25 @@ def bidirectional_distance(adversarial: tf.Tensor, clean: tf.Tensor, norm: int =
     # Broadcasting would turn a slip in the pairing into a number that looks right.
     adversarial, clean = tf.convert_to_tensor(adversarial), tf.convert_to_tensor(clean)
     adversarial.shape.assert_is_compatible_with(clean.shape)
-    if norm == 1:
-        return tf.reduce_sum(tf.abs(adversarial - clean))
-    if norm == 2:
-        return tf.reduce_sum(tf.square(adversarial - clean))
-    raise ValueError(f"norm must be 1 or 2, got {norm}")
+    if norm not in (1, 2):
+        raise ValueError(f"norm must be 1 or 2, got {norm}")
+    apart = tf.abs(adversarial - clean) if norm == 1 else tf.square(adversarial - clean)
+    return tf.reduce_sum(apart if weights is None else weights[:, None] * apart)
 
 
-def pivot_distance(adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2) -> tf.Tensor:
+def pivot_distance(
+    adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2, weights: tf.Tensor | None = None
+) -> tf.Tensor:
     """sum_i ||E_i^adv - E_i||_N^N with E_i constant: only the adversarial embedding moves.
 
     As ``bidirectional_distance``, but the clean embedding, the pivot, gets no gradient.
     """
-    return bidirectional_distance(adversarial, tf.stop_gradient(clean), norm)
+    return bidirectional_distance(adversarial, tf.stop_gradient(clean), norm, weights)
 
 
-def fix_scale(embeddings: tf.Tensor) -> tf.Tensor:
+def fix_scale(
+    embeddings: tf.Tensor, mean: Callable[[tf.Tensor], tf.Tensor] = tf.reduce_mean
+) -> tf.Tensor:
     """Return the embeddings unchanged, but without the gradient that would only rescale them all.
 
         E / s * constant(s),    s = root mean square of E over the whole batch
@@ -97,8 +111,10 @@ def fix_scale(embeddings: tf.Tensor) -> tf.Tensor:
     the scale of all embeddings grow without bound: with embeddings w f_a (adversarial) and w f_c
     (clean, constant), its gradient in w is 2 w f_a (f_a - f_c), negative whenever f_a < f_c,
     however large w already is. See docs/fidelity.md for the measurements.
+
+    ``mean`` is that of all values, of which these are a part where a batch is on several devices.
     """
-    scale = tf.sqrt(tf.reduce_mean(tf.square(embeddings)) + 1e-12)
+    scale = tf.sqrt(mean(tf.square(embeddings)) + 1e-12)
     return embeddings / scale * tf.stop_gradient(scale)
 
 

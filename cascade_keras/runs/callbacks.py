@@ -6,7 +6,6 @@ whatever its optimizer made of them.
 
 from __future__ import annotations
 
-import math
 import os
 import pathlib
 import signal
@@ -21,29 +20,11 @@ import rich.progress
 import tensorflow as tf
 
 from cascade_keras import draws
+from cascade_keras.callbacks import DivergenceError
 from cascade_keras.keras_private import random_states
 from cascade_keras.runs import events
 from cascade_keras.runs.metrics import metric, progress_text
 from cascade_keras.runs.run import Run
-
-
-class DivergenceError(RuntimeError):
-    """The loss is no longer a finite number."""
-
-
-class StopOnDivergence(keras.callbacks.Callback):
-    """Raises ``DivergenceError`` in the step whose loss is not finite.
-
-    Has to come before any callback that resets metrics or writes checkpoints.
-    """
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise DivergenceError(
-                f"the loss is {logs['loss']} at step {int(self.model.steps)}; try a "
-                "smaller learning_rate, a pretrained init_from, or, with the pivot loss, the "
-                "pivot_guard fixed_scale"
-            )
 
 
 class RandomLayers(keras.callbacks.Callback):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cascade_keras import data
 from cascade_keras.attacks.specs import ATTACKS, Attack
+from cascade_keras.callbacks import DivergenceError, StopOnDivergence
 from cascade_keras.data.batching import Partners
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.white_box import Result, WhiteBox
@@ -143,7 +144,7 @@ class Session:
         )
         # The report before the checkpoint, so that a run killed in between lacks no point.
         called = [
-            callbacks.StopOnDivergence(),
+            StopOnDivergence(),
             *self._random_layers(),
             report,
             checkpoints,
@@ -151,7 +152,7 @@ class Session:
         ]
         try:
             self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
-        except callbacks.DivergenceError as error:
+        except DivergenceError as error:
             raise InputError(f"{error}; {self._last_good}") from error
         except tf.errors.OpError as error:
             # TensorFlow passes on the text of an error in a bank only, buried in its own.

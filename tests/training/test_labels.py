@@ -37,7 +37,7 @@ REFUSED = {
     "fractions": (np.array([0.0, 0.5], "float32"), "whole numbers"),
     "NaN": (np.array([0.0, np.nan], "float32"), "whole numbers"),
     "rank 3": (np.zeros((2, 1, 3)), "got shape"),
-    "text": (np.array(["cat"]), "labels are classes"),
+    "text": (np.array(["cat"]), "must be classes"),
 }
 # How a graph knows of the shape.
 SHAPES = {
