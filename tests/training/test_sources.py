@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -368,7 +369,7 @@ DAMAGED, NO_GRADIENT = r"cannot be loaded \(|is damaged: its weights are not", "
 REFUSED = {
     "nothing": (lambda path, _: path, "does not exist; name a saved network"),
     "empty": (lambda path, _: path.mkdir() or path, "is not a saved network"),
-    "h5": (file("net.h5"), "is neither a .keras file nor a SavedModel"),
+    "h5": (file("net.h5"), "cannot be loaded: it is no HDF5 file"),
     "keras": (file("net.keras"), r"net.keras cannot be loaded: it is no .keras file"),
     "cut keras": (cut, r"cannot be loaded: it is no .keras file, or was cut short"),
     "text keras": (file("net.keras"), "it is no .keras file"),
@@ -408,15 +409,15 @@ REFUSED = {
     "image shape": (function(dense, [(None, 8, 8, 3)]), r"\(8, 8, 3\), the dataset's .* 8, 1\)"),
     "hidden size": (
         function(hidden_size, [(None, None, None, 1)]),
-        r"of shape \(8, 8, 1\) \(Shape of tensor pixels \[8,8,8,1\] is not compatible",
+        r"of shape \(8, 8, 1\) \(Shape of tensor pixels \[\S+,8,8,1\] is not compatible",
     ),
     "asserts": (
         function(refuse_small, [(None, None, None, 1)]),
         r"run on images of shape \(8, 8, 1\) \(assertion failed: \[too small\]",
     ),
     "classes": (function(lambda x: dense(x, classes=7)), "7 classes apart, the dataset has 10"),
-    "outputs": (function(lambda x: {"b": dense(x), "a": dense(x)}), "'logits'.* returns a, b"),
-    "a map": (function(lambda x: {"logits": x}), "must return 'logits'"),
+    "outputs": (function(lambda x: {"b": dense(x), "a": dense(x)}), "returns '.', '.'; name the"),
+    "a map": (function(lambda x: {"logits": x}), "must return floats of shape"),
     "softmax": (function(lambda x: tf.nn.softmax(dense(x))), "gives probabilities"),
     "nan": (function(lambda x: dense(x) * np.nan), "not finite"),
     "infinite": (function(lambda x: dense(x) / 0.0), "not finite"),
@@ -666,3 +667,91 @@ def test_graphs_that_nobody_has_saved_are_refused(change, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         load_source(path)
     assert "\n" not in str(error.value)
+
+
+# Networks of other pixels and outputs.
+
+
+def own_logits(network, images, value_range=(0, 1)):
+    """The logits of a Flatten-Dense network, by NumPy."""
+    kernel, bias = (np.asarray(w, np.float64) for w in network.get_weights())
+    low, high = value_range
+    x = np.asarray(images, np.float64).reshape(len(images), -1) * (high - low) + low
+    return x @ kernel + bias
+
+
+def flat_network(activation=None, width=CLASSES):
+    keras.utils.set_random_seed(7)
+    layers = [keras.layers.Flatten(name="flatten")]
+    layers += [keras.layers.Dense(width, activation, name="scores")]
+    return keras.Sequential([keras.Input(SHAPE), *layers], name="flat")
+
+
+def softmax_network(input_shape, num_classes):
+    """What test_sources:softmax_network names."""
+    return flat_network("softmax", num_classes)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_files_of_any_range_and_ending(suffix, digits, tmp_path):
+    images = tf.constant(digits[0][:6])
+    network = flat_network("softmax")
+    network.layers[-1].kernel.assign(network.layers[-1].kernel / 255)
+    path = tmp_path / f"own{suffix}"
+    network.save(path)
+    source = load_source(path, SHAPE, CLASSES, value_range=(0, 255))
+    assert (source.name, source.value_range) == ("own", (0, 255))
+    expected = own_logits(network, images, (0, 255))
+    np.testing.assert_allclose(source.logits(images), expected, rtol=1e-4, atol=1e-5)
+    plain = load_source(path, SHAPE, CLASSES)
+    assert plain.weights_hash == weights_hash(network.get_weights()) != source.weights_hash
+    with pytest.raises(InputError, match="is loaded already"):
+        load_source(source, value_range=(0, 1))
+
+
+def test_a_text_that_makes_a_network(digits, monkeypatch, tmp_path):
+    images = tf.constant(digits[0][:6])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "made_here.py").write_text("from test_sources import softmax_network as make\n")
+    monkeypatch.setitem(sys.modules, "test_sources", sys.modules[__name__])
+    source = load_source("made_here:make", SHAPE, CLASSES)
+    assert (source.name, source.path) == ("make", None)
+    np.testing.assert_allclose(source.logits(images), own_logits(flat_network(), images), rtol=1e-4)
+    with pytest.raises(InputError, match="give both"):
+        load_source("made_here:make")
+    with pytest.raises(InputError, match="no module"):
+        load_source("nowhere_at_all:make", SHAPE, CLASSES)
+
+
+def test_the_outputs_of_a_network_in_memory(digits):
+    images = tf.constant(digits[0][:6])
+    single = flat_network("sigmoid", 1)
+    source = load_source(single, SHAPE, 2)
+    z = own_logits(single, images)[:, 0]
+    np.testing.assert_allclose(source.logits(images), np.stack([0 * z, z], 1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="flat tells 2 classes apart, the dataset has 10"):
+        load_source(single, SHAPE, CLASSES)
+    with pytest.raises(InputError, match=r"flat: .*from_logits=False"):
+        load_source(flat_network("sigmoid"), SHAPE, CLASSES)
+    softmax = flat_network("softmax")
+    named = load_source(softmax, SHAPE, CLASSES, embedding="flatten")
+    assert named(images)["embedding"].shape == (6, 64)
+    raw = load_source(softmax, SHAPE, CLASSES, from_logits=True)
+    np.testing.assert_allclose(raw.logits(images), softmax(images), rtol=1e-6)
+    assert raw.weights_hash != named.weights_hash == weights_hash(softmax.get_weights())
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = flat_network("softmax")
+
+        def call(self, images):
+            return self.inner(images)
+
+    unbuilt = Subclassed()
+    with pytest.raises(InputError, match="not built yet"):
+        load_source(unbuilt)
+    found = load_source(unbuilt, SHAPE, CLASSES)
+    np.testing.assert_allclose(found.logits(images), own_logits(softmax, images), rtol=1e-4)
+    with pytest.raises(InputError, match=r"cannot be run|takes images of shape"):
+        load_source(softmax, (9, 9, 1), CLASSES)
