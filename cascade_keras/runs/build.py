@@ -37,7 +37,7 @@ def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Mo
         weights=settings.model_weights,
         imports=settings.import_,
     )
-    if models.form_of(settings.model).kind != models.forms.NAMED:
+    if models.form_of(settings.model).kind in (models.forms.FILE, models.forms.FUNCTION):
         own.check(network, settings, shape, num_classes, "model")
     return network
 

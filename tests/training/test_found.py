@@ -13,6 +13,7 @@ from keras.src.applications import efficientnet
 from cascade_keras import models
 from cascade_keras.errors import InputError
 from cascade_keras.models import forms
+from cascade_keras.runs import TrainingSettings, own
 
 L = keras.layers
 IMAGES = np.random.default_rng(0).uniform(0, 1, (2, 32, 36, 3)).astype("float32")
@@ -236,3 +237,75 @@ def test_what_is_no_network_is_one_line(text, options, setting, words, here):
         found(text, **options)
     assert error.value.setting == setting and words in error.value.message
     assert len(str(error.value).splitlines()) == 1
+
+
+# What a training makes of the texts.
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("app:VGG16", "vgg16"),
+        (SMALL, "mobilenetv2-alpha-0.35"),
+        ("nets/My best (2).keras", "My-best-2"),
+        ("own_networks:make", "make"),
+        ("resnet20", "resnet20"),
+    ],
+)
+def test_a_run_is_called_by_a_part_of_the_text(text, label, here):
+    (here / "nets").mkdir()
+    (here / "nets" / "My best (2).keras").touch()
+    settings = TrainingSettings(dataset="cifar10", model=text).resolved()
+    assert settings.name == f"cifar10-{label}-pivot-s0"
+    # Networks of others bring their normalisation, and may take other pixels than ours.
+    assert settings.normalization == ("pixel" if text == "resnet20" else "none")
+    assert settings.resolved() == settings
+
+
+def test_the_range_that_all_networks_take_is_no_setting():
+    settings = TrainingSettings(dataset="digits", model="own_networks:make", value_range=(0, 1))
+    assert settings.resolved().value_range is None
+    assert settings.replace(value_range=(-1, 1)).resolved().value_range == (-1, 1)
+
+
+def test_a_network_in_memory_has_no_use_for_what_builds_one():
+    for name, value in (("embedding_at", "stage1"), ("model_weights", "w.h5")):
+        with pytest.raises(InputError) as error:
+            TrainingSettings(**{name: value}).resolved(own_network="mine")
+        assert error.value.setting == name
+
+
+def test_precision_is_said_not_to_be_of_layers_in_files():
+    noted = TrainingSettings(model="own.keras", precision="mixed_bfloat16").notes()
+    assert any("precision is of new layers" in note for note in noted)
+    assert not TrainingSettings(precision="mixed_bfloat16").notes()
+
+
+class Plain(keras.Model):
+    """Says nothing of how it is made."""
+
+    def __init__(self, frozen=False):
+        super().__init__()
+        self.dense = L.Dense(3, trainable=not frozen)
+
+    def call(self, images):
+        return self.dense(L.Flatten()(images))
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+def test_an_architecture_has_its_frozen_layers():
+    def sequential(trainable):
+        return keras.Sequential(
+            [keras.Input((8, 8, 1)), L.Flatten(), L.Dense(3, trainable=trainable)]
+        )
+
+    def plain(frozen):
+        model = Plain(frozen)
+        model(np.zeros((1, 8, 8, 1), "float32"))
+        return model
+
+    for make in (sequential, plain):
+        assert own.architecture(make(True)) == own.architecture(make(True))
+        assert own.architecture(make(True)) != own.architecture(make(False))
