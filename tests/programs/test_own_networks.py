@@ -172,9 +172,9 @@ def test_layers_of_the_users_own_are_known_after_their_import(here, capfd, monke
         scaled.save(name)
     del keras.saving.get_custom_objects()["own>Scale"], sys.modules["own_nets"]
     for name in ("scale.keras", "scale.h5"):
-        message = f"train: --model: {name} .*class Scale, which is not known; .*by import_"
+        message = f"train: --model: {name} .*class Scale, which is not known; .*by import"
         check_refused(capfd, here, message, train, f"--model={name}")
-    assert train("--model=scale.keras", "--import_=own_nets", "--noexport", "--steps=1") == 0
+    assert train("--model=scale.keras", "--import=own_nets", "--noexport", "--steps=1") == 0
     assert sys.modules["own_nets"].Scale is type(network().layers[2])
 
 
@@ -205,8 +205,8 @@ REFUSED = [
     (["--model=own_nets:net", "--model_weights=a.h5"], "--model_weights: is of applications"),
     (["--model=lenet", "--logits=x"], "--logits: is of own networks"),
     (["--model=lenet", "--embedding=x", "--embedding_at=stage1"], "--embedding_at: has no meaning"),
-    (["--import_=own_broken"], "--import_: .*own_broken.py line 3"),
-    (["--import_=own_nothing"], "--import_: there is no module 'own_nothing'"),
+    (["--import=own_broken"], "--import: .*own_broken.py line 3"),
+    (["--import=own_nothing"], "--import: there is no module 'own_nothing'"),
 ]  # fmt: skip
 
 
