@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import textwrap
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -805,8 +806,16 @@ def _documented(trainer: type) -> None:
     ]
     rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
     trainer.__signature__ = inspect.Signature([*own, *options, rest])
-    told = [f"{field.name}: {field.metadata['help']}." for field in fields]
-    trainer.__doc__ = trainer.__doc__.replace("{options}", "\n            ".join(told))
+    told = [
+        textwrap.fill(
+            f"{field.name}: {field.metadata['help']}.",
+            100,  # with what pydoc writes before a line
+            initial_indent=" " * 12,
+            subsequent_indent=" " * 16,
+        )
+        for field in fields
+    ]
+    trainer.__doc__ = trainer.__doc__.replace("{options}", "\n".join(told).lstrip())
 
 
 _documented(AdversarialTrainer)

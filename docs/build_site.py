@@ -192,7 +192,7 @@ class Imported(griffe.Extension):
         if not inspect.isclass(imported):
             return
         if cls.docstring and imported.__doc__ and imported.__doc__ != cls.docstring.value:
-            cls.docstring.value = inspect.cleandoc(imported.__doc__)
+            cls.docstring.value = _listed(inspect.cleandoc(imported.__doc__))
         if "__signature__" in vars(imported) or issubclass(imported, Settings):
             init = _function("__init__", inspect.signature(imported), None)
             cls.set_member("__init__", init)
@@ -208,6 +208,13 @@ class Imported(griffe.Extension):
                 at = getattr(cls.members.get(field.name), "lineno", None)
                 setting.lineno = setting.endlineno = at
                 cls.set_member(field.name, setting)
+
+
+def _listed(told: str) -> str:
+    """Return a docstring whose argument **options has options of its own, these as a list."""
+    before, options, after = told.partition("    **options: ")
+    after = re.sub(r"^ {8}(\w+): ", r"        - `\1`: ", after, flags=re.MULTILINE)
+    return before + options + after.replace("\n        - ", "\n\n        - ", 1)
 
 
 def _of_setting(field: dataclasses.Field) -> str:

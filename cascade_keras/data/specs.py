@@ -59,6 +59,7 @@ class Augment:
     flip: bool
 
 
+# What ``augment`` can say.
 AUGMENTS = {
     "none": Augment(crop=False, flip=False),
     "flip": Augment(crop=False, flip=True),

@@ -154,7 +154,7 @@ def craft(
     Args:
         attack: a name, or ``attacks.PGD(steps=100)``; one that makes images at given epsilons.
         epsilons: a number, or several, in 0..255 units.
-        Others as for ``evaluate``.
+        others: as for ``evaluate``.
 
     Returns:
         float32 (N, H, W, C) of one number, (epsilons, N, H, W, C) of several in their order, in
