@@ -11,6 +11,7 @@ A version needs TensorFlow alone, without this package. All its signatures run i
     raw              images uint8 (batch, height, width, C) as stored; the centre is cut out inside
     serve            differentiable, also as the loaded object's method: images -> logits, embedding
 
+Whatever pixel range and outputs a network has itself, such as a softmax, is inside them.
 A version appears in its folder whole or not at all, however the export ends.
 """
 
@@ -45,6 +46,7 @@ from cascade_keras.provenance import (
     version_of,
     weights_hash,
 )
+from cascade_keras.ranges import UNIT
 from cascade_keras.recorded import read_config, read_metrics
 from cascade_keras.settings import Settings, setting
 from cascade_keras.startup import import_tensorflow
@@ -52,6 +54,8 @@ from cascade_keras.startup import import_tensorflow
 if typing.TYPE_CHECKING:
     import keras
     import tensorflow as tf
+
+    from cascade_keras.border import Adapted
 
     Function = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
@@ -70,6 +74,7 @@ _OTHERS = {
 # Versions that agree in these are the same network: exporting it again adds nothing.
 _IDENTITY = (
     "weights_hash",
+    "source_hash",
     "recipe",
     "dataset",
     "input_shape",
@@ -212,19 +217,30 @@ def export_saved_model(
     provenance: dict | None = None,
     *,
     image_shape: Sequence[int] | None = None,
+    value_range: Sequence[float] | None = None,
+    from_logits: bool | str = "auto",
+    logits: str | None = None,
+    embedding: str | None = None,
+    class_names: Sequence[str] | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> pathlib.Path:
     """Save a network as the next version in a folder of the TF Serving layout.
 
-    Nothing is written if the newest version is this network already.
+    Nothing is written if the newest version is this network already. Whatever pixels and outputs
+    the network itself has, the signatures are those above: what is between is inside.
 
     Args:
-        network: images float32 (batch, H, W, C) in [0, 1] -> {"logits" (batch, classes),
-            "embedding" (batch, d)}, or logits alone, which then are the embedding too; of an
-            ``AdversarialTrainer``, its network is meant.
+        network: any classifier that ``border.adapt`` takes; of an ``AdversarialTrainer``, its
+            network is meant, with what the trainer was told of it.
         output: the folder, which need not exist; its name is the one the network is served by.
         provenance: what else to record, such as ``provenance_of_run``; JSON values.
         image_shape: (height, width, C) of stored images, at least as large as what the network
             sees; its own input's shape when None.
+        value_range: the lowest and the highest value of a pixel, as the network takes it; when None
+            what the provenance's recipe says, else (0, 1).
+        from_logits, logits, embedding: what its outputs are, see ``border.adapt``.
+        class_names: in order, to be recorded; those of the provenance's dataset when None.
+        input_shape: (H, W, C) that the network sees, where it does not say it itself.
 
     Returns:
         The version's folder, ``output/1`` for the first.
@@ -236,14 +252,33 @@ def export_saved_model(
     """
     base = expand(output)
     check_output(base)
-    network = getattr(network, "network", network)
-    input_shape = _input_shape(network)
+    from cascade_keras.border import adapt
+    from cascade_keras.sources import source_hash
+
+    provenance = provenance or {}
+    recorded = provenance.get("recipe", {})
+    value_range = recorded.get("value_range") if value_range is None else value_range
+    input_shape = _input_shape(network, input_shape)
+    adapted = adapt(
+        network,
+        value_range=UNIT if value_range is None else value_range,
+        from_logits=from_logits,
+        logits=recorded.get("logits") if logits is None else logits,
+        embedding=recorded.get("embedding") if embedding is None else embedding,
+        image_shape=input_shape,
+    )
+    network = adapted.network
     image_shape = _image_shape(image_shape, input_shape)
-    archive, widths = _trace(network, input_shape, image_shape)
+    archive, widths = _trace(adapted, input_shape, image_shape)
+    weights = weights_hash(weight.numpy() for weight in network.weights)
+    known_by = source_hash(weights, adapted)
     record = {
-        **(provenance or {}),
+        **provenance,
         "name": base.resolve().name,
-        "weights_hash": weights_hash(weight.numpy() for weight in network.weights),
+        "weights_hash": weights,
+        **({} if known_by == weights else {"source_hash": known_by}),
+        "value_range": adapted.value_range,
+        **_class_names(class_names, provenance, widths["logits"]),
         "input_shape": input_shape,
         "image_shape": image_shape,
         "num_classes": widths["logits"],
@@ -267,14 +302,44 @@ def export_saved_model(
     return version
 
 
-def _input_shape(network: keras.Model) -> tuple[int, ...]:
-    shape = getattr(network, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+def _input_shape(network: keras.Model, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the (H, W, C) that a network sees: its own, else what was given."""
+    border = getattr(network, "border", None)
+    network = getattr(network, "network", network)
+    try:
+        shape = network.input_shape
+    except (AttributeError, ValueError):  # by subclassing, which need not say it
+        shape = getattr(border, "input_shape", None)
+        shape = (None, *(shape or (None, None, None)))
+    several = not isinstance(shape, tuple) or len(shape) != 4
+    if not several and given is not None:
+        given = tuple(given)
+        fits = len(given) == 3 and all(
+            own in (None, side) for own, side in zip(shape[1:], given, strict=True)
+        )
+        if not fits:
+            raise InputError(f"is {given}, the network takes {shape[1:]}", "input_shape")
+        shape = (None, *given)
+    if several or None in shape[1:]:
         raise InputError(
             "the network must take one batch of images (batch, height, width, channels) of known "
-            f"size, it takes {shape}; build it from keras.Input((height, width, channels))"
+            f"size, it takes {shape}; build it from keras.Input((height, width, channels)), or "
+            "give input_shape"
         )
     return shape[1:]
+
+
+def _class_names(given: Sequence[str] | None, provenance: dict, num_classes: int) -> dict:
+    """Return the record of the classes' names, empty where they have none."""
+    dataset = provenance.get("dataset")
+    if given is None:
+        given = dataset.get("class_names") if isinstance(dataset, dict) else None
+        given = given or provenance.get("class_names")
+    if not given:
+        return {}
+    if len(given) != num_classes:
+        raise InputError(f"are {len(given)}, the network has {num_classes} classes", "class_names")
+    return {"class_names": list(map(str, given))}
 
 
 def _image_shape(image_shape: Sequence[int] | None, input_shape: tuple[int, ...]) -> tuple:
@@ -293,7 +358,7 @@ def _image_shape(image_shape: Sequence[int] | None, input_shape: tuple[int, ...]
 
 
 def _trace(
-    network: keras.Model, input_shape: tuple[int, ...], image_shape: tuple[int, ...]
+    adapted: Adapted, input_shape: tuple[int, ...], image_shape: tuple[int, ...]
 ) -> tuple[keras.export.ExportArchive, dict[str, int]]:
     """Return the signatures, ready to be written, and the width of each output."""
     # Here and below, not above: bin/export checks its flags before it waits for TensorFlow.
@@ -307,30 +372,23 @@ def _trace(
     archive = keras.export.ExportArchive()
     # Not archive.track(): it would save the state of dropout layers too, and the weights twice,
     # because TensorFlow does not see a Keras variable and its value as one.
-    archive.add_variable_collection("variables", [weight.value for weight in network.weights])
+    archive.add_variable_collection("variables", [w.value for w in adapted.network.weights])
     list_in_order(archive, "variables")
     # Each signature calls the one before, so the network is traced and saved once.
-    serve = archive.add_endpoint("serve", _inference(network, input_shape), floats)
+    serve = archive.add_endpoint("serve", _inference(adapted, input_shape), floats)
     served = archive.add_endpoint("serving_default", _with_probabilities(serve), floats)
     archive.add_endpoint("raw", _from_stored(served, input_shape, image_shape), stored)
     return archive, _output_widths(serve.get_concrete_function())
 
 
-def _inference(network: keras.Model, input_shape: tuple[int, ...]) -> Function:
+def _inference(adapted: Adapted, input_shape: tuple[int, ...]) -> Function:
     import tensorflow as tf
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         # A signature's own shape is not enforced: images of another size would be cut or stretched.
         images = tf.ensure_shape(images, (None, *input_shape))
-        outputs = network(images, training=False)
-        if not isinstance(outputs, dict):
-            outputs = {"logits": outputs, "embedding": outputs}
-        if not {"logits", "embedding"} <= set(outputs):
-            raise InputError(
-                "the network must return logits, or a dict with 'logits' and 'embedding'; it "
-                f"returns {', '.join(sorted(outputs))}"
-            )
-        return {name: tf.cast(outputs[name], tf.float32) for name in ("logits", "embedding")}
+        outputs = adapted(images)
+        return {"logits": outputs.logits, "embedding": outputs.embedding}
 
     return serve
 

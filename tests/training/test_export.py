@@ -33,6 +33,7 @@ from cascade_keras.files import write_json
 from cascade_keras.provenance import PROVENANCE_FILE, locate, saved_versions, weights_hash
 from cascade_keras.recorded import Metrics
 from cascade_keras.runs.run import Run
+from cascade_keras.sources import load_source
 from cascade_keras.training import AdversarialTrainer
 
 SERVING = ROOT / "examples" / "serving"
@@ -587,6 +588,78 @@ def test_exports_at_once_do_not_clash(network, tmp_path, randomize, arrivals):
     assert len(set(digests)) == 2 and all(a != b for a, b in itertools.pairwise(digests))
 
 
+# Networks of other pixels and outputs.
+
+
+def classifier(activation, width, scale=1.0, shape=(8, 8, 1)):
+    keras.utils.set_random_seed(5)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(width, activation)]
+    network = keras.Sequential([keras.Input(shape), *layers])
+    network.layers[-1].kernel.assign(network.layers[-1].kernel / scale)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("activation", "width", "value_range"),
+    [
+        ("softmax", 10, (0, 1)),
+        ("softmax", 10, (0, 255)),
+        ("sigmoid", 1, (-1, 1)),
+        (None, 10, (-1, 1)),
+        (None, 1, (0, 255)),
+    ],
+)
+def test_probabilities_are_the_networks_own(activation, width, value_range, tmp_path):
+    """Softmax once: the network's own outputs at every signature, of its own pixels."""
+    low, high = value_range
+    network = classifier(activation, width, max(-low, high))
+    names = {"class_names": [str(i) for i in range(10)]} if width == 10 else {}
+    version = export_saved_model(network, tmp_path / "own", value_range=value_range, **names)
+    stored = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    images = stored / np.float32(255)
+    own = network(images * np.float32(high - low) + np.float32(low)).numpy()
+    if activation is None and width > 1:
+        own = np.exp(own) / np.exp(own).sum(-1, keepdims=True)
+    elif activation is None:
+        own = 1 / (1 + np.exp(-own))
+    expected = own if width > 1 else np.concatenate([1 - own, own], axis=1)
+    signatures = loaded(version).signatures
+    for name, given in (("serving_default", images), ("raw", stored)):
+        outputs = signatures[name](images=tf.constant(given))
+        np.testing.assert_allclose(outputs["probabilities"], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(tf.nn.softmax(outputs["logits"]), expected, rtol=1e-5, atol=1e-6)
+    known = locate(version).provenance
+    assert known["value_range"] == list(value_range) and known["num_classes"] == len(expected[0])
+    assert known.get("class_names") == names.get("class_names")
+    # It is the same source as the network that it was made of.
+    source = load_source(network, (8, 8, 1), len(expected[0]), value_range=value_range)
+    saved = load_source(version, (8, 8, 1), len(expected[0]))
+    assert saved.weights_hash == source.weights_hash
+    np.testing.assert_allclose(saved.logits(images), source.logits(images), rtol=1e-5, atol=1e-5)
+    assert export_saved_model(network, tmp_path / "own", value_range=value_range) == version
+    other = export_saved_model(network, tmp_path / "own", value_range=(-2, 2))
+    assert other.name == "2" and locate(other).provenance["source_hash"] != source.weights_hash
+
+
+def test_a_trainer_is_exported_by_what_it_was_told(tmp_path):
+    network = classifier("softmax", 4, 255.0, (8, 6, 1))
+    trainer = AdversarialTrainer(network, "standard", value_range=(0, 255))
+    version = export_saved_model(trainer, tmp_path / "own", image_shape=(11, 9, 1))
+    stored = np.random.default_rng(1).integers(0, 256, (3, 11, 9, 1), dtype=np.uint8)
+    served = loaded(version).signatures["raw"](images=tf.constant(stored))["probabilities"]
+    expected = network(stored[:, 1:9, 1:7].astype("float32"))
+    np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-6)
+    for wrong in ((8, 6, 1), (12, 9, 1), (11, 10, 1)):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            loaded(version).signatures["raw"](images=tf.zeros((2, *wrong), tf.uint8))
+    with pytest.raises(InputError, match=r"value_range: is \(-1.0, 1.0\) here"):
+        export_saved_model(trainer, tmp_path / "own", value_range=(-1, 1))
+    with pytest.raises(InputError, match="class_names: are 3, the network has 4 classes"):
+        export_saved_model(trainer, tmp_path / "own", class_names=list("abc"))
+    with pytest.raises(InputError, match=r"takes images in \[0, 1\], whatever"):
+        load_source(version, value_range=(0, 255))
+
+
 # Bad networks.
 
 
@@ -608,10 +681,12 @@ def of_four(images):
 pool, flatten = keras.layers.GlobalAveragePooling2D(), keras.layers.Flatten()
 NETWORKS = [
     (two_inputs, None, "one batch of images"),
-    (lambda: returning(lambda images: {"scores": flatten(images)}), None, "returns scores"),
+    (lambda: returning(lambda x: {"a": flatten(x), "b": pool(x)}), None, "returns 'a', 'b'"),
     (lambda: returning(pool, (None, None, 1)), None, r"\(None, None, None, 1\)"),
     (lambda: returning(of_four, batch_size=4), None, "shape .batch, width."),
-    (lambda: returning(keras.layers.ReLU()), None, "shape .batch, width.*8, 8, 1"),
+    (lambda: returning(keras.layers.ReLU()), None, "shape .batch, classes.*8, 8, 1"),
+    (lambda: returning(lambda x: keras.ops.sigmoid(flatten(x))), None, "from_logits=False"),
+    (lambda: returning(lambda x: keras.ops.softmax(flatten(x)) ** 1), None, "cannot be reached"),
     (build_sequential, (7, 8, 1), r"at least the \(8, 8, 1\)"),
     (build_sequential, (8, 8, 3), r"channels; got \(8, 8, 3\)"),
 ]
