@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cascade_keras import draws, ranges
@@ -382,6 +383,8 @@ class Adapted:
         images = from_unit(_probes(self.network, image_shape), self.value_range)
         if isinstance(self.network, keras.Layer) and not self.network.built:
             self.network(images[:1], training=False)  # which makes its variables
+        # What a function raises is told as it is, not as AutoGraph tells of it.
+        called = None if isinstance(self.network, keras.Layer) else self._call(images, False)[0]
         found: dict = {}
 
         def look(images: tf.Tensor) -> tf.Tensor:
@@ -403,13 +406,15 @@ class Adapted:
                 raise found["error"] from None
             raise
         if found["kind"] == UNKNOWN:
-            self._refuse_probabilities(traced(images))
+            self._refuse_probabilities(traced(images) if called is None else called)
             found["kind"] = LOGITS
         return found["kind"], found["width"]
 
     def _refuse_probabilities(self, values: tf.Tensor) -> None:
         """Refuse values of an output that look like probabilities of which no logits are seen."""
         values = values.numpy()
+        if not np.isfinite(values).all():
+            return
         if (values < 0).any() or (values > 1 + 1e-4).any():
             return
         if _is_single(values):

@@ -124,7 +124,7 @@ def unknown_class(error: BaseException) -> str | None:
     if found is None:
         return None
     name = found[1] or found[2]
-    return f"it has the class {name}, which is not known; name the module that has it by import_"
+    return f"it has the class {name}, which is not known; name the module that has it by import"
 
 
 def _place(error: BaseException) -> str:

@@ -5,7 +5,8 @@ A network can be named by
     saved/NAME         a folder of versions in the TF Serving layout: the largest version is meant
     saved/NAME/3       one version, or any other SavedModel
     runs/NAME          a finished run
-    PATH.keras         a Keras model
+    PATH.keras, .h5    a Keras model
+    app:NAME, module:function    a network that is made when it is loaded, see ``models.forms``
 
 ``assets.extra/cascade_keras.json`` in a version says what the network is: its provenance.
 """
@@ -27,6 +28,7 @@ from msgspec import UNSET, UnsetType
 from cascade_keras import records
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand
+from cascade_keras.models import forms
 from cascade_keras.recorded import CONFIG, OriginRecord, read_config
 from cascade_keras.records import (
     Count,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PROVENANCE_FILE = pathlib.Path("assets.extra", "cascade_keras.json")
+KERAS_FILES = (".keras", ".h5", ".hdf5")
 _LARGEST_VERSION = 2**63 - 1  # TensorFlow Serving's
 
 
@@ -52,6 +55,8 @@ class Recipe(OpenRecord):
     Attributes:
         distance_weight: lambda_2.
         max_epsilon: in 0..255 units.
+        value_range: lowest and highest value of a pixel, as the network takes it.
+        logits, embedding: outputs or layers of the network, see ``border.adapt``.
     """
 
     model: Text | None = None
@@ -64,6 +69,9 @@ class Recipe(OpenRecord):
     ensemble_source: list[Text] = msgspec.field(default_factory=list)
     max_epsilon: Epsilon | None = None
     distance_weight: NotNegative | None = None
+    value_range: list[float] | None = None
+    logits: Text | None = None
+    embedding: Text | None = None
 
 
 class LearnedDataset(OpenRecord):
@@ -100,6 +108,9 @@ class Provenance(OpenRecord):
     image_shape: list[Count] | UnsetType = UNSET
     num_classes: Count | UnsetType = UNSET
     embedding_size: Count | UnsetType = UNSET
+    value_range: list[float] | UnsetType = UNSET
+    class_names: list[str] | UnsetType = UNSET
+    source_hash: Sha256 | UnsetType = UNSET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +121,13 @@ class Location:
         path: the SavedModel's folder or the .keras file.
         name: what people call it: the folder that holds its versions, the run, or the file.
         provenance: what is recorded of it; empty where nothing is.
+        made: the text of a network that is not on disk but is made when it is loaded.
     """
 
     path: pathlib.Path
     name: str
     provenance: dict
+    made: str | None = None
 
     @property
     def is_saved_model(self) -> bool:
@@ -128,8 +141,11 @@ def locate(path: str | pathlib.Path) -> Location:
     Raises:
         InputError: there is none, or its provenance cannot be read.
     """
-    path = expand(path)
+    text, path = os.fspath(path), expand(path)
     try:
+        form = None if os.path.lexists(path) else forms.form_of(text)
+        if form is not None and form.kind in (forms.APPLICATION, forms.FUNCTION):
+            return Location(pathlib.Path(text), form.label, {}, text)
         os.fsencode(path).decode("utf-8")
         return _locate(path)
     except UnicodeError as error:
@@ -141,11 +157,12 @@ def locate(path: str | pathlib.Path) -> Location:
 def _locate(path: pathlib.Path) -> Location:
     if not path.exists():
         raise InputError(
-            f"{path} does not exist; name a saved network's folder, a finished run or a .keras file"
+            f"{path} does not exist; name a saved network's folder, a finished run, a .keras or .h5"
+            " file, app:NAME or module:function"
         )
     if path.is_file():
-        if path.suffix != ".keras":
-            raise InputError(f"{path} is neither a .keras file nor a SavedModel's folder")
+        if path.suffix.lower() not in KERAS_FILES:
+            raise InputError(f"{path} is neither a .keras or .h5 file nor a SavedModel's folder")
         return Location(path, path.stem, {})
     place = path.resolve()
     if (path / "saved_model.pb").is_file():

@@ -7,6 +7,7 @@ of its variables become variables of the network that is trained from it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,8 +16,8 @@ import pathlib
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -24,9 +25,11 @@ import tensorflow as tf
 
 # Importing the layers makes them known to Keras's loader.
 from cascade_keras import attacks, draws, layers, own_code  # noqa: F401
+from cascade_keras.border import Adapted, adapt
 from cascade_keras.errors import InputError
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
+from cascade_keras.ranges import UNIT, ValueRange
 from cascade_keras.records import MOST_BYTES
 
 Outputs = dict[str, tf.Tensor]
@@ -44,12 +47,15 @@ class Source:
         name: of its folder, run or file; of one in memory, its own.
         path: the SavedModel's folder or the .keras file; None where it is in memory only.
         input_shape: (H, W, C), None where any size is taken.
-        weights_hash: SHA-256 of the weights, the same for every form of the same network.
+        weights_hash: SHA-256 of the weights, the same for every form of the same network; and of
+            what is said of its pixels and outputs, where that is anything, see ``source_hash``.
         provenance: what is recorded of its training; empty where nothing is.
         function: images to outputs.
         trust: whether it may do more than compute.
         time_limit: seconds in which it must answer when it is tried out; None for whatever it
             takes. Only a SavedModel from disk has one.
+        value_range: the lowest and the highest value of a pixel, as the network itself takes it;
+            this function is given [0, 1].
     """
 
     name: str
@@ -60,6 +66,7 @@ class Source:
     function: Callable[[tf.Tensor], Outputs]
     trust: bool = False
     time_limit: float | None = None
+    value_range: ValueRange = UNIT
 
     def __str__(self) -> str:
         return str(self.path or self.name)
@@ -93,8 +100,8 @@ class Source:
         """Refuse a network that cannot classify the images of such a dataset.
 
         Raises:
-            InputError: other images or classes, probabilities instead of logits, numbers that are
-                not finite, or no answer within the time limit.
+            InputError: other images or classes, outputs of which no logits can be had, numbers that
+                are not finite, or no answer within the time limit.
         """
         expected = tuple(image_shape)
         fits = len(self.input_shape) == len(expected) and all(
@@ -121,11 +128,6 @@ class Source:
         values = logits.numpy()
         if not np.isfinite(values).all():
             raise InputError(f"{self} gives logits that are not finite numbers")
-        if (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-4):
-            raise InputError(
-                f"{self} gives probabilities (rows sum to 1), not logits: their gradients "
-                "would vanish; save the network without its softmax"
-            )
 
     def why_no_gradient(self, image_shape: Sequence[int]) -> str | None:
         """Return why random images have no gradient that is not zero, None where they have one."""
@@ -176,69 +178,155 @@ def load_source(
     weights_hash: str | None = None,
     trust: bool = False,
     time_limit: float | None = None,
+    value_range: Sequence[float] | None = None,
+    from_logits: bool | str = "auto",
+    logits: str | None = None,
+    embedding: str | None = None,
 ) -> Source:
     """Load a network by its path, or take one that is in memory.
 
-    A path names a SavedModel (the largest version), a .keras file, or a run. Any SavedModel will do
-    whose signature "serve" or "serving_default" takes one float image batch and returns "logits",
-    or one output (batch, classes); it has an "embedding" where it returns one, else the logits are
-    its embedding. Of a Keras model and of a function the same is asked.
+    A path names a SavedModel (the largest version), a .keras or .h5 file, or a run. Any SavedModel
+    will do whose signature "serve" or "serving_default" takes one float image batch and returns
+    "logits", or one output (batch, classes); it has an "embedding" where it returns one, else the
+    logits are its embedding. Of a Keras model and of a function the same is asked. Networks of any
+    pixel range, that end in a softmax or a sigmoid or have one logit, become functions of [0, 1]
+    images to logits, see ``border.adapt``.
 
     Args:
-        network: a path, see ``provenance.locate``; a Keras model or an ``AdversarialTrainer``,
-            whose network is meant, as it is now; a function from images (batch, H, W, C) in [0, 1]
-            to logits or a dict with "logits"; or a ``Source``, which is returned.
+        network: a path, see ``provenance.locate``, or a text of ``models.forms``; a Keras model or
+            an ``AdversarialTrainer``, whose network is meant, as it is now; a function from images
+            (batch, H, W, C) to logits or a dict with "logits"; or a ``Source``, which is returned.
         image_shape, num_classes: of the dataset; where given, the network is checked against them.
+            A network that is made anew, app:NAME or module:function, needs both.
         name: of a network in memory; a model's or a function's own where None.
         weights_hash: of a function, any text that changes when the function does: banks, reports
             and runs know a network by it.
         trust: run a SavedModel though it does more than compute, such as write files.
         time_limit: seconds in which a SavedModel must answer for a few images; ``TIME_LIMIT``
             where None. Loading it may take ten times as long.
+        value_range: the lowest and the highest value of a pixel, as the network takes it; where
+            None what is recorded of it, else (0, 1). What ``export_saved_model`` has written takes
+            [0, 1], its own range being inside.
+        from_logits, logits, embedding: what its outputs are, see ``border.adapt``; where they are
+            not said, what is recorded of it.
 
     Raises:
         InputError: no network there, one that cannot be loaded, or one that does not fit.
     """
-    source = _load(network, image_shape, name, weights_hash, trust, time_limit or TIME_LIMIT)
+    told = _Told(value_range, from_logits, logits, embedding)
+    if isinstance(network, Source):
+        if told != _Told():
+            raise InputError(f"{network} is loaded already; say what it is where it is loaded")
+        source = network
+    elif isinstance(network, str | os.PathLike):
+        source = _located(
+            locate(network), image_shape, num_classes, told, trust, time_limit or TIME_LIMIT
+        )
+    elif isinstance(network, keras.Model):
+        own = name or getattr(network, "network", network).name
+        source = _of_keras(network, own, None, {}, told, image_shape)
+    elif callable(network):
+        source = _of_function(network, name, weights_hash, told, image_shape)
+    else:
+        raise InputError(
+            f"a network is a path, a Keras model or a function from images to logits, "
+            f"got {type(network).__name__}"
+        )
     if image_shape is not None:
         source.check(image_shape, num_classes)
     return source
 
 
-def _load(
-    network: Network,
-    image_shape,
-    name: str | None,
-    digest: str | None,
-    trust: bool,
-    time_limit: float,
+class _Told(NamedTuple):
+    """What is said of a network that is loaded, as for ``border.adapt``; None is not said."""
+
+    value_range: Sequence[float] | None = None
+    from_logits: bool | str = "auto"
+    logits: str | None = None
+    embedding: str | None = None
+
+    def or_recorded(self, recorded: dict) -> _Told:
+        """Return it with what a record says of the rest."""
+        kept = {
+            name: recorded.get(name)
+            for name in ("value_range", "logits", "embedding")
+            if getattr(self, name) is None
+        }
+        return self._replace(**kept)
+
+
+def _located(
+    location: Location, image_shape, num_classes, told: _Told, trust: bool, time_limit: float
 ) -> Source:
-    if isinstance(network, Source):
-        return network
-    if isinstance(network, str | os.PathLike):
-        location = locate(network)
-        if location.is_saved_model:
-            return _load_saved_model(location, trust, time_limit)
-        model = load_keras(location.path)
-        return _of_keras(model, location.name, location.path, location.provenance)
-    if isinstance(network, keras.Model):
-        return _of_keras(network, name or getattr(network, "network", network).name, None, {})
-    if not callable(network):
-        raise InputError(
-            f"a network is a path, a Keras model or a function from images to logits, "
-            f"got {type(network).__name__}"
-        )
-    name = name or getattr(network, "__name__", type(network).__name__)
+    if location.made is not None:
+        from cascade_keras.models import find
+
+        with _no_setting():
+            model, known = find(
+                location.made, input_shape=image_shape, num_classes=num_classes, setting="network"
+            )
+        told = told.or_recorded({"value_range": known})
+        return _of_keras(model, location.name, None, {}, told, image_shape)
+    if location.is_saved_model:
+        return _load_saved_model(location, told, trust, time_limit)
+    model = _load_model(location.path)
+    recorded = location.provenance.get("recipe", {})
+    provenance = location.provenance
+    told = told.or_recorded(recorded)
+    return _of_keras(model, location.name, location.path, provenance, told, image_shape)
+
+
+@contextlib.contextmanager
+def _no_setting() -> Iterator[None]:
+    """Leave it to others to say which of their settings an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.message) from error
+
+
+def _of_function(
+    function: Callable, name: str | None, digest: str | None, told: _Told, image_shape
+) -> Source:
+    name = name or getattr(function, "__name__", type(function).__name__)
     if digest is None:
         raise InputError(
             f"the function {name} has no weights by which it could be known again; give "
             "load_source(function, weights_hash=...) a text that changes when it does"
         )
+    adapted = _adapted(function, name, told)
     shape = (None, None, None) if image_shape is None else tuple(image_shape)
-    return Source(name, None, shape, digest, {}, lambda images: _outputs(network(images), name))
+    return _source(adapted, name, None, shape, digest, {})
 
 
-def _load_saved_model(location: Location, trust: bool, time_limit: float) -> Source:
+def _adapted(network: Callable, where, told: _Told, image_shape=None) -> Adapted:
+    options = told._asdict()
+    if told.value_range is None:
+        options["value_range"] = UNIT
+    try:
+        return adapt(network, image_shape=image_shape, **options)
+    except InputError as error:
+        raise InputError(f"{where}: {error.message}") from error
+
+
+def _source(
+    adapted: Adapted, name: str, path, shape, weights: str, provenance: dict, *rest
+) -> Source:
+    where = path or name
+
+    def function(images: tf.Tensor) -> Outputs:
+        try:
+            outputs = adapted(images)
+        except InputError as error:
+            raise InputError(f"{where}: {error.message}") from error
+        return {"logits": outputs.logits, "embedding": outputs.embedding}
+
+    return Source(
+        name, path, shape, weights, provenance, function, *rest, value_range=adapted.value_range
+    )
+
+
+def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: float) -> Source:
     path = location.path
     check_whole(path)
     if not trust:
@@ -274,19 +362,41 @@ def _load_saved_model(location: Location, trust: bool, time_limit: float) -> Sou
         )
     recorded = location.provenance.get("weights_hash")
     if recorded is None:
-        digest = _files_hash(path)
+        digest = source_hash(_files_hash(path), told)
     else:
+        if told.value_range is not None and tuple(told.value_range) != UNIT:
+            raise InputError(
+                f"{path} takes images in [0, 1], whatever the network inside takes; leave out "
+                "value_range"
+            )
         digest = weights_hash(variable.numpy() for variable in loaded.variables)
         if digest != recorded:
             raise InputError(f"{path} is damaged: its weights are not those recorded; export again")
+        digest = location.provenance.get("source_hash", digest)
 
     def function(images: tf.Tensor, keep_alive=loaded) -> Outputs:
-        return _outputs(signature(**{key: tf.cast(images, spec.dtype)}), path)
+        return signature(**{key: tf.cast(images, spec.dtype)})
 
     shape = tuple(spec.shape[1:])
-    return Source(
-        location.name, path, shape, digest, location.provenance, function, trust, time_limit
+    adapted = _adapted(function, path, told)
+    return _source(
+        adapted, location.name, path, shape, digest, location.provenance, trust, time_limit
     )
+
+
+def source_hash(weights: str, told: _Told | Adapted) -> str:
+    """Return by what a network is known: the hash of its weights, where nothing else is said of it.
+
+    What is said of its pixels and outputs makes another function of the same weights. A source and
+    its exported network are the same.
+    """
+    if isinstance(told, Adapted):
+        told = _Told(told.value_range, told.from_logits, told.logits_name)
+    value_range = UNIT if told.value_range is None else tuple(map(float, told.value_range))
+    said = [list(value_range), told.from_logits is True, told.logits]
+    if said == [list(UNIT), False, None]:
+        return weights
+    return hashlib.sha256(json.dumps([weights, *said]).encode()).hexdigest()
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:
@@ -297,18 +407,28 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
     Raises:
         InputError: the file is damaged or holds something else.
     """
+    model = _load_model(path)
+    return getattr(model, "network", model)
+
+
+def _load_model(path: str | os.PathLike) -> keras.Model:
+    """Load what a .keras file holds, or the network of a .h5 file."""
     from cascade_keras import training  # noqa: F401  checkpoints hold the whole trainer
 
+    if not str(path).lower().endswith(".keras"):
+        from cascade_keras.models import found
+
+        with _no_setting():
+            return found.load(str(path))
     _check_keras_file(path)
     try:
         with warnings.catch_warnings():
             # Keras warns of every layer that the file lacks before it gives up.
             warnings.simplefilter("ignore")
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
         reason = own_code.unknown_class(error) or _first_line(error)
         raise InputError(f"{path} cannot be loaded ({reason})") from error
-    return getattr(model, "network", model)
 
 
 def _check_keras_file(path: str | os.PathLike) -> None:
@@ -347,34 +467,38 @@ def _check_keras_file(path: str | os.PathLike) -> None:
         )
 
 
-def _of_keras(model: keras.Model, name: str, path: pathlib.Path | None, provenance: dict) -> Source:
-    model = getattr(model, "network", model)
+def _of_keras(
+    model: keras.Model, name: str, path, provenance: dict, told: _Told, image_shape
+) -> Source:
     where = path or name
-    shape = getattr(model, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4:
+    trainer = isinstance(getattr(model, "border", None), Adapted)
+    network = getattr(model, "network", model)
+    shape = _own_shape(network)
+    if shape is None:
+        if image_shape is None and isinstance(network, keras.Sequential):
+            raise InputError(
+                f"{where} must take one batch of images (batch, height, width, channels) of a size "
+                "that it says; build it from keras.Input((height, width, channels))"
+            )
+        told_shape = image_shape
+        shape = (None, None, None) if image_shape is None else tuple(image_shape)
+    elif not isinstance(shape, tuple) or len(shape) != 4:
         raise InputError(f"{where} must take one batch of images (batch, height, width, channels)")
-    digest = weights_hash(weight.numpy() for weight in model.weights)
+    else:
+        told_shape, shape = None, shape[1:]
+    adapted = _adapted(model if trainer else network, where, told, told_shape)
+    if not network.built:
+        raise InputError(f"{where} is not built yet; call it on images, or give image_shape")
+    digest = source_hash(weights_hash(weight.numpy() for weight in network.weights), adapted)
+    return _source(adapted, name, path, shape, digest, provenance)
 
-    def function(images: tf.Tensor) -> Outputs:
-        return _outputs(model(images, training=False), where)
 
-    return Source(name, path, shape[1:], digest, provenance, function)
-
-
-def _outputs(outputs, where: pathlib.Path | str) -> Outputs:
-    """Name a network's outputs, in float32."""
-    if not isinstance(outputs, dict):
-        outputs = {"logits": outputs}
-    elif "logits" not in outputs and len(outputs) == 1:
-        outputs = {"logits": next(iter(outputs.values()))}
-    logits = outputs.get("logits")
-    if logits is None or logits.shape.rank != 2:
-        raise InputError(
-            f"{where} must return 'logits', or one output of shape (batch, classes); it returns "
-            + ", ".join(sorted(outputs))
-        )
-    embedding = outputs.get("embedding", logits)
-    return {"logits": tf.cast(logits, tf.float32), "embedding": tf.cast(embedding, tf.float32)}
+def _own_shape(network: keras.Model):
+    """Return a model's input shape; None where it says none, as one by subclassing need not."""
+    try:
+        return network.input_shape
+    except (AttributeError, ValueError):
+        return None
 
 
 def _files_hash(folder: pathlib.Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
+from cascade_keras.provenance import locate
 from cascade_keras.sources import Network, Source, load_source
 
 
@@ -117,7 +118,12 @@ def _add(
     trust: bool,
 ) -> Loaded:
     """Load and check one more network."""
-    source = load_source(path, trust=trust)  # as it is, where it is one
+    if _is_path(path) and locate(path).made is not None:
+        # What is made anew is made for the images that the others take, and stays.
+        size = found.shape or dataset.network_shape((None, None, None))
+        source = load_source(path, size, dataset.num_classes)
+    else:
+        source = load_source(path, trust=trust)  # as it is, where it is one
     shape = found.shape or dataset.network_shape(source.input_shape)
     others = [*(known.sources if known else ()), *found.sources]
     own = tuple(source.input_shape)
@@ -136,7 +142,8 @@ def _add(
     if same is not None:
         return found.extended(same, known[same], probed)
     name = _new_name(source, path, [*(known.names if known else ()), *found.names])
-    return found.extended(name, source if keep or source is path else _let_go(source), probed)
+    stays = keep or source is path or source.path is None
+    return found.extended(name, source if stays else _let_go(source), probed)
 
 
 def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[str]) -> str:

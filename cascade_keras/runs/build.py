@@ -27,17 +27,18 @@ def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Mo
         InputError: it cannot be built or loaded, or does not fit the dataset.
     """
     shape, num_classes = image_shape(settings, dataset.preset), dataset.preset.num_classes
+    kind = models.form_of(settings.model).kind
     network, _ = models.find(
         settings.model,
         input_shape=shape,
         num_classes=num_classes,
         embedding_at=settings.embedding_at,
         normalization=settings.normalization,
-        mean=data.mean_image(dataset, settings.crop),
+        mean=data.mean_image(dataset, settings.crop) if kind == models.forms.NAMED else None,
         weights=settings.model_weights,
         imports=settings.import_,
     )
-    if models.form_of(settings.model).kind != models.forms.NAMED:
+    if kind in (models.forms.FILE, models.forms.FUNCTION):
         own.check(network, settings, shape, num_classes, "model")
     return network
 

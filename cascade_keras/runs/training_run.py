@@ -18,7 +18,7 @@ from cascade_keras import own_code
 from cascade_keras.data.specs import Crop, DatasetSpec, crop_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
-from cascade_keras.models.forms import NAMED, form_of
+from cascade_keras.models.forms import APPLICATION, NAMED, form_of
 from cascade_keras.provenance import package_versions
 from cascade_keras.recorded import (
     FORMAT,
@@ -262,8 +262,7 @@ class Training:
         # Last, as importing and loading may draw numbers too: the weights follow from the seed.
         keras.utils.set_random_seed(settings.seed)
         trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
-        if not self._is_ours:
-            self._say_what_cannot_be_repeated(trainer.network)
+        self._say_what_cannot_be_repeated(trainer.network)
         config = RunConfig(
             format=FORMAT,
             flags=self.flags,
@@ -299,6 +298,8 @@ class Training:
     def _say_what_cannot_be_repeated(self, network: keras.Model) -> None:
         from cascade_keras.runs import build, own
 
+        if self.network is None and form_of(self.settings.model).kind in (NAMED, APPLICATION):
+            return
         setting = "model" if self.network is None else "network"
         shape = build.image_shape(self.settings, self.preset)
         note = own.check_state(network, shape, setting)
