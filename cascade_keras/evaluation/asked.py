@@ -55,6 +55,8 @@ class Asked:
         batch_size: images at a time.
         seed: of the attacks that draw random numbers, and of ``inference_noise``.
         inference_noise: random signs of so many pixel values are added before every network.
+        told: what was said of the networks that they do not say themselves, see ``load_source``;
+            as JSON has it.
     """
 
     attacks: Mapping[str, Attack]
@@ -66,6 +68,7 @@ class Asked:
     batch_size: int = 250
     seed: int = 0
     inference_noise: float = 0.0
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def every(self) -> dict[str, Attack]:

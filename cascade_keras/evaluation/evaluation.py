@@ -66,13 +66,14 @@ class Evaluation:
         self.settings = settings = settings.resolved(targets, sources, preset)
         self.report = Report(settings.output)
         check_places(settings)
-        trust = settings.trust_source
+        trust, told = settings.trust_source, settings.told()
         targets = load_networks(
             targets or settings.target,
             preset,
             setting="target",
             differentiable=False,
             trust=trust,
+            told=told,
         )
         sources = load_networks(
             sources or settings.source,
@@ -81,6 +82,7 @@ class Evaluation:
             known=targets,
             keep=False,
             trust=trust,
+            told=told,
         )
         dataset = dataset or data.load(preset, settings.data_dir, cache_dir=settings.cache_dir)
         images, labels = getattr(dataset, settings.split)
@@ -180,6 +182,8 @@ class _Stores:
             "batch_size": batch_of(attack, settings.batch_size),
             "shape": list(shape),
         }
+        if settings.told():
+            identity["told"] = settings.told()
         name = file_name(f"{source}-{label}")
         self.all.append(ImageStore(expand(settings.images_dir), name, identity))
         return self.all[-1]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,7 @@ def load_networks(
     known: Loaded | None = None,
     keep: bool = True,
     trust: bool = False,
+    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> Loaded:
     """Load networks, check that each fits the dataset and the others, and give each its name.
 
@@ -87,12 +89,13 @@ def load_networks(
         keep: False lets each network go after it was checked: ``sources`` then only say what it
             is. Those that were given in memory stay.
         trust: as for ``load_source``.
+        told: other arguments of ``load_source``, of the networks that it has to load.
 
     Raises:
         InputError: a network that is not there or does not fit, or one that is named twice.
     """
     with about(setting):
-        paths = [path if _is_path(path) else load_source(path) for path in paths]
+        paths = [path if _is_path(path) else load_source(path, **told) for path in paths]
         twice = named_twice(list(filter(_is_path, paths)))
         if twice is not None:
             raise InputError(f"{twice} is named twice; name each network once")
@@ -100,8 +103,22 @@ def load_networks(
             shape = known.shape
         found = Loaded((), (), () if shape is None else tuple(shape), ())
         for path in paths:
-            found = _add(found, path, dataset, differentiable, known, keep, trust)
+            load = _loader(path, _made_for(path, found, dataset), trust, told)
+            found = _add(found, path, load, dataset, differentiable, known, keep)
     return found
+
+
+def _loader(
+    path: Network, made_for: tuple, trust: bool, told: Mapping[str, Any]
+) -> Callable[[], Source]:
+    return lambda: load_source(path, *made_for, trust=trust, **told)
+
+
+def _made_for(path: Network, found: Loaded, dataset: DatasetSpec) -> tuple:
+    """Return the images and classes that a network is made for, if it is made anew."""
+    if not _is_path(path) or locate(path).made is None:
+        return ()
+    return found.shape or dataset.network_shape((None, None, None)), dataset.num_classes
 
 
 def _is_path(network: Network) -> bool:
@@ -111,19 +128,14 @@ def _is_path(network: Network) -> bool:
 def _add(
     found: Loaded,
     path: str | os.PathLike | Source,
+    load: Callable[[], Source],
     dataset: DatasetSpec,
     differentiable: bool,
     known: Loaded | None,
     keep: bool,
-    trust: bool,
 ) -> Loaded:
     """Load and check one more network."""
-    if _is_path(path) and locate(path).made is not None:
-        # What is made anew is made for the images that the others take, and stays.
-        size = found.shape or dataset.network_shape((None, None, None))
-        source = load_source(path, size, dataset.num_classes)
-    else:
-        source = load_source(path, trust=trust)  # as it is, where it is one
+    source = path if isinstance(path, Source) else load()
     shape = found.shape or dataset.network_shape(source.input_shape)
     others = [*(known.sources if known else ()), *found.sources]
     own = tuple(source.input_shape)
@@ -142,8 +154,9 @@ def _add(
     if same is not None:
         return found.extended(same, known[same], probed)
     name = _new_name(source, path, [*(known.names if known else ()), *found.names])
+    # What is made anew would be another network if it were made again.
     stays = keep or source is path or source.path is None
-    return found.extended(name, source if stays else _let_go(source), probed)
+    return found.extended(name, source if stays else _let_go(source, load), probed)
 
 
 def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[str]) -> str:
@@ -153,19 +166,24 @@ def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[
     return next(name for name in (source.name, where, *numbered) if name not in taken)
 
 
-def _let_go(source: Source) -> Source:
+def _let_go(source: Source, load: Callable[[], Source]) -> Source:
     """Return what is known of a network without the network itself."""
-    return dataclasses.replace(source, function=_Gone(source.path))
+    return dataclasses.replace(source, function=_Gone(load))
 
 
 class _Gone:
-    """Stands for a network that was let go: it is to be loaded again from its path."""
+    """Stands for a network that was let go: it is to be loaded again."""
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    def __init__(self, load: Callable[[], Source]):
+        self.load = load
 
     def __call__(self, images):
-        raise RuntimeError(f"{self.path} was let go; load it again")
+        raise RuntimeError("this network was let go; load it again")
+
+
+def loaded_again(source: Source) -> Source:
+    """Return a network that was let go, as it was loaded before."""
+    return source.function.load()
 
 
 def is_loaded(source: Source) -> bool:

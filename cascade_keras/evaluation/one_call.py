@@ -105,7 +105,7 @@ def evaluate(
     )
     told = {"from_logits": from_logits, "logits": logits, "embedding": embedding}
     subject = _Subject(model, x, y, sources, found["num_images"], value_range, told, class_names)
-    asked = _asked(chosen, found, len(subject.labels))
+    asked = _asked(chosen, found, len(subject.labels), subject.told)
     kept: dict[tuple[str, str], np.ndarray] = {}
 
     def keep(source: str, label: str, attack: Attack) -> _Kept:
@@ -246,7 +246,9 @@ def _check_numbers(epsilons: tuple[float, ...], **numbers: int | None) -> dict[s
     return {"epsilons": tuple(sorted(settings.epsilon)), **found}
 
 
-def _asked(chosen: Sequence[Chosen], numbers: Mapping[str, Any], count: int) -> Asked:
+def _asked(
+    chosen: Sequence[Chosen], numbers: Mapping[str, Any], count: int, told: Mapping[str, Any]
+) -> Asked:
     attacks = []
     for each in (each for each in chosen if each.name != CLEAN):
         attack = Attack.at(each, numbers["epsilons"])
@@ -270,6 +272,7 @@ def _asked(chosen: Sequence[Chosen], numbers: Mapping[str, Any], count: int) -> 
         diagnosis_images=numbers["diagnosis_images"],
         batch_size=numbers["batch_size"],
         seed=numbers["seed"],
+        told=told,
     )
 
 
@@ -284,6 +287,7 @@ class _Subject:
         images, labels: float32 (N, H, W, C) in [0, 1] and int32 (N,).
         given: what else is known of them.
         value_range: of the images as they came.
+        told: what was said of the networks.
     """
 
     def __init__(
@@ -299,6 +303,8 @@ class _Subject:
     ):
         if value_range is not None:
             told = {**told, "value_range": check_value_range(value_range)}
+        told = {key: value for key, value in told.items() if value not in (None, "auto")}
+        self.told = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
         dataset = data.load(os.fspath(x)) if isinstance(x, str | os.PathLike) else None
         if dataset is not None:
             if y is not None:

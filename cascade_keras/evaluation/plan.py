@@ -185,5 +185,6 @@ class Plan:
             ],
             "inference_noise": asked.inference_noise,
             "diagnosis_images": self.diagnosed,
+            **asked.told,
             **{f"cw_{key}": value for options in searches for key, value in options.items()},
         }

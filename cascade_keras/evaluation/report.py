@@ -62,6 +62,10 @@ _DEFAULTS = {
     "cw_search": None,
     "cw_images": None,
     "cw_iterations": None,
+    "value_range": None,
+    "from_logits": "auto",
+    "logits": None,
+    "embedding": None,
 }
 # They may differ when a report goes on.
 _FREE = ("format", "versions")
@@ -88,6 +92,10 @@ class Config(Record):
     cw_search: Literal["descent", "grid"] | None = _DEFAULTS["cw_search"]
     cw_images: Count | None = _DEFAULTS["cw_images"]
     cw_iterations: Count | None = _DEFAULTS["cw_iterations"]
+    value_range: Annotated[list[float], Meta(min_length=2, max_length=2)] | None = None
+    from_logits: bool | Literal["auto"] = "auto"
+    logits: str | None = None
+    embedding: str | None = None
     format: Index = _DEFAULTS["format"]
 
     def __post_init__(self):

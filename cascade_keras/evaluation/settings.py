@@ -25,6 +25,7 @@ from cascade_keras.settings import (
     check_apart,
     setting,
     trust_setting,
+    value_range_setting,
 )
 
 CW = "cw_linf"
@@ -65,6 +66,16 @@ class EvaluationSettings(DataSettings):
         path=True,
     )
     trust_source: bool = trust_setting()
+    value_range: tuple[float, ...] | None = value_range_setting()
+    from_logits: str = setting(
+        "auto",
+        "Whether the networks return logits; auto looks, false takes what is before their softmax "
+        "or sigmoids.",
+        choices=("auto", "true", "false"),
+    )
+    logits: str | None = setting(
+        None, "Of networks of several outputs, the output or layer that tells the classes apart."
+    )
     split: str = setting("test", "Of the dataset.", choices=("test", "train"))
     num_images: int = setting(
         1000, "First images of the split, at most as many as it has.", POSITIVE
@@ -215,7 +226,17 @@ class EvaluationSettings(DataSettings):
             batch_size=self.batch_size,
             seed=self.seed,
             inference_noise=self.inference_noise,
+            told=self.told(),
         )
+
+    def told(self) -> dict[str, Any]:
+        """Return what is said of the networks that they do not say themselves, as JSON has it."""
+        told = {
+            "value_range": None if self.value_range is None else list(self.value_range),
+            "from_logits": {"true": True, "false": False}.get(self.from_logits),
+            "logits": self.logits,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
 
 def _is_path(network) -> bool:

@@ -20,10 +20,10 @@ from cascade_keras.attacks.specs import ATTACKS, FORWARD, Attack
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import crafting
 from cascade_keras.evaluation.crafting import NOT_FINITE, Craft, Predict
-from cascade_keras.evaluation.networks import is_loaded
+from cascade_keras.evaluation.networks import is_loaded, loaded_again
 from cascade_keras.evaluation.stores import Arrays, Content, is_missing
 from cascade_keras.files import naming
-from cascade_keras.sources import Source, load_source
+from cascade_keras.sources import Source
 
 _VERSIONS = 4_096  # adversarial images in memory at a time, at most
 _CW_BATCH = 50
@@ -83,8 +83,7 @@ class SavedNetworks:
             if self._visitor is not None:
                 self._predictors.pop(self._visitor[0], None)
                 self._visitor = None
-            gone = self._sources[name]
-            self._visitor = name, load_source(gone.path, trust=gone.trust)
+            self._visitor = name, loaded_again(self._sources[name])
         return self._visitor[1]
 
     def logits(self, name: str) -> attacks.LogitsFn:

@@ -18,6 +18,7 @@ from cascade_keras import attacks, evaluation
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
+from cascade_keras.evaluation import networks as loader
 from cascade_keras.evaluation import tasks as engine
 from cascade_keras.evaluation.networks import load_networks
 from cascade_keras.evaluation.report import Report, Seconds, check_places
@@ -162,14 +163,14 @@ def test_a_source_makes_room_before_the_next_is_loaded(monkeypatch, tmp_path):
     row = {"image_shape": SHAPE, "crops": (SHAPE[0],), "num_classes": 3}
     row = dataclasses.replace(DATASETS["digits"], **row)
     found = load_networks(paths, row, setting="source", keep=False)
-    record, load, alive = [], engine.load_source, weakref.WeakValueDictionary()
+    record, load, alive = [], loader.load_source, weakref.WeakValueDictionary()
 
     def loading(path, **options):
         record.append((path.name, sorted(alive)))
         alive[path.name] = source = load(path, **options)
         return source
 
-    monkeypatch.setattr(engine, "load_source", loading)
+    monkeypatch.setattr(loader, "load_source", loading)
     sources = {"a": network("a", linear(9)), **dict(zip(found.names, found.sources))}
     among = engine.SavedNetworks(sources, SHAPE)
     tasks = [
