@@ -8,6 +8,7 @@ import numpy as np
 
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack
+from cascade_keras.data.datasets import check
 from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.networks import Loaded, load_networks
@@ -86,6 +87,7 @@ class Evaluation:
         )
         dataset = dataset or data.load(preset, settings.data_dir, cache_dir=settings.cache_dir)
         images, labels = getattr(dataset, settings.split)
+        check(images, labels, preset, f"{dataset.name} ({settings.split})")
         given = Given(
             dataset.name,
             dataset.fingerprint,

@@ -106,6 +106,14 @@ def test_sources_may_be_keras_models_in_memory(tmp_path):
     assert error.value.setting == "dataset"
 
 
+def test_a_dataset_that_is_not_of_pixels_is_refused(tmp_path):
+    """Floats would be divided by 255 once more."""
+    floats = dataclasses.replace(OWN, test=(PIXELS / np.float32(255), LABELS))
+    with pytest.raises(InputError, match=r"own \(test\): images must be uint8 of shape"):
+        Evaluation(settings(tmp_path), targets=[NETWORK], dataset=floats)
+    assert not list(tmp_path.iterdir())
+
+
 def test_epsilons_below_one_pixel_value_are_noted(tmp_path):
     assert evaluation(tmp_path, epsilon=[0, 8]).notes == []
     small = evaluation(tmp_path, epsilon=[0.3, 8], num_images=5)
