@@ -196,7 +196,7 @@ def load_source(
         network: a path, see ``provenance.locate``, or a text of ``models.forms``; a Keras model or
             an ``AdversarialTrainer``, whose network is meant, as it is now; a function from images
             (batch, H, W, C) to logits or a dict with "logits"; or a ``Source``, which is returned.
-        image_shape, num_classes: of the dataset; where given, the network is checked against them.
+        image_shape, num_classes: of the dataset; given both, the network is checked against them.
             A network that is made anew, app:NAME or module:function, needs both.
         name: of a network in memory; a model's or a function's own where None.
         weights_hash: of a function, any text that changes when the function does: banks, reports
@@ -232,7 +232,7 @@ def load_source(
             f"a network is a path, a Keras model or a function from images to logits, "
             f"got {type(network).__name__}"
         )
-    if image_shape is not None:
+    if image_shape is not None and num_classes is not None:
         source.check(image_shape, num_classes)
     return source
 

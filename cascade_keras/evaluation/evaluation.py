@@ -184,8 +184,6 @@ class _Stores:
             "batch_size": batch_of(attack, settings.batch_size),
             "shape": list(shape),
         }
-        if settings.told():
-            identity["told"] = settings.told()
         name = file_name(f"{source}-{label}")
         self.all.append(ImageStore(expand(settings.images_dir), name, identity))
         return self.all[-1]

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack, Chosen
-from cascade_keras.border import adapt
 from cascade_keras.data.specs import CIFAR_GRID, DatasetSpec
 from cascade_keras.errors import InputError, about, first_line, shown
 from cascade_keras.evaluation import tasks
@@ -29,7 +28,7 @@ from cascade_keras.evaluation.settings import EvaluationSettings, possible
 from cascade_keras.evaluation.stores import MemoryArrays
 from cascade_keras.labels import check_labels
 from cascade_keras.progress import show_progress
-from cascade_keras.provenance import weights_hash
+from cascade_keras.provenance import locate
 from cascade_keras.ranges import UNIT, check_images, check_value_range, scaled_from_unit
 from cascade_keras.sources import Network, Source, load_source
 
@@ -309,7 +308,7 @@ class _Subject:
         if dataset is not None:
             if y is not None:
                 raise InputError("a dataset brings its labels along; leave y out", "y")
-            shape = None
+            shape = dataset.preset.network_shape((None, None, None))
             stored, raw_labels = (array[:num_images] for array in dataset.test)
         else:
             stored, raw_labels = collect(x, y, num_images)
@@ -319,13 +318,15 @@ class _Subject:
                     "x",
                 )
             shape = stored.shape[1:]
-        networks = _sources(model, "model", shape, told)
-        others = _sources(sources, "sources", shape, told)
+        # What is made anew, app:NAME or module:function, is made for as many classes.
+        classes = dataset.preset.num_classes if dataset else _classes_of(raw_labels)
+        networks = _sources(model, "model", (shape, classes), told)
+        others = _sources(sources, "sources", (shape, classes), told)
         if dataset is not None:
             shape = dataset.preset.network_shape(networks[0].input_shape)
         self.value_range = _range_of(networks, value_range)
         if dataset is not None:
-            self.images = data.as_network_input(stored, shape[0])
+            self.images = data.as_network_input(stored, data.crop_of(shape[:2]))
         else:
             with about("x"):
                 self.images = check_images(stored, self.value_range, "images")
@@ -352,7 +353,7 @@ class _Subject:
             self.labels,
             classes,
             spec.grid if dataset else CIFAR_GRID,
-            _class_names(class_names, classes),
+            _class_names(class_names or (dataset and dataset.preset.class_names), classes),
         )
 
     def as_given(self, images: np.ndarray) -> np.ndarray:
@@ -361,7 +362,7 @@ class _Subject:
 
 
 def _sources(
-    networks: Networks, setting: str, shape: Sequence[int] | None, told: Mapping[str, Any]
+    networks: Networks, setting: str, size: tuple, told: Mapping[str, Any]
 ) -> list[Source]:
     """Return the networks that were given in any form."""
     if isinstance(networks, Mapping):
@@ -373,25 +374,17 @@ def _sources(
     if not pairs and setting == "model":
         raise InputError("name at least one network", setting)
     with about(setting):
-        return [_source(network, name, shape, told) for name, network in pairs]
+        return [_source(network, name, size, told) for name, network in pairs]
 
 
-def _source(network: Network, name: str | None, shape, told: Mapping[str, Any]) -> Source:
+def _source(network: Network, name: str | None, size: tuple, told: Mapping[str, Any]) -> Source:
+    """Return a network as a source, made for images and classes of this size if it is made anew."""
     if isinstance(network, str | os.PathLike):
-        network = load_source(network)
+        network = load_source(network, *(size if locate(network).made else ()), **told)
     elif not isinstance(network, Source):
-        adapted = adapt(network, image_shape=shape, **told)
-        called = name or getattr(network, "name", getattr(network, "__name__", "network"))
-        weights = getattr(network, "weights", ())
         # By what else would a function be known again than by its name.
-        digest = weights_hash(each.numpy() for each in weights) if weights else f"function {called}"
-
-        def function(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs = adapted(images)
-            return {"logits": outputs.logits, "embedding": outputs.embedding}
-
-        taken = tuple(adapted.input_shape or (None, None, None))
-        network = Source(called, None, taken, digest, {}, function)
+        digest = f"function {name or getattr(network, '__name__', type(network).__name__)}"
+        network = load_source(network, size[0], name=name, weights_hash=digest, **told)
     return network if name is None else dataclasses.replace(network, name=str(name))
 
 
@@ -418,6 +411,13 @@ def _num_classes(network: Source, shape: Sequence[int]) -> int:
             f"{network} cannot be run on images of shape {tuple(shape)} ({first_line(error)})",
             "model",
         ) from error
+
+
+def _classes_of(labels: np.ndarray) -> int:
+    """Return how many classes labels tell apart, at least."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return labels.shape[1]
+    return int(check_labels(labels).hard.max()) + 1
 
 
 def _class_names(given: Sequence[str] | None, classes: int) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -165,7 +164,6 @@ class ImagesRecord(Record):
     batch_size: Count
     shape: Annotated[list[Count], Meta(min_length=5, max_length=5)]
     complete_batches: list[Index]
-    told: Values = msgspec.field(default_factory=dict)
 
     def __post_init__(self):
         batches = range(0, self.shape[1], self.batch_size)
