@@ -69,6 +69,8 @@ _DEFAULTS = {
 }
 # They may differ when a report goes on.
 _FREE = ("format", "versions")
+# What is said of networks; compared first, as it makes other networks of the targets.
+_TOLD = ("value_range", "from_logits", "logits", "embedding")
 FOLDERS = ("predictions", "examples", "confusion")
 _FILES = (".json", ".md", ".csv", ".png")  # as they end that are written beside the folders
 
@@ -204,7 +206,8 @@ class Report:
     def _compare(self, config: Mapping) -> None:
         with about("output"):
             before = self._read_config()
-        for key in (key for key in Config.__struct_fields__ if key not in _FREE):
+        keys = (key for key in Config.__struct_fields__ if key not in (*_FREE, *_TOLD))
+        for key in (*_TOLD, *keys):
             old, new = (each.get(key, _DEFAULTS.get(key)) for each in (before, config))
             if key == "attack":
                 old, new = _with_options(old), _with_options(new)

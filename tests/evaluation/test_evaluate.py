@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -429,6 +430,36 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_same_command_goes_o
 
 
 # Adversarial images that are kept, and examples of them.
+
+
+def test_a_network_of_bytes_is_recognised_and_measured(place, capsys):
+    """A .keras file with Rescaling(1/255) inside was at chance, and nothing was suspicious."""
+    first, bias, last = features(NAMES["a"])
+    inputs = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    hidden, logits = keras.layers.Dense(len(bias), "relu"), keras.layers.Dense(10, "softmax")
+    model = keras.Model(inputs, logits(hidden(flat)))
+    hidden.set_weights([first, bias])
+    logits.set_weights([last, np.zeros(10)])
+    model.save("bytes.keras")
+    squashed = evaluated("--target=bytes.keras", *STEP, output="squashed")
+    lines = " ".join(capsys.readouterr().out.split())
+    (sentence,) = squashed["warnings"]
+    assert lines.startswith(sentence) and "is value_range (0, 255) meant?" in sentence
+    assert (
+        (place / "squashed/report.md")
+        .read_text()
+        .startswith("> **bytes: the network is right about")
+    )
+    right = evaluated("--target=bytes.keras", "--value_range=0,255", *STEP, output="right")
+    found = [
+        [record["accuracy"] for record in report["results"]] for report in (right, read("done"))
+    ]
+    assert found[0] == found[1] and not right["warnings"]
+    assert evaluate_here("--target=bytes.keras", *STEP, "--output=right") == 2
+    assert "--value_range: right was made with [0.0, 255.0], now it is null" in (
+        capsys.readouterr().err
+    )
 
 
 def test_kept_images_are_taken_by_other_reports_and_drawn(place, images_and_labels, monkeypatch):

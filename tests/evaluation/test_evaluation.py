@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from support.release import unpack
 
-from cascade_keras import Evaluation, EvaluationSettings, WhiteBox, attacks
+from cascade_keras import Evaluation, EvaluationSettings, WhiteBox, attacks, figures
 from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.data import Dataset
 from cascade_keras.data.specs import DATASETS
@@ -104,6 +104,43 @@ def test_sources_may_be_keras_models_in_memory(tmp_path):
     with pytest.raises(InputError) as error:
         evaluation(tmp_path, dataset="mnist")
     assert error.value.setting == "dataset"
+
+
+def test_wide_images_and_names_of_classes(tmp_path, monkeypatch):
+    shape, names = (3, 6, 1), ("cat", "dog", "a ship")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, *shape), dtype=np.uint8)
+    weights = rng.normal(size=(18, CLASSES)).astype("float32")
+
+    def wide(images):
+        return {"logits": tf.reshape(images, [-1, 18]) @ weights}
+
+    labels = np.argmax(wide(pixels / np.float32(255))["logits"], -1).astype("int32")
+    row = dataclasses.replace(ROW, image_shape=shape, crops=(shape[:2],), class_names=names)
+    given = Dataset("wide", row, (pixels[:0], labels[:0]), (pixels, labels))
+    network = Source("mine", None, shape, "2f", {}, wide)
+    drawn = {"confusion": [], "examples": []}
+    for name in drawn:
+        draw = getattr(figures, name)
+
+        def drawing(*arguments, draw=draw, name=name, **others):
+            drawn[name].append(arguments)
+            return draw(*arguments, **others)
+
+        monkeypatch.setattr(figures, name, drawing)
+    asked = settings(tmp_path, epsilon=[60], num_images=20, confusion=True, examples=2)
+    content = Evaluation(asked, targets=[network], dataset=given).run()
+    assert content["results"][0]["correct"] == 20 > content["results"][1]["correct"]
+    assert [tuple(classes) for _, classes in drawn["confusion"]] == [names, names]
+    ((clean, adversarial, titles),) = drawn["examples"]
+    assert clean.shape == adversarial.shape == (2, *shape)
+    seen = np.argmax(wide(adversarial)["logits"], -1)
+    chosen = [np.flatnonzero((pixels / np.float32(255) == image).all(axis=(1, 2, 3)))[0]
+              for image in clean]  # fmt: skip
+    assert titles == [
+        (names[labels[i]], f"{names[labels[i]]} → {names[wrong]}")
+        for i, wrong in zip(chosen, seen, strict=True)
+    ]
 
 
 def test_a_dataset_that_is_not_of_pixels_is_refused(tmp_path):

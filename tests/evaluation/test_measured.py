@@ -353,7 +353,10 @@ REFUSED = {
     "names": ({"class_names": ["a"]}, "class_names: must be 10 different names"),
     "no such dataset": ({"x": "nowhere", "y": None}, "nowhere"),
     "no network": ({"model": []}, "model: name at least one network"),
-    "larger images": ({"x": np.repeat(UNIT, 2, axis=1)}, "cannot be run on images of shape (16, 8, 1)"),
+    "larger images": (
+        {"x": np.repeat(UNIT, 2, axis=1)},
+        "cannot be run on images of shape (16, 8, 1)",
+    ),
     "batch size": ({"batch_size": 0}, "batch_size: must be above 0"),
 }
 
