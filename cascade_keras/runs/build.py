@@ -15,6 +15,7 @@ import tensorflow as tf
 from cascade_keras import data, models
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.options import TrainerOptions
+from cascade_keras.ranges import UNIT
 from cascade_keras.runs import own
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
 from cascade_keras.training import AdversarialTrainer
@@ -60,7 +61,8 @@ def build_trainer(
 
     Args:
         settings: resolved.
-        network: images -> {"logits", "embedding"} or logits.
+        network: any classifier; ``settings`` say which pixels it takes, and which of several
+            outputs are meant.
         cascade_sources: those whose images are crafted within the step.
         ensemble_sources: those of one-step images.
         make: the trainer's class.
@@ -73,6 +75,9 @@ def build_trainer(
     }
     trainer = make(
         network,
+        value_range=settings.value_range or UNIT,
+        logits=settings.logits,
+        embedding=settings.embedding,
         distance_norm=NORM_OF_DISTANCE[settings.distance],
         cascade_sources=cascade_sources,
         ensemble_sources=ensemble_sources,

@@ -51,7 +51,7 @@ class Dashboard:
         writer: of the event files of the training; its owner closes it. TensorBoard reads one
             file of a directory at a time, so this one is shared.
         directory: where that writer writes.
-        trainer: called as trainer(images, training=False) -> {"logits", "embedding"}.
+        trainer: an ``AdversarialTrainer``.
         images: float32 in [0, 1], (N, H, W, C).
         labels: true classes, (N,).
         attack_names: of ``attacks.specs.ATTACKS``, without the network's own "clean".
@@ -90,7 +90,7 @@ class Dashboard:
         }
         self._kept = {}
         self._network = tf.function(
-            lambda images: trainer(images, training=False), autograph=False
+            lambda images: _outputs_of(trainer, images), autograph=False
         ).get_concrete_function(tf.TensorSpec([None, *self.images.shape[1:]], tf.float32, "images"))
         # A directory of its own: TensorBoard takes all scalars beside a run's hyperparameters for
         # metrics to compare runs by, and only the final ones are.
@@ -312,3 +312,9 @@ def _kernels(network) -> list[tuple[str, np.ndarray]]:
             counts[kind] += 1
             found.append((f"{kind}_{counts[kind]:02d}", kernel.numpy()))
     return found
+
+
+def _outputs_of(trainer, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Return the outputs of images in [0, 1], whatever pixels the network itself takes."""
+    outputs = trainer.border(images)
+    return {"logits": outputs.logits, "embedding": outputs.embedding}

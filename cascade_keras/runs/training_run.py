@@ -203,8 +203,13 @@ class Training:
     def _trained(self) -> TrainingResult:
         from cascade_keras.runs.build import precision
 
-        with precision(self.settings.precision):
-            return self._run()
+        try:
+            with precision(self.settings.precision):
+                return self._run()
+        except InputError as error:
+            if error.setting == "network" and self.network is None:
+                raise InputError(error.message, "model") from error
+            raise
 
     def build_trainer(
         self,

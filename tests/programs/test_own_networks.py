@@ -17,6 +17,7 @@ from cascade_keras.cli.train import main
 from cascade_keras.errors import InputError
 from cascade_keras.layers import ConvBatchNorm
 from cascade_keras.runs import build
+from cascade_keras.sources import load_source
 
 L = keras.layers
 FLAGS = ["--dataset=digits", "--eval_attacks=step_ll", "--tensorboard=none", "--batch_size=32",
@@ -51,6 +52,18 @@ class Raw(layers.Layer):
 def net(input_shape, num_classes, *last):
     return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(16, "relu"),
                              *last, layers.Dense(num_classes)])
+
+def unit(input_shape, num_classes):
+    inputs = keras.Input(input_shape)
+    hidden = layers.Dense(16, "relu", name="hidden")(layers.Flatten()(inputs))
+    return keras.Model(inputs, {"logits": layers.Dense(num_classes)(hidden), "embedding": hidden})
+
+def bytes(input_shape, num_classes):
+    inputs = keras.Input(input_shape)
+    features = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    hidden = layers.Dense(16, "relu", name="hidden")(features)
+    classes = layers.Dense(num_classes, "softmax")(hidden)
+    return keras.Model(inputs, {"classes": classes, "other": layers.Rescaling(2.0)(hidden)})
 
 def drawing(input_shape, num_classes):
     return net(input_shape, num_classes, layers.Dropout(0.5), Noise())
@@ -137,6 +150,25 @@ def test_each_step_and_each_layer_draws_anew():
     assert len({tuple(row) for state in states for row in state.numpy().tolist()}) == 8
 
 
+def test_pixels_and_outputs_are_what_the_network_has(here):
+    """A network of bytes that ends in a softmax is trained as its twin of [0, 1] with logits."""
+    assert train("--model=own_nets:unit", "--name=unit", "--noexport") == 0
+    flags = ("--value_range=0,255", "--logits=classes", "--embedding=hidden", "--name=bytes")
+    assert train("--model=own_nets:bytes", *flags, "--tensorboard=all", "--noexport") == 0
+    twins = [network(f"runs/{name}/model.keras") for name in ("unit", "bytes")]
+    assert set(twins[1].output) == {"classes", "other"}  # as the user has made it
+    for one, other in zip(*(twin.get_weights() for twin in twins), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    results = [json.loads(pathlib.Path(f"runs/{name}/metrics.json").read_text())["results"]
+               for name in ("unit", "bytes")]  # fmt: skip
+    assert results[0] == results[1]
+    images = np.random.default_rng(0).uniform(0, 1, (5, 8, 8, 1)).astype("float32")
+    for place in ("runs/bytes",):
+        outputs = load_source(place)(images)
+        for name, value in twins[0](images).items():
+            np.testing.assert_allclose(outputs[name], value, atol=1e-4)
+
+
 def test_what_is_frozen_stays_as_it_was_bit_for_bit(here):
     keras.utils.set_random_seed(3)
     base = keras.Sequential([L.Conv2D(4, 3), L.BatchNormalization(), ConvBatchNorm(4)])
@@ -179,15 +211,18 @@ def test_layers_of_the_users_own_are_known_after_their_import(here, capfd, monke
 
 
 def test_what_tensorflow_draws_is_said_to_be_lost(here, capsys):
-    assert train("--model=own_nets:stateful", "--noexport", "--steps=1") == 0
+    flags = ("--model=own_nets:stateful", "--noexport", "--steps=1")
+    assert train(*flags, "--loss=kurakin") == 0
     assert "note: the network draws by tf.random (RandomStandardNormal)" in capsys.readouterr().out
+    assert train(*flags, "--name=pairs") == 2  # each of a pair would be given its own noise
+    assert "train: --model: the network has a layer that draws" in capsys.readouterr().err
 
 
 # Flags, and part of the one line.
 REFUSED = [
     (["--model=own_nets:seven"], "--model: tells 7 classes apart, the dataset has 10"),
     (["--model=own_nets:larger"], r"--model: takes .None, 9, 9, 1., the dataset's images are"),
-    (["--model=own_nets:failing"], "--model: .*TypeError: .*own_nets.py line 47"),
+    (["--model=own_nets:failing"], "--model: .*TypeError: .*own_nets.py line 59"),
     (["--model=own_nets:two"], "--model: .*it takes 2 inputs"),
     (["--model=own_nets:none"], "--model: own_nets:none returns str, no Keras model"),
     (["--model=own_nets:raw"], "--model: .*1 variables that Keras does not know"),
@@ -205,6 +240,9 @@ REFUSED = [
     (["--model=own_nets:net", "--model_weights=a.h5"], "--model_weights: is of applications"),
     (["--model=lenet", "--logits=x"], "--logits: is of own networks"),
     (["--model=lenet", "--embedding=x", "--embedding_at=stage1"], "--embedding_at: has no meaning"),
+    (["--model=own_nets:bytes"], "--logits: the network returns 'classes', 'other'"),
+    (["--model=own_nets:net", "--embedding=nix"], "--embedding: .*no layer 'nix'"),
+    (["--model=lenet", "--embedding=nix"], "--embedding: .*no layer 'nix'"),
     (["--import=own_broken"], "--import: .*own_broken.py line 3"),
     (["--import=own_nothing"], "--import: there is no module 'own_nothing'"),
 ]  # fmt: skip

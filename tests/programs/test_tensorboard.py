@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from cascade_keras import data, layers
 from cascade_keras.attacks.specs import ATTACKS, Attack
+from cascade_keras.border import Outputs
 from cascade_keras.cli.train import main
 from cascade_keras.evaluation import crafter
 from cascade_keras.runs import callbacks, dashboard, panels
@@ -337,14 +338,17 @@ def test_how_long_a_look_is_expected_to_take():
 def test_numbers_that_are_not_finite_do_not_spoil_a_histogram(tmp_path):
     images = np.zeros((2, 8, 8, 1), np.float32)
 
-    def broken(x, training):
-        return {"logits": x[:, 0, 0] * np.nan, "embedding": tf.zeros([tf.shape(x)[0], 2])}
+    def broken(x):
+        logits = x[:, 0, 0] * np.nan
+        return Outputs(logits, tf.zeros([tf.shape(x)[0], 2]), logits)
 
-    broken.network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    broken.inference_logits = lambda x: broken(x, False)["logits"]
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    trainer = types.SimpleNamespace(
+        network=network, border=broken, inference_logits=lambda x: broken(x).logits
+    )
     writer = tf.summary.create_file_writer(str(tmp_path))
     asked = [Attack("step_rand", (0, 8))]
-    board = dashboard.Dashboard(writer, tmp_path, broken, images, [0, 0], asked)
+    board = dashboard.Dashboard(writer, tmp_path, trainer, images, [0, 0], asked)
     views = board.look(1)
     board.close()
     assert [view.name for view in views] == ["clean", "step_rand_0", "step_rand_8"]
