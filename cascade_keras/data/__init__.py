@@ -7,6 +7,7 @@ _HOMES = {
     "Batch": "batching",
     "batches": "batching",
     "Dataset": "datasets",
+    "NetworkImages": "datasets",
     "as_network_input": "datasets",
     "centre_crop": "datasets",
     "check": "datasets",

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from cascade_keras import own_code
-from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.data.forms import Form, Part
 from cascade_keras.data.specs import DatasetSpec, Origin
 from cascade_keras.errors import InputError, first_line, shown
 
 CHUNK = 256  # images at a time
+PIXEL_LEVELS = 255  # as in attacks.arguments, which needs TensorFlow
 _NAMES = (("x_train", "y_train", "x_test", "y_test"), ("x", "y"))
 
 

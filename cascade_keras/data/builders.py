@@ -38,7 +38,7 @@ class Builder(Form):
                 "dataset",
             )
         self._image, self._label = keys
-        image, label = (builder.info.features.get(key) for key in keys)
+        image, label = (builder.info.features[key] for key in keys)
         shape = tuple(getattr(image, "shape", ()))
         if len(shape) != 3 or image.dtype != np.uint8 or shape[-1] not in (1, 3):
             raise InputError(

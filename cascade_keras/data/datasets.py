@@ -220,6 +220,28 @@ def centre_crop(images: np.ndarray, crop: Crop) -> np.ndarray:
     return images[:, top : top + height, left : left + width]
 
 
+class NetworkImages:
+    """Stored images as networks see them, converted when they are asked for.
+
+    Args:
+        stored: uint8 (N, H, W, C), in memory or on disk.
+        crop: what networks see of them.
+    """
+
+    def __init__(self, stored: np.ndarray, crop: Crop):
+        self._stored, self._crop = stored, crop
+        self.shape = (len(stored), *sides_of(crop), stored.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, which: slice | np.ndarray) -> NetworkImages | np.ndarray:
+        """Return some of them as they are here, or float32 in [0, 1] where they are counted up."""
+        if isinstance(which, slice):
+            return NetworkImages(self._stored[which], self._crop)
+        return as_network_input(self._stored[which], self._crop)
+
+
 def test_images(dataset: Dataset, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     """Return the test split as networks see it: centre crops in [0, 1], float32, and labels."""
     images, labels = dataset.test

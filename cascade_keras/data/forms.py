@@ -97,6 +97,12 @@ def check_text(text: str) -> None:
         raise InputError(f"must be a place on this machine, got {shown(text)}", "dataset")
     if _is_place(text):
         place = _expanded(text)
+        if place.is_dir() and _is_prepared(place):
+            raise InputError(
+                f"{shown(text)} is a dataset that TensorFlow Datasets has prepared; name it by its "
+                "name, and give its directory as data_dir",
+                "dataset",
+            )
         if place.is_dir() or (place.is_file() and place.suffix == ".npz"):
             return
         problem = (
@@ -116,8 +122,14 @@ def _is_place(text: str) -> bool:
         text.startswith(("/", "./", "../", "~"))
         or text in (".", "..")
         or text.endswith(".npz")
-        or os.path.exists(text)
+        or (os.path.exists(text) and not _is_prepared(pathlib.Path(text)))
     )
+
+
+def _is_prepared(folder: pathlib.Path) -> bool:
+    """Whether a folder is TensorFlow Datasets' own of a dataset, whose name it has."""
+    below = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+    return any(found for pattern in below for found in folder.glob(pattern))
 
 
 def _expanded(text: str):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.datasets import check
@@ -101,7 +99,7 @@ class Evaluation:
         self._measuring = Measuring(
             settings.asked(),
             given,
-            _Images(images, data.crop_of(targets.shape[:2])),
+            data.NetworkImages(images, data.crop_of(targets.shape[:2])),
             targets,
             sources,
             stores.keep if settings.images_dir is not None else None,
@@ -142,16 +140,6 @@ class Evaluation:
                 examples=settings.examples,
             )
         return written
-
-
-class _Images:
-    """Stored images as networks see them, converted when they are asked for."""
-
-    def __init__(self, stored: np.ndarray, crop: data.Crop):
-        self._stored, self._crop = stored, crop
-
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        return data.as_network_input(self._stored[indices], self._crop)
 
 
 class _Stores:

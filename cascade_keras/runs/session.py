@@ -218,7 +218,8 @@ class Session:
     def _accuracies(self) -> list[Result]:
         """Attack the finished network; the dashboard, if any, is shown the images."""
         settings = self.settings
-        images, labels = data.test_images(self.dataset, settings.crop)
+        stored, labels = self.dataset.test
+        images = data.NetworkImages(stored, settings.crop)
         epsilons = tuple(dict.fromkeys(settings.eval_epsilon))
         asked = [Attack(name, epsilons) for name in dict.fromkeys(settings.eval_attacks)]
         quick = [Attack.clean(), *(attack for attack in asked if ATTACKS[attack.name].trains)]

@@ -174,3 +174,43 @@ def test_a_dataset_that_is_not_there_is_said_once(tmp_path, monkeypatch, caplog)
     with pytest.raises(InputError, match="not ready"):
         data.load("mnist", str(tmp_path / "none"))
     assert not caplog.records and logging.getLogger("absl").level == level
+
+
+WIDE = np.zeros((6, 10, 30, 3), np.uint8)
+WIDE[..., 1] = np.arange(10)[:, None] + 1
+WIDE[..., 2] = np.arange(30) + 1
+# Of images of 10x30: the crop, how they are augmented, and in which places and directions it lies.
+WINDOWS = [
+    (None, "none", {(0, 0, 1)}),  # was cut to 10x10
+    ((8, 20), "none", {(1, 5, 1)}),
+    ((8, 20), "flip", {(1, 5, 1), (1, 5, -1)}),
+    ((9, 29), "crop", {(row, column, 1) for row in (0, 1) for column in (0, 1)}),
+    ((9, 30), "crop", {(row, column, 1) for row in (0, 1) for column in range(-4, 5)}),
+]
+
+
+@pytest.mark.parametrize(("crop", "augment", "expected"), WINDOWS)
+def test_images_that_are_not_square_are_cut_as_said(crop, augment, expected):
+    rows, columns = crop or (10, 30)
+    found = set()
+    for (x, *_), _ in data.batches(
+        WIDE, np.zeros(6, int), 6, seed=0, stop=30, crop=crop, augment=augment
+    ):
+        assert x.shape == (6, rows, columns, 3)
+        for image in np.round(x.numpy() * 255).astype(int):
+            column = image[rows // 2, :, 2]
+            inside = np.flatnonzero(column)
+            direction = int(np.sign(column[inside[-1]] - column[inside[0]]))
+            left = column[inside].min() - 1 if direction < 0 else column[inside[0]] - 1 - inside[0]
+            found.add((image[0, inside[0], 1] - 1, left, direction))
+    assert {tuple(map(int, place)) for place in found} == expected
+
+
+def test_crops_of_pairs():
+    assert data.crop_of((9, 9)) == 9 and data.crop_of((9, 8)) == (9, 8)
+    assert data.sides_of(9) == (9, 9) and data.sides_of([9, 8]) == (9, 8)
+    np.testing.assert_array_equal(data.centre_crop(WIDE, (8, 20)), WIDE[:, 1:9, 5:25])
+    images = data.NetworkImages(WIDE, (8, 20))
+    assert images.shape == (6, 8, 20, 3) and len(images[2:5]) == 3
+    seen = images[2:5][np.array([0, 2])]
+    np.testing.assert_array_equal(seen, WIDE[[2, 4], 1:9, 5:25].astype("float32") / 255)
