@@ -29,7 +29,7 @@ from cascade_keras.border import Adapted, adapt
 from cascade_keras.errors import InputError
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
-from cascade_keras.ranges import UNIT, ValueRange
+from cascade_keras.ranges import UNIT, ValueRange, as_text, check_value_range
 from cascade_keras.records import MOST_BYTES
 
 Outputs = dict[str, tf.Tensor]
@@ -205,8 +205,7 @@ def load_source(
         time_limit: seconds in which a SavedModel must answer for a few images; ``TIME_LIMIT``
             where None. Loading it may take ten times as long.
         value_range: the lowest and the highest value of a pixel, as the network takes it; where
-            None what is recorded of it, else (0, 1). What ``export_saved_model`` has written takes
-            [0, 1], its own range being inside.
+            None what is recorded of it, else (0, 1).
         from_logits, logits, embedding: what its outputs are, see ``border.adapt``; where they are
             not said, what is recorded of it.
 
@@ -364,11 +363,13 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
     if recorded is None:
         digest = source_hash(_files_hash(path), told)
     else:
-        if told.value_range is not None and tuple(told.value_range) != UNIT:
+        own = tuple(location.provenance.get("value_range", UNIT))
+        if told.value_range is not None and check_value_range(told.value_range) not in (UNIT, own):
             raise InputError(
-                f"{path} takes images in [0, 1], whatever the network inside takes; leave out "
-                "value_range"
+                f"{path} was saved with a network of value_range={as_text(own)}, which is inside "
+                "it; leave value_range out"
             )
+        told = told._replace(value_range=None)  # the signatures take [0, 1]
         digest = weights_hash(variable.numpy() for variable in loaded.variables)
         if digest != recorded:
             raise InputError(f"{path} is damaged: its weights are not those recorded; export again")
@@ -379,9 +380,10 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
 
     shape = tuple(spec.shape[1:])
     adapted = _adapted(function, path, told)
-    return _source(
+    source = _source(
         adapted, location.name, path, shape, digest, location.provenance, trust, time_limit
     )
+    return source if recorded is None else dataclasses.replace(source, value_range=own)
 
 
 def source_hash(weights: str, told: _Told | Adapted) -> str:

@@ -656,8 +656,10 @@ def test_a_trainer_is_exported_by_what_it_was_told(tmp_path):
         export_saved_model(trainer, tmp_path / "own", value_range=(-1, 1))
     with pytest.raises(InputError, match="class_names: are 3, the network has 4 classes"):
         export_saved_model(trainer, tmp_path / "own", class_names=list("abc"))
-    with pytest.raises(InputError, match=r"takes images in \[0, 1\], whatever"):
-        load_source(version, value_range=(0, 255))
+    for said in (None, (0, 1), (0, 255)):
+        assert load_source(version, value_range=said).value_range == (0, 255)
+    with pytest.raises(InputError, match=r"saved with a network of value_range=\(0, 255\)"):
+        load_source(version, value_range=(-1, 1))
 
 
 # Bad networks.
