@@ -44,6 +44,7 @@ NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or above")
 FRACTION = Rule(lambda v: 0 <= v <= _BELOW_ONE, "in [0, 1)")
 EPSILON = Rule(lambda v: 0 <= v <= 255, "in 0..255")
 SEED = Rule(lambda v: 0 <= v <= LARGEST, f"in 0..{LARGEST}")
+LAYER = Rule(lambda v: len(v) <= 200, "a layer's or output's name of at most 200 characters")
 SOME = Rule(lambda v: len(v) > 0, "at least one")
 VALUE_RANGE = Rule(
     lambda v: len(v) == 2 and v[0] < v[1],

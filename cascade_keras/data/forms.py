@@ -234,10 +234,15 @@ def _described(form: Form, origin: Origin, cache_dir: str | None) -> DatasetSpec
         max_epsilon=MAX_EPSILON,
         normalization=NORMALIZATION,
         epochs=EPOCHS,
-        class_names=form.class_names,
+        class_names=_names(form.class_names, classes),
         examples=splits.examples,
         origin=origin,
     )
+
+
+def _names(own: tuple[str, ...], classes: int) -> tuple[str, ...]:
+    """Return a name for each class, where there are any; those without images have their number."""
+    return (*own, *(f"class {n}" for n in range(len(own), classes))) if own else ()
 
 
 def _check_classes(said: int, found: int, name: str) -> None:

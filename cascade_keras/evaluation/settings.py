@@ -17,6 +17,7 @@ from cascade_keras.learned import dataset_of, learned_by
 from cascade_keras.settings import (
     EPSILON,
     EPSILONS,
+    LAYER,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -74,7 +75,9 @@ class EvaluationSettings(DataSettings):
         choices=("auto", "true", "false"),
     )
     logits: str | None = setting(
-        None, "Of networks of several outputs, the output or layer that tells the classes apart."
+        None,
+        "Of networks of several outputs, the output or layer that tells the classes apart.",
+        LAYER,
     )
     split: str = setting("test", "Of the dataset.", choices=("test", "train"))
     num_images: int = setting(

@@ -24,6 +24,7 @@ from cascade_keras.settings import (
     EPSILON,
     EPSILONS,
     FRACTION,
+    LAYER,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -40,7 +41,6 @@ NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
     "a folder name of at most 100 letters, digits, . + - _",
 )
-LAYER = Rule(lambda v: len(v) <= 200, "a layer's or output's name of at most 200 characters")
 PER_CENT = Rule(lambda v: 0 < v <= 100, "above 0 and at most 100 per cent")
 BOUNDARIES = Rule(
     lambda v: all(step >= 1 for step in v) and list(v) == sorted(v),

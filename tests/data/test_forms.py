@@ -17,7 +17,9 @@ import tensorflow_datasets as tfds
 
 from cascade_keras import data
 from cascade_keras.data import decoded, forms
+from cascade_keras.data.settings import DataSettings
 from cascade_keras.errors import InputError
+from cascade_keras.learned import dataset_of
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (12, 6, 9, 1), np.uint8)
@@ -280,6 +282,7 @@ def test_what_is_read_is_what_another_reader_reads(row, place):
     assert spec.image_shape == x_train.shape[1:]
     assert spec.examples == len(x_train)
     assert spec.num_classes == max(2, 1 + int(max(y_train)))
+    assert len(spec.class_names) in (0, spec.num_classes)
     # Networks see the whole image, and the records a name that a folder can have.
     assert data.sides_of(spec.crop) == x_train.shape[1:3]
     assert spec.name == forms.recorded_name(spec.name)
@@ -412,6 +415,50 @@ def test_a_resized_row_is_found_again_by_its_origin():
     small, large = data.load("digits"), data.load(spec)
     check_rounded(large.test[0], bilinear(small.test[0], (12, 8)))
     assert data.find("digits") is data.DATASETS["digits"]
+
+
+def learned(**origin):
+    record = {"name": "mine", "fingerprint": "0" * 64, "origin": origin}
+    return types.SimpleNamespace(name="net", provenance={"dataset": record})
+
+
+# A network's record may lie: Python code is run only where a person names it, or trusts the maker.
+CODE = [
+    ({"text": "CODE:load"}, {}, False),
+    ({"text": "CODE:load"}, {"trust": True}, True),
+    ({"text": "CODE:load"}, {"dataset": "CODE:load"}, True),
+    ({"text": "mnist", "imports": ["CODE"]}, {}, False),
+    ({"text": "shapes_x", "imports": ["CODE"]}, {}, None),
+]
+
+
+@pytest.mark.parametrize(("origin", "told", "runs"), CODE)
+def test_code_that_a_record_names_is_not_run_by_itself(place, origin, told, runs):
+    name = f"code_{len(told)}_{len(origin)}_{place.name[-1]}"
+    gives = "(f.COLOUR[:9], f.LABELS[:9]), (f.COLOUR, f.LABELS)"
+    (place / "far").mkdir()
+    (place / "far" / f"{name}.py").write_text(
+        "import pathlib, tests_of_forms as f\npathlib.Path('ran').touch()\n"
+        f"def load():\n    return {gives}\n"
+    )
+    origin = {k: [name] if k == "imports" else v.replace("CODE", name) for k, v in origin.items()}
+    if "dataset" in told:
+        sys.path.append(str(place / "far"))
+    settings = DataSettings(dataset=told.get("dataset", "").replace("CODE", name) or None)
+    asked = {"networks": {"target": [learned(**origin, folders=[str(place / "far")])]}}
+
+    def find():
+        return dataset_of(settings, **asked, trust=told.get("trust", False))
+
+    if runs is None:
+        with pytest.raises(InputError, match=f"dataset: .* Python code {name} .*trust_source"):
+            find()
+    elif runs is False and "imports" not in origin:
+        with pytest.raises(InputError, match=f"dataset: .* Python code {name}:load .*trust_source"):
+            find()
+    else:
+        find()
+    assert os.path.exists("ran") == bool(runs)
 
 
 # What does not fit into the memory.
