@@ -98,6 +98,13 @@ def test_every_page_of_docs_is_in_the_navigation():
     assert notebooks <= named
 
 
+def test_each_example_is_told_of():
+    index = (ROOT / "examples" / "README.md").read_text("utf-8")
+    for path in (ROOT / "examples").iterdir():
+        if path.suffix in (".py", ".ipynb"):
+            assert f"]({path.name})" in index, f"{path.name} is missing in examples/README.md"
+
+
 def test_docs_are_made_of_what_setup_declares():
     """The extra is bounded above: MkDocs and its plugins change what they call strict."""
     calls = ast.walk(ast.parse((ROOT / "setup.py").read_text("utf-8")))
