@@ -73,7 +73,7 @@ def load(
     if isinstance(spec.loader, Splits):
         found = spec.loader.read(cache_dir, say)
     else:
-        train, test = spec.load(data_dir)
+        train, test = spec.load(data_dir or (spec.origin and spec.origin.data_dir))
         found = Read(train, test)
     splits = {}
     for split in ("train", "test"):

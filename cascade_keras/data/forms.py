@@ -224,7 +224,9 @@ def _described(form: Form, origin: Origin, cache_dir: str | None) -> DatasetSpec
         _check_classes(origin.num_classes, form.num_classes, form.name)
         classes = max(origin.num_classes, 2)
     if classes > MOST_CLASSES:
-        raise InputError(f"{form.name} has {classes:,} classes, at most {MOST_CLASSES:,} work")
+        raise InputError(
+            f"{form.name} has {classes:,} classes, at most {MOST_CLASSES:,} work", "dataset"
+        )
     splits = Splits(form, origin, cache_dir)
     return DatasetSpec(
         splits.name,

@@ -161,7 +161,7 @@ class Run:
             raise InputError(
                 f"the {config.dataset.name} found is not the one that {self.path} was "
                 "started with; use that data, or another name",
-                "data_dir",
+                "dataset" if config.dataset.origin else "data_dir",
             )
         last, steps = max(self._checkpoint_files(), default=0), flags.get("steps")
         if steps and last > steps:

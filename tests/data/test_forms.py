@@ -408,6 +408,19 @@ def test_floats_that_are_no_whole_pixel_values_are_rounded_and_that_is_said(plac
     assert sorted(kept.ravel()) == sorted(np.round(images * 255).astype(np.uint8).ravel())
 
 
+def test_a_row_that_is_resized_is_read_from_the_recorded_directory(monkeypatch):
+    asked = []
+
+    def load(spec, data_dir):
+        asked.append(data_dir)
+        return [(COLOUR, LABELS.astype(np.int32))] * 2
+
+    row = data.DatasetSpec("elsewhere", load, (10, 30, 3), 3)
+    monkeypatch.setitem(data.DATASETS, "elsewhere", row)
+    dataset = data.load(data.Origin("elsewhere", image_size=(5, 6), data_dir="/far"))
+    assert asked == ["/far"] and dataset.train[0].shape == (12, 5, 6, 3)
+
+
 def test_a_resized_row_is_found_again_by_its_origin():
     spec = data.find(data.Origin("digits", image_size=(12, 8)))
     assert spec.image_shape == (12, 8, 1) and spec.crop == (12, 8)
