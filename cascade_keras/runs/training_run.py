@@ -347,6 +347,8 @@ class Training:
             raise OSError(error.errno, said, error.filename) from error
 
     def _finish(self, network: keras.Model, results: list) -> TrainingResult:
+        from cascade_keras.runs.build import image_shape
+
         steps, saved = self.settings.steps, None
         if self.settings.export:
             saved = export_saved_model(
@@ -354,6 +356,7 @@ class Training:
                 self._saved,
                 provenance_of_run(self.directory.read_config().as_json(), steps, results),
                 image_shape=self.preset.image_shape,
+                input_shape=image_shape(self.settings, self.preset),
             )
         found = [ResultRecord(**result) for result in results]
         self.directory.finish(network, Metrics(steps=steps, seed=self.settings.seed, results=found))

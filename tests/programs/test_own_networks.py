@@ -154,7 +154,7 @@ def test_pixels_and_outputs_are_what_the_network_has(here):
     """A network of bytes that ends in a softmax is trained as its twin of [0, 1] with logits."""
     assert train("--model=own_nets:unit", "--name=unit", "--noexport") == 0
     flags = ("--value_range=0,255", "--logits=classes", "--embedding=hidden", "--name=bytes")
-    assert train("--model=own_nets:bytes", *flags, "--tensorboard=all", "--noexport") == 0
+    assert train("--model=own_nets:bytes", *flags, "--tensorboard=all") == 0
     twins = [network(f"runs/{name}/model.keras") for name in ("unit", "bytes")]
     assert set(twins[1].output) == {"classes", "other"}  # as the user has made it
     for one, other in zip(*(twin.get_weights() for twin in twins), strict=True):
@@ -163,7 +163,7 @@ def test_pixels_and_outputs_are_what_the_network_has(here):
                for name in ("unit", "bytes")]  # fmt: skip
     assert results[0] == results[1]
     images = np.random.default_rng(0).uniform(0, 1, (5, 8, 8, 1)).astype("float32")
-    for place in ("runs/bytes",):
+    for place in ("runs/bytes", "saved/bytes"):
         outputs = load_source(place)(images)
         for name, value in twins[0](images).items():
             np.testing.assert_allclose(outputs[name], value, atol=1e-4)
