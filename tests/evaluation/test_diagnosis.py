@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cascade_keras.attacks import specs
 from cascade_keras.evaluation.cells import Cell
-from cascade_keras.evaluation.diagnosis import KINDS, Gradients, diagnose, summary
+from cascade_keras.evaluation.diagnosis import KINDS, Gradients, at_chance, diagnose, summary
 
 N = 200
 
@@ -245,3 +245,39 @@ def test_needs_no_tensorflow():
     code = f"from cascade_keras.evaluation import {modules}; import sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
     assert b"evaluation.report" in loaded.stdout and b"tensorflow" not in loaded.stdout
+
+
+ALL = np.arange(1000)
+CHANCE = {  # classes, right of 1,000, whether all are taken for one class -> kind
+    "nothing learned": (10, 110, False, "at_chance"),
+    "little learned": (10, 200, False, None),
+    "worse than chance": (2, 100, False, "at_chance"),
+    "two classes, by chance": (2, 540, False, "at_chance"),
+    "two classes, learned": (2, 600, False, None),
+    "many classes, learned": (1000, 30, False, None),
+    "one answer": (2, 800, True, "at_chance"),
+    "one class": (1, 1000, False, None),
+}
+
+
+@pytest.mark.parametrize("case", CHANCE)
+def test_clean_images_show_a_network_at_chance(case):
+    classes, right, one_answer, kind = CHANCE[case]
+    labels = np.where(right > ALL, 0, 1) if one_answer else ALL % classes
+    predicted = np.where((right > ALL) | one_answer, labels * (not one_answer), (labels + 1))
+    found = list(at_chance("net", predicted, labels, classes))
+    assert [finding.kind for finding in found] == [kind] * (kind is not None)
+    for finding in found:
+        assert (finding.first, finding.second) == (right / 10, 100 / classes)
+        assert ("all taken for class 0" in finding.sentence) == one_answer
+
+
+def test_a_range_that_makes_it_right_is_named_where_it_clearly_does():
+    labels = ALL % 10
+    predicted = np.where(ALL < 400, labels, labels + 1)
+    for better, kinds in ((450, []), (900, ["value_range"])):
+        other = (0.0, 255.0), better > ALL
+        found = list(at_chance("net", predicted, labels, 10, other))
+        assert [finding.kind for finding in found] == kinds
+    assert "(0, 255) meant? With it, 90.0 % of 1000 are right" in found[0].sentence
+    assert (found[0].first, found[0].examples) == (40.0, 1000)

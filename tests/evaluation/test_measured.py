@@ -15,6 +15,8 @@ import cascade_keras as ck
 from cascade_keras import InputError, attacks, data
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.evaluation import WhiteBox
+from cascade_keras.evaluation.samples import collect
+from cascade_keras.labels import check_labels
 
 N, BATCH = 120, 50
 PIXELS, LABELS = (array[:N] for array in data.load("digits").test)
@@ -171,6 +173,13 @@ def test_images_and_labels_come_as_to_keras(network, expected, form):
     np.testing.assert_array_equal(report.labels, LABELS)
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "name"])
+def test_the_first_images_are_taken(form):
+    images, labels = collect(*FORMS[form](), num_images=70)
+    np.testing.assert_allclose(images, UNIT[:70])
+    np.testing.assert_array_equal(check_labels(labels).hard, LABELS[:70])
+
+
 class Subclassed(keras.Model):
     def __init__(self, network):
         super().__init__()
@@ -229,6 +238,7 @@ def test_attacks_of_one_name_stand_side_by_side(network):
     alone = ck.evaluate(network, UNIT[:40], LABELS[:40], [strong], 8, **QUIET)
     assert alone.accuracy["pgd"] == alone.accuracy[strong, 8] == alone.accuracy["pgd", 8.0]
     assert alone.accuracy["pgd"] == report.accuracy[strong, 8]
+    assert list(alone.accuracy) == [("clean", 0.0), ("pgd", 8.0)]
     assert alone.to_dict()["attacks"][0]["options"]["steps"] == 4
 
 
@@ -299,6 +309,8 @@ def test_a_network_at_chance_is_said_first(network, tmp_path):
     report.save(tmp_path / "report")
     assert (tmp_path / "report/report.md").read_text().startswith("> **")
     assert "of clean images" in report._repr_markdown_().splitlines()[0]
+    signed = ck.evaluate(model, in_range((-1, 1)), LABELS, "clean", value_range=(-1, 1), **QUIET)
+    assert f"is value_range (0, 255) meant? With it, {better:.1f} %" in signed.diagnosis[0]
     # Labels in another order: no range is to blame, and nothing that attacks do matters.
     moved = ck.evaluate(
         network, UNIT[:40], (LABELS[:40] + 1) % 10, [FEW], 8, **QUIET | {"diagnosis_images": 10}
