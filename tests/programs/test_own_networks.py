@@ -5,11 +5,13 @@ Each network is a text: a module's function, a file, an application.
 
 import json
 import pathlib
+import runpy
 import sys
 
 import keras
 import numpy as np
 import pytest
+from support.files import ROOT
 from support.processes import check_refused
 
 from cascade_keras import draws
@@ -193,6 +195,15 @@ def test_what_is_frozen_stays_as_it_was_bit_for_bit(here):
     with pytest.raises(InputError, match="does not hold the weights of this network") as error:
         build.load_initialisation(keras.Sequential([keras.Input((3,)), L.Dense(4)]), "saved/run")
     assert error.value.setting == "init_from"
+
+
+def test_the_example_of_fine_tuning_does_what_it_says(here):
+    """That what is frozen stays as it was it checks itself."""
+    main_of = runpy.run_path(str(ROOT / "examples" / "fine_tune.py"))["main"]
+    found = main_of(steps=2, epochs=1, examples=4, max_epsilon=16)
+    assert set(found) == {"standard", "pivot"}
+    assert set(found["pivot"]) == {"clean", "step_fgsm", "iter_fgsm", "pgd"}
+    assert network("runs/digits-fine_tune-pivot-s0/model.keras").input_shape == (None, 8, 8, 1)
 
 
 def test_layers_of_the_users_own_are_known_after_their_import(here, capfd, monkeypatch):
