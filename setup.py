@@ -49,11 +49,11 @@ setup(
         "lint": ["ruff>=0.15"],
         # Makes the pages of docs/ and the reference into a site: `make docs`.
         "docs": [
-            "mkdocs>=1.6,<2",
-            "mkdocs-material>=9.6,<10",
-            "mkdocstrings>=1,<2",
-            "mkdocstrings-python>=2,<3",
-            "griffelib>=2,<3",
+            "mkdocs>=1.6.1,<2",
+            "mkdocs-material>=9.8,<10",
+            "mkdocstrings>=1.0,<2",
+            "mkdocstrings-python>=2.0,<3",
+            "griffelib>=2.4,<3",
         ],
         "autoattack": ["adversarial-robustness-toolbox>=1.20,<2"],
         "benchmark": [
