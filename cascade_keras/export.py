@@ -27,7 +27,7 @@ import shutil
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
-from cascade_keras.data.specs import DATASETS
+from cascade_keras.data.specs import DATASETS, sides_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import (
     Lock,
@@ -113,6 +113,9 @@ class ExportSettings(Settings):
         "saved/NAME.",
         path=True,
     )
+    import_: tuple[str, ...] = setting(
+        (), "Modules to import first, which register the network's layers.", operational=True
+    )
 
 
 class Exported(typing.NamedTuple):
@@ -171,7 +174,15 @@ def export_run(
 
     with about("run"):
         network = load_keras(run / "model.keras")
-        version = export_saved_model(network, base, provenance, image_shape=image_shape)
+        crop = provenance["recipe"].get("crop")
+        version = export_saved_model(
+            network,
+            base,
+            provenance,
+            image_shape=image_shape,
+            # A network by subclassing does not say what it takes.
+            input_shape=None if crop is None else (*sides_of(crop), image_shape[-1]),
+        )
     return Exported(version, int(version.name) not in before)
 
 

@@ -17,11 +17,13 @@ from absl import flags
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.export import ExportSettings, export_run
+from cascade_keras.own_code import import_all
 
 
 def export(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
     chosen = read(values, ExportSettings)
+    import_all(chosen.import_)
     version, written = export_run(chosen.run, chosen.output)
     if written:
         name = version.parent.resolve().name
