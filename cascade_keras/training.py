@@ -634,6 +634,21 @@ class AdversarialTrainer(keras.Model):
         with in_one_line():
             return super().fit(**bound)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Leave out, where there is nothing to build, that Keras adds the batches of replicas up.
+
+        It does so to learn their shape, and fails where they are of unequal size.
+        """
+        if not (self.network.built and self.optimizer is not None and self.optimizer.built):
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _get_metrics_result_or_logs(self, logs):
+        """Read what all replicas have counted; a step's logs are the mean of what each has."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return super()._get_metrics_result_or_logs(logs)
+        found = {metric.name: metric for metric in self.metrics}
+        return {name: found[name].result() if name in found else logs[name] for name in logs}
+
     def evaluate(self, *args, **kwargs):
         """Measure as Keras does, on images in ``value_range``; see ``keras.Model.evaluate``."""
         with in_one_line():

@@ -16,6 +16,9 @@ from cascade_keras.errors import InputError
 _ASSERTED = re.compile(
     r"assertion failed: \[((?:images|labels)[^\]]*)\](?: \[([^\]]*)\] \[([^\]]*)\])?"
 )
+_UNLIKE = re.compile(
+    r"Shape of tensor \S+ (\[[^\]]*\]) is not compatible with expected shape (\[[^\]]*\])"
+)
 
 
 class Given(NamedTuple):
@@ -98,6 +101,11 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
+        found = _UNLIKE.search(str(error))
+        if found is not None:
+            raise InputError(
+                "images of shape {} were given, the network takes {}".format(*found.groups())
+            ) from None
         found = _ASSERTED.search(str(error))
         if found is None:
             raise

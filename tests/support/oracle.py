@@ -31,13 +31,18 @@ def logits_of(weights, images):
     return np.tanh(np.reshape(images, (len(images), -1)) @ a + b) @ c + d
 
 
+def rows(labels):
+    """Labels as rows of CLASSES numbers: those that are soft are such already."""
+    return np.eye(CLASSES)[labels] if np.ndim(labels) == 1 else np.asarray(labels)
+
+
 def input_gradient(weights, images, labels):
     """The gradient of the cross entropy of each image."""
     a, b, c, d = (np.asarray(w, np.float64) for w in weights)
     hidden = np.tanh(np.reshape(images, (len(images), -1)) @ a + b)
     logits = hidden @ c + d
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    upstream = (chances - np.eye(CLASSES)[labels]) @ c.T * (1 - hidden**2)
+    upstream = (chances - rows(labels)) @ c.T * (1 - hidden**2)
     return np.reshape(upstream @ a.T, np.shape(images))
 
 
@@ -140,7 +145,7 @@ def adversarial(weights, images, labels, step, *, seed=0, max_epsilon=16.0, atta
 
 
 def distance(loss, attacked, clean, *, distance_norm=2, embedding_normalization="none",
-             pivot_guard="fixed_scale", **_):  # fmt: skip
+             pivot_guard="fixed_scale", pair_weight=1.0, **_):  # fmt: skip
     if loss == "pivot":
         clean = tf.stop_gradient(clean)
     if embedding_normalization == "unit":
@@ -151,21 +156,28 @@ def distance(loss, attacked, clean, *, distance_norm=2, embedding_normalization=
     if loss == "pivot" and pivot_guard == "fixed_scale":
         scale = tf.sqrt(tf.reduce_mean(attacked**2))
         attacked = attacked / scale * tf.stop_gradient(scale)
-    return tf.reduce_sum(tf.abs(attacked - clean) ** distance_norm)
+    apart = tf.reduce_sum(tf.abs(attacked - clean) ** distance_norm, 1)
+    return tf.reduce_sum(pair_weight * apart)
 
 
 def objective(loss, variables, attacked, clean, labels, partners, *, adversarial_weight=0.3,
-              distance_weight=1e-4, paired_weight=1.0, weight_decay=1e-4, **options):  # fmt: skip
+              distance_weight=1e-4, paired_weight=1.0, weight_decay=1e-4, sample_weight=None,
+              **options):  # fmt: skip
     """The loss of k adversarial images and of clean ones, and what is reported of them.
 
     labels are (of the adversarial, of the clean); the first ``partners`` clean images are partners.
+    sample_weight multiplies the cross entropy of each image and the distance of each pair.
     """
     k = len(attacked)
     images = np.concatenate([attacked, clean]).reshape(k + len(clean), -1)
     a, b, c, d = variables
     logits = tf.tanh(images @ a + b) @ c + d
-    classes = np.concatenate(labels)
-    each = tf.reduce_logsumexp(logits, 1) - tf.gather(logits, classes, batch_dims=1)
+    soft = rows(np.concatenate(labels))
+    classes = soft.argmax(1)
+    each = tf.reduce_logsumexp(logits, 1) - tf.reduce_sum(soft * logits, 1)
+    if sample_weight is not None:
+        each *= np.concatenate([sample_weight[:k], sample_weight[-len(clean) :]])
+        options["pair_weight"] = sample_weight[:k]
     weights = [adversarial_weight] * k + [paired_weight] * partners
     weights = np.array(weights + [1.0] * (len(classes) - len(weights)))
     apart = 0.0
