@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,11 @@ from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import Crop, DatasetSpec, crop_of, sides_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.learned import dataset_of
+from cascade_keras.provenance import locate
 from cascade_keras.settings import (
     POSITIVE,
     SEED,
+    NetworkSettings,
     Rule,
     check_apart,
     items_of,
@@ -65,7 +68,7 @@ def parse_epsilons(text: str) -> tuple[int, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CraftSettings(DataSettings):
+class CraftSettings(NetworkSettings, DataSettings):
     """Which images are crafted, and where they are kept: the flags of ``bin/craft``."""
 
     source: str | None = setting(None, "The network to attack.", path=True)
@@ -130,8 +133,16 @@ class Crafting:
         from cascade_keras.evaluation.networks import load_networks
         from cascade_keras.sources import load_source
 
+        settings, network = self.settings, self._network
         with about("source"):
-            source = load_source(self._network, trust=self.settings.trust_source)
+            made = isinstance(network, str | os.PathLike) and locate(network).made is not None
+            shape = self.spec.network_shape((None, None, None))
+            source = load_source(
+                network,
+                *((shape, self.spec.num_classes) if made else ()),
+                trust=settings.trust_source,
+                **settings.told(),
+            )
         crop = self._crop_of(source)
         # Training sees no other sizes, so no other bank is of use.
         crop = crop if self.spec.may_see(crop) else self.spec.crop

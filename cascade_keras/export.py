@@ -48,7 +48,7 @@ from cascade_keras.provenance import (
 )
 from cascade_keras.ranges import UNIT
 from cascade_keras.recorded import read_config, read_metrics
-from cascade_keras.settings import Settings, setting
+from cascade_keras.settings import Settings, said_of_logits, setting
 from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
@@ -273,7 +273,9 @@ def export_saved_model(
     adapted = adapt(
         network,
         value_range=UNIT if value_range is None else value_range,
-        from_logits=from_logits,
+        from_logits=said_of_logits(recorded.get("from_logits"))
+        if from_logits == "auto"
+        else from_logits,
         logits=recorded.get("logits") if logits is None else logits,
         embedding=recorded.get("embedding") if embedding is None else embedding,
         image_shape=input_shape,

@@ -20,7 +20,7 @@ import pathlib
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -56,7 +56,7 @@ class Recipe(OpenRecord):
         distance_weight: lambda_2.
         max_epsilon: in 0..255 units.
         value_range: lowest and highest value of a pixel, as the network takes it.
-        logits, embedding: outputs or layers of the network, see ``border.adapt``.
+        from_logits, logits, embedding: what it returns, see ``border.adapt``.
     """
 
     model: Text | None = None
@@ -70,6 +70,7 @@ class Recipe(OpenRecord):
     max_epsilon: Epsilon | None = None
     distance_weight: NotNegative | None = None
     value_range: list[float] | None = None
+    from_logits: Literal["auto", "true", "false"] = "auto"
     logits: Text | None = None
     embedding: Text | None = None
 

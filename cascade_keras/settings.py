@@ -109,6 +109,34 @@ def value_range_setting() -> Any:
     )
 
 
+# What ``from_logits`` says on a flag, as ``border.adapt`` is told it.
+_SAID_OF_LOGITS = {"auto": "auto", "true": True, "false": False}
+
+
+def from_logits_setting() -> Any:
+    """Return the field that says what networks return, where nothing is recorded of it."""
+    return setting(
+        "auto",
+        "Whether the network returns logits; auto looks, false takes what is before its softmax or "
+        "sigmoids.",
+        choices=tuple(_SAID_OF_LOGITS),
+    )
+
+
+def said_of_logits(text: str | None) -> bool | str:
+    """Return what a ``from_logits`` setting means; "auto" where there is none."""
+    return _SAID_OF_LOGITS[text or "auto"]
+
+
+def logits_setting() -> Any:
+    """Return the field that names the output that is meant, where a network has several."""
+    return setting(
+        None,
+        "Of a network of several outputs, the output or layer that tells the classes apart.",
+        LAYER,
+    )
+
+
 def flag_of(name: str) -> str:
     """Return the flag of a setting: Python's own words have an underscore after them."""
     return name.rstrip("_")
@@ -218,6 +246,24 @@ class Settings:
             if not field.metadata["operational"]
         }
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """What is said of networks that do not record which pixels they take and what they return."""
+
+    value_range: tuple[float, ...] | None = value_range_setting()
+    from_logits: str = from_logits_setting()
+    logits: str | None = logits_setting()
+
+    def told(self) -> dict[str, Any]:
+        """Return what ``load_source`` is told beside the network, as JSON has it."""
+        told = {
+            "value_range": None if self.value_range is None else list(self.value_range),
+            "from_logits": None if self.from_logits == "auto" else said_of_logits(self.from_logits),
+            "logits": self.logits,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
 
 _ALL_NOT_NEGATIVE = Rule(lambda v: all(item >= 0 for item in v), "numbers of 0 or above")

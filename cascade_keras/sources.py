@@ -31,6 +31,7 @@ from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
 from cascade_keras.ranges import UNIT, ValueRange, as_text, check_value_range
 from cascade_keras.records import MOST_BYTES
+from cascade_keras.settings import said_of_logits
 
 Outputs = dict[str, tf.Tensor]
 T = TypeVar("T")
@@ -251,6 +252,8 @@ class _Told(NamedTuple):
             for name in ("value_range", "logits", "embedding")
             if getattr(self, name) is None
         }
+        if self.from_logits == "auto":
+            kept["from_logits"] = said_of_logits(recorded.get("from_logits"))
         return self._replace(**kept)
 
 
@@ -258,8 +261,13 @@ def _located(
     location: Location, image_shape, num_classes, told: _Told, trust: bool, time_limit: float
 ) -> Source:
     if location.made is not None:
-        from cascade_keras.models import find
+        from cascade_keras.models import find, forms
 
+        if forms.form_of(location.made).kind == forms.APPLICATION:
+            raise InputError(
+                f"{location.made} would be a network of new weights; name one that was trained: a "
+                "run, a saved network, a .keras or .h5 file"
+            )
         with _no_setting():
             model, known = find(
                 location.made, input_shape=image_shape, num_classes=num_classes, setting="network"

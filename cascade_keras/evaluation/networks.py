@@ -95,7 +95,10 @@ def load_networks(
         InputError: a network that is not there or does not fit, or one that is named twice.
     """
     with about(setting):
-        paths = [path if _is_path(path) else load_source(path, **told) for path in paths]
+        paths = [
+            path if _is_path(path) or isinstance(path, Source) else load_source(path, **told)
+            for path in paths
+        ]
         twice = named_twice(list(filter(_is_path, paths)))
         if twice is not None:
             raise InputError(f"{twice} is named twice; name each network once")

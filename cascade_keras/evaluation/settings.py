@@ -17,16 +17,15 @@ from cascade_keras.learned import dataset_of, learned_by
 from cascade_keras.settings import (
     EPSILON,
     EPSILONS,
-    LAYER,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
     SOME,
+    NetworkSettings,
     Rule,
     check_apart,
     setting,
     trust_setting,
-    value_range_setting,
 )
 
 CW = "cw_linf"
@@ -52,7 +51,7 @@ def possible() -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings(DataSettings):
+class EvaluationSettings(NetworkSettings, DataSettings):
     """What an evaluation is told; each field is a flag of ``bin/evaluate`` too.
 
     None stands for what follows from the networks and their dataset, see ``resolved``.
@@ -67,18 +66,6 @@ class EvaluationSettings(DataSettings):
         path=True,
     )
     trust_source: bool = trust_setting()
-    value_range: tuple[float, ...] | None = value_range_setting()
-    from_logits: str = setting(
-        "auto",
-        "Whether the networks return logits; auto looks, false takes what is before their softmax "
-        "or sigmoids.",
-        choices=("auto", "true", "false"),
-    )
-    logits: str | None = setting(
-        None,
-        "Of networks of several outputs, the output or layer that tells the classes apart.",
-        LAYER,
-    )
     split: str = setting("test", "Of the dataset.", choices=("test", "train"))
     num_images: int = setting(
         1000, "First images of the split, at most as many as it has.", POSITIVE
@@ -231,15 +218,6 @@ class EvaluationSettings(DataSettings):
             inference_noise=self.inference_noise,
             told=self.told(),
         )
-
-    def told(self) -> dict[str, Any]:
-        """Return what is said of the networks that they do not say themselves, as JSON has it."""
-        told = {
-            "value_range": None if self.value_range is None else list(self.value_range),
-            "from_logits": {"true": True, "false": False}.get(self.from_logits),
-            "logits": self.logits,
-        }
-        return {name: value for name, value in told.items() if value is not None}
 
 
 def _is_path(network) -> bool:

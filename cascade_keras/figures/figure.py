@@ -136,7 +136,11 @@ class Figure:
         from cascade_keras.evaluation.networks import load_networks
 
         loaded = load_networks(
-            self._models, self.dataset, setting="model", trust=self.settings.trust_source
+            self._models,
+            self.dataset,
+            setting="model",
+            trust=self.settings.trust_source,
+            told=self.settings.told(),
         )
         if self._dataset is None:
             settings = self.settings

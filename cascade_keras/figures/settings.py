@@ -23,6 +23,7 @@ from cascade_keras.settings import (
     POSITIVE,
     SEED,
     SOME,
+    NetworkSettings,
     Rule,
     check_apart,
     items_of,
@@ -72,7 +73,7 @@ def _default(attack: str, option: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class FigureSettings(DataSettings):
+class FigureSettings(NetworkSettings, DataSettings):
     """What is drawn, of which networks and images; None is what the figure or the attack has."""
 
     figure: str | None = setting(None, "What to draw.", choices=lambda: FIGURES)

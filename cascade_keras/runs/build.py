@@ -18,6 +18,7 @@ from cascade_keras.options import TrainerOptions
 from cascade_keras.ranges import UNIT
 from cascade_keras.runs import own
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
+from cascade_keras.settings import said_of_logits
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -76,6 +77,7 @@ def build_trainer(
     trainer = make(
         network,
         value_range=settings.value_range or UNIT,
+        from_logits=said_of_logits(settings.from_logits),
         logits=settings.logits,
         embedding=settings.embedding,
         distance_norm=NORM_OF_DISTANCE[settings.distance],

@@ -13,6 +13,7 @@ from cascade_keras import border, own_code
 from cascade_keras.errors import InputError
 from cascade_keras.keras_private import frozen_layers, random_states
 from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.settings import said_of_logits
 
 # TensorFlow's operations that draw by a state of their own, which nothing keeps.
 _DRAWING = ("Random", "Stateful", "Rng", "TruncatedNormal", "Multinomial", "ParameterizedTruncated")
@@ -47,6 +48,7 @@ def check(
         adapted = border.adapt(
             network,
             value_range=settings.value_range or border.UNIT,
+            from_logits=said_of_logits(settings.from_logits),
             logits=settings.logits,
             embedding=settings.embedding,
             image_shape=shape,

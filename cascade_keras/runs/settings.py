@@ -29,8 +29,11 @@ from cascade_keras.settings import (
     POSITIVE,
     SEED,
     SOME,
+    VALUE_RANGE,
     Rule,
     check_apart,
+    from_logits_setting,
+    logits_setting,
     setting,
     trust_setting,
     value_range_setting,
@@ -74,11 +77,8 @@ class TrainingSettings(DataSettings):
         path=True,
     )
     value_range: tuple[float, ...] | None = value_range_setting()
-    logits: str | None = setting(
-        None,
-        "Of an own network of several outputs, the output or layer that tells the classes apart.",
-        LAYER,
-    )
+    from_logits: str = from_logits_setting()
+    logits: str | None = logits_setting()
     embedding: str | None = setting(
         None,
         "The layer or output where the distance is measured, by its name, of any network.",
@@ -184,6 +184,11 @@ class TrainingSettings(DataSettings):
         "Trained networks; the one-step images of each batch come from one of them or from the "
         "network itself.",
         path=True,
+    )
+    source_value_range: tuple[float, ...] | None = setting(
+        None,
+        "Pixel values that all sources take which record none, such as 0,255; default: 0,1.",
+        VALUE_RANGE,
     )
     trust_source: bool = trust_setting()
 
@@ -346,6 +351,8 @@ class TrainingSettings(DataSettings):
         settings = self.replace(**filled)
         if settings.value_range == UNIT:  # which is what nothing said means
             settings = settings.replace(value_range=None)
+        if settings.source_value_range == UNIT:
+            settings = settings.replace(source_value_range=None)
         _check_network(settings, form)
         _check_sources(settings)
         _check_batch(settings)
@@ -353,6 +360,11 @@ class TrainingSettings(DataSettings):
         _check_crop(settings, dataset)
         _check_places(settings)
         return settings
+
+    def told_of_sources(self) -> dict[str, Any]:
+        """Return what ``load_source`` is told of every source that records nothing."""
+        known = self.source_value_range
+        return {} if known is None else {"value_range": known}
 
     def _default_name(self, dataset: str, network: str) -> str:
         kinds = [kind for kind in ("cascade", "ensemble") if getattr(self, f"{kind}_source")]

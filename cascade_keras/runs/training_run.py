@@ -382,8 +382,14 @@ class Training:
         if not paths:
             return ()
         shape = image_shape(self.settings, self.preset)
-        trust = self.settings.trust_source
-        loaded = load_networks(paths, self.preset, setting=setting, shape=shape, trust=trust)
+        loaded = load_networks(
+            paths,
+            self.preset,
+            setting=setting,
+            shape=shape,
+            trust=self.settings.trust_source,
+            told=self.settings.told_of_sources(),
+        )
         sources = loaded.sources
         for source, then in zip(sources, recorded, strict=False):
             if source.weights_hash != then.weights_hash:
@@ -409,10 +415,11 @@ def _loaded(sources: Sequence | None, setting: str, settings: TrainingSettings) 
     if not sources:
         return []
 
-    from cascade_keras.sources import load_source
+    from cascade_keras.sources import Source, load_source
 
     with about(setting):
-        return [load_source(source, trust=settings.trust_source) for source in sources]
+        told = {"trust": settings.trust_source, **settings.told_of_sources()}
+        return [s if isinstance(s, Source) else load_source(s, **told) for s in sources]
 
 
 def _dataset_record(dataset: Dataset) -> DatasetRecord:

@@ -1,0 +1,106 @@
+"""What programs are told of networks that record nothing, by what it must not change.
+
+A network of (0, 256) that divides by 256 is, in numbers of base 2, the network of [0, 1]: what is
+made of the two is equal to the last bit.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from cascade_keras import (
+    Crafting,
+    CraftSettings,
+    Figure,
+    FigureSettings,
+    Training,
+    TrainingSettings,
+    load_source,
+)
+from cascade_keras.errors import InputError
+
+RANGE = (0, 256)
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """Two files of one network: of [0, 1], and of pixels of 0..256."""
+    place = tmp_path_factory.mktemp("twins")
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(0, 1, (64, 10)), rng.normal(0, 1, 10)]
+    for name, first in (("unit", []), ("bytes", [L.Rescaling(1 / 256)])):
+        network = keras.Sequential([L.Input((8, 8, 1)), *first, L.Flatten(), L.Dense(10)])
+        network.set_weights(weights)
+        network.save(place / f"{name}.keras")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_bank_is_of_the_range_that_is_said(twins):
+    def bank(name, **told):
+        settings = CraftSettings(
+            source=twins / f"{name}.keras", dataset="digits", split="test", epsilons=(3, 8),
+            examples=40, output=f"banks/{name}", **told,
+        )  # fmt: skip
+        return np.array(Crafting(settings).run().images)
+
+    unit = bank("unit")
+    np.testing.assert_array_equal(bank("bytes", value_range=RANGE), unit)
+    assert np.abs(unit[1].astype(int) - unit[0]).max() > 3  # they are attacked
+
+
+def test_a_figure_is_of_the_range_that_is_said(twins):
+    def accuracies(name, **told):
+        settings = FigureSettings(
+            figure="accuracy_curve", model=(twins / f"{name}.keras",), dataset="digits",
+            epsilons=(0, 4), num_images=40, attack=("step_fgsm",), output=f"figures/{name}", **told,
+        )  # fmt: skip
+        Figure(settings).draw()
+        with np.load(f"figures/{name}/accuracy_curve.npz") as arrays:
+            return {key: arrays[key] for key in arrays.files if key not in ("identity", "sha256")}
+
+    unit, other = accuracies("unit"), accuracies("bytes", value_range=RANGE)
+    assert unit
+    for key, values in unit.items():
+        np.testing.assert_array_equal(other[key], values, key)
+
+
+def test_cascade_images_are_of_the_range_that_is_said(twins):
+    def weights(name, **told):
+        settings = TrainingSettings(
+            dataset="digits", model="lenet", cascade_source=(twins / f"{name}.keras",), steps=2,
+            cascade_mode="online", batch_size=16,
+            adversarial_batch_size=8, max_epsilon=4, tensorboard="none", eval_attacks=(),
+            name=name, export=False, deterministic=True, **told,
+        )  # fmt: skip
+        return load_source(Training(settings).run().path).weights_hash
+
+    assert weights("bytes", source_value_range=RANGE) == weights("unit")
+
+
+def test_outputs_that_are_told_are_trained_exported_and_loaded_again(tmp_path):
+    keras.utils.set_random_seed(0)
+    layers = [L.Input((8, 8, 1)), L.Flatten(), L.Dense(10, "sigmoid")]
+    settings = TrainingSettings(
+        dataset="digits", steps=2, batch_size=16, adversarial_batch_size=8, tensorboard="none",
+        eval_attacks=(), name="s",
+    )  # fmt: skip
+    network = keras.Sequential(layers)
+    with pytest.raises(InputError, match="sigmoid for each class"):
+        Training(settings, network=network).run()
+    result = Training(settings.replace(from_logits="false"), network=network).run()
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype("float32")
+    chances = network.predict(images, verbose=0)
+    for place in (result.path, result.saved):
+        logits = load_source(place).logits(images).numpy()
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), chances, atol=1e-6)
+
+
+def test_an_application_without_weights_is_no_network_to_measure():
+    with pytest.raises(InputError, match="app:MobileNetV2 would be a network of new weights"):
+        load_source("app:MobileNetV2", (32, 32, 3), 10)
