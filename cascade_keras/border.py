@@ -213,7 +213,7 @@ class Adapted:
         self.input_shape = _input_shape(network, image_shape)
         self.num_classes: int | None = None
         self.kind: str | None = LOGITS if from_logits is True else None
-        self._compiled = tf.function(self._run, reduce_retracing=True)
+        self._graphs: dict[tuple, Callable] = {}
         if self.input_shape is not None and None not in self.input_shape:
             self._find_out(self.input_shape)
 
@@ -223,12 +223,24 @@ class Adapted:
         if self.kind is None:
             self._find_out(images.shape[1:])
         if tf.executing_eagerly() and self.kind != LOGITS:
-            return self._compiled(images, training)  # only a graph shows what is before a softmax
+            return self._in_graph(images, training)  # only a graph shows what is before a softmax
         return self._run(images, training)
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """Return the logits (m, classes) in inference mode: what attacks take."""
         return self(images).logits
+
+    def _in_graph(self, images: tf.Tensor, training: bool) -> Outputs:
+        """Return what ``_run`` does, by one graph a size of images and mode.
+
+        Its own table of graphs: TensorFlow's would count those of all networks together, and warn
+        of too many.
+        """
+        batch = tf.TensorSpec([_batch_size(self.network), *images.shape[1:]], images.dtype)
+        if (batch, training) not in self._graphs:
+            run = tf.function(lambda images: self._run(images, training))
+            self._graphs[batch, training] = run.get_concrete_function(batch)
+        return self._graphs[batch, training](images)
 
     def _run(self, images: tf.Tensor, training: bool) -> Outputs:
         raw, embedding = self._call(images, training)

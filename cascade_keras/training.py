@@ -25,6 +25,7 @@ from cascade_keras.keras_private import (
     Directions,
     directed_mean,
     draws_random_numbers,
+    frozen_layers,
     paired_draws,
     schedule_of,
     split_for_validation,
@@ -589,6 +590,7 @@ class AdversarialTrainer(keras.Model):
             self.optimizer.build(self.network.trainable_variables)
         if self.network.built and self.border.input_shape is not None:
             self._try_pairs(self.border.input_shape)
+            self._tell_of_a_frozen_embedding(self.border.input_shape)
 
     def _needs_no_xla(self) -> bool:
         """Whether a step crafts images of which some are done before others.
@@ -605,6 +607,21 @@ class AdversarialTrainer(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def _tell_of_a_frozen_embedding(self, image_shape) -> None:
+        """Warn where the distance has no weight to move, so that it only adds to the loss."""
+        shape, variables = tf.TensorShape(image_shape), self.network.trainable_variables
+        # Of a network whose weights are all trained that cannot be.
+        if not (self.spec.distance and frozen_layers(self.network) and shape.is_fully_defined()):
+            return
+        with tf.GradientTape() as tape:
+            embedding = self.border(draws.probes(1, shape)).embedding
+        if all(gradient is None for gradient in tape.gradient(embedding, variables)):
+            warnings.warn(
+                "no weight that is trained comes before the embedding, so the distance of a pair "
+                "moves nothing; choose an embedding behind the frozen layers, or train some",
+                stacklevel=3,
+            )
 
     def _tell_of_two_decays(self) -> None:
         kernels = [v for v in self.network.trainable_variables if v.name.endswith("kernel")]
