@@ -218,6 +218,18 @@ def probes(count: int, image_shape: Sequence[int]) -> tf.Tensor:
     return _uniform([count, *image_shape], [0, 0])
 
 
+def coarse_probes(count: int, image_shape: Sequence[int]) -> tf.Tensor:
+    """Return images of 5x5 blocks of colour, from dark to bright ones, (count, H, W, C) in [0, 1].
+
+    A trained network's units may all be silent on ``probes``, which are grey from afar.
+    """
+    height, width, channels = image_shape
+    blocks = tf.clip_by_value(2 * _uniform([count, 5, 5, channels], [0, 1]) - 0.5, 0.0, 1.0)
+    blocks *= tf.linspace(0.0, 1.0, count + 1)[1:, None, None, None]
+    dark = tf.image.resize(blocks, [height, width], "nearest")
+    return tf.concat([dark[::2], 1 - dark[1::2]], axis=0)
+
+
 def subset(seed: int, count: int, size: int) -> np.ndarray:
     """Return which of ``size`` images a figure shows, (count,) indices, ascending."""
     return np.sort(np.random.default_rng(seed).choice(size, count, replace=False))

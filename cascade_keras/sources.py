@@ -36,6 +36,7 @@ from cascade_keras.settings import said_of_logits
 Outputs = dict[str, tf.Tensor]
 T = TypeVar("T")
 _PROBES = 8  # images on which a source is tried out
+_COARSE_PROBES = 32  # more of them where these have no gradient
 TIME_LIMIT = 60.0  # seconds for these images; a network of 200 layers takes a few on a slow machine
 _LOADING = 10  # times as long may loading take, which reads all weights
 
@@ -132,7 +133,21 @@ class Source:
 
     def why_no_gradient(self, image_shape: Sequence[int]) -> str | None:
         """Return why random images have no gradient that is not zero, None where they have one."""
-        images = draws.probes(_PROBES, image_shape)
+        for draw, count in ((draws.probes, _PROBES), (draws.coarse_probes, _COARSE_PROBES)):
+            gradient = self._gradient(draw(count, image_shape))
+            if isinstance(gradient, str):
+                return gradient
+            if np.any(gradient):
+                return None
+        return "it is zero everywhere"
+
+    def why_not_differentiable(self, image_shape: Sequence[int]) -> str | None:
+        """Return why no gradient can be had, None where one can, be it of zeros."""
+        gradient = self._gradient(draws.probes(_PROBES, image_shape))
+        return gradient if isinstance(gradient, str) else None
+
+    def _gradient(self, images: tf.Tensor) -> tf.Tensor | str:
+        """Return the gradient of the margins with respect to images, or why there is none."""
 
         def differentiate() -> tf.Tensor | None:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -148,7 +163,7 @@ class Source:
             return _first_line(error)
         if gradient is None:
             return "its output does not depend on them differentiably"
-        return None if np.any(gradient) else "it is zero everywhere"
+        return gradient
 
     def on_probes(self, image_shape: Sequence[int]) -> np.ndarray:
         """Return the logits of a few random images: what tells networks of equal weights apart."""

@@ -87,9 +87,13 @@ class SavedNetworks:
         return self._visitor[1]
 
     def logits(self, name: str) -> attacks.LogitsFn:
-        """Return a network's logits; the gradient is zero where it has none."""
+        """Return a network's logits; the gradient is zero where none can be had.
+
+        One of zeros on random images may well be another on those that are measured.
+        """
         source = self.source(name)
-        return flat(source.logits) if source.why_no_gradient(self.image_shape) else source.logits
+        without = source.why_not_differentiable(self.image_shape)
+        return flat(source.logits) if without else source.logits
 
     def crafter(self, name: str, attack: Attack, *, seed: int, num_classes: int | None) -> Craft:
         """Return the function that makes an attack's images from a network."""

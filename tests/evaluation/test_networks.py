@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from support.saved_models import MALICIOUS, saved_model
 
+from cascade_keras.attacks.specs import Attack
 from cascade_keras.cli.evaluate import main
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
@@ -106,6 +107,23 @@ def test_what_does_not_fit_is_refused_with_its_setting(case):
     assert error.value.setting == "target"
     if case in FIXED:
         assert load(*networks, differentiable=False).names == ("b",)
+
+
+def test_what_is_silent_on_random_images_is_attacked_by_its_gradient():
+    """Its units are on for dark images only, as those of a trained network may be off for noise."""
+
+    def dark(level):
+        def on(x):
+            return tf.nn.relu(level - tf.reduce_mean(x, [1, 2, 3], keepdims=True)) * x
+
+        return network("dark", lambda x: linear()(on(x)))
+
+    assert load(dark(0.2)).names == ("dark",)  # as a source, too
+    images = np.random.default_rng(0).uniform(0, 1e-5, (4, *SHAPE)).astype("float32")
+    for level in (0.2, 1e-4):
+        networks = SavedNetworks({"net": dark(level)}, SHAPE)
+        step = networks.crafter("net", Attack("step_fgsm", (8,)), seed=0, num_classes=10)
+        assert np.abs(step(images, np.arange(4), 0)[0] - images).max() > 7 / 255
 
 
 # Networks of strangers.
