@@ -46,7 +46,8 @@ class RobustValidation(keras.callbacks.Callback):
     What ``fit`` reports itself is the accuracy under the training attack, by which a network that
     hides its gradients looks robust. Callbacks that come after it, such as ``EarlyStopping`` and
     ``ModelCheckpoint``, may monitor the number, and know that more is better; it is in the history
-    and in TensorBoard like others. In epochs without a measurement there is none.
+    and in TensorBoard like others. Epochs without a measurement repeat the last number, which is no
+    improvement: a ``patience`` counts epochs, so give it in multiples of ``every``.
 
     The cost is that of the attack: pgd takes 200 gradients of each image where it is not told
     otherwise, so give ``attacks.PGD(steps=10, restarts=1)``, or ``num_images``, for large data.
@@ -56,7 +57,8 @@ class RobustValidation(keras.callbacks.Callback):
         epsilon: in 0..255 units.
         data: (images, labels), or a dataset of such, in the network's range; the validation data of
             ``fit`` where None.
-        every: epochs from one measurement to the next; the last one of ``fit`` is measured too.
+        every: epochs from one measurement to the next; the first and the last one of ``fit`` are
+            measured too.
         num_images: at most so many, the first ones; all where None.
         batch_size: of arrays.
         seed: of the attack's random starts.
@@ -99,6 +101,7 @@ class RobustValidation(keras.callbacks.Callback):
         self.value_range = value_range
         self._border: Adapted | None = None
         self._count: Callable | None = None
+        self._last: float | None = None
 
     def set_model(self, model):
         super().set_model(model)
@@ -108,6 +111,7 @@ class RobustValidation(keras.callbacks.Callback):
             model.declare(self.name, "up")
 
     def on_train_begin(self, logs=None):
+        self._last = None
         if self._validation() is None:
             raise InputError(
                 "RobustValidation has no data; give it data=(images, labels), or fit "
@@ -117,8 +121,10 @@ class RobustValidation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        if logs is not None and ((epoch + 1) % self.every == 0 or last):
-            logs[f"val_{self.name}"] = self.accuracy()
+        if self._last is None or (epoch + 1) % self.every == 0 or last:
+            self._last = self.accuracy()
+        if logs is not None:
+            logs[f"val_{self.name}"] = self._last
 
     def accuracy(self) -> float:
         """Return the accuracy of the network as it is."""
