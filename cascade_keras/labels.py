@@ -103,8 +103,8 @@ def guard_labels(
 ) -> tuple[Labels, list[tf.Operation]]:
     """Return labels as tensors, and the assertions of what only their values tell.
 
-    As ``check_labels``, but for tensors whose values are not known: in a graph. Rows of floats are
-    soft labels there, be they one-hot or not, which makes no difference to a loss. The last
+    Outside of a graph it is ``check_labels``. In one the values are not known: rows of floats are
+    soft labels there, be they one-hot or not, which makes no difference to a loss; the last
     dimension, or the rank, may be unknown.
 
     Args:
@@ -117,9 +117,13 @@ def guard_labels(
         The labels, and operations on which what is made of them has to depend.
 
     Raises:
-        InputError: of what the shape or type tells.
+        InputError: of what the shape or type tells, and outside of a graph the values.
     """
     labels = tf.convert_to_tensor(labels)
+    if tf.executing_eagerly():
+        found = check_labels(labels, num_classes, binary=binary)
+        soft = None if found.soft is None else tf.constant(found.soft)
+        return Labels(tf.constant(found.hard), soft), []
     if labels.dtype == tf.string or labels.dtype.is_complex:
         raise InputError(f"{_FORMS}; got {labels.dtype.name}", "labels")
     if labels.shape.rank is None:

@@ -155,6 +155,7 @@ class AdversarialTrainer(keras.Model):
             validation=None,
             draws=None,
             single=None,
+            predicts=False,
             sources={},
             told=set(),
         )
@@ -651,6 +652,38 @@ class AdversarialTrainer(keras.Model):
         with in_one_line():
             return super().fit(**bound)
 
+    def make_predict_function(self, force=False):
+        self._state.predicts = True
+        try:
+            return super().make_predict_function(force)
+        finally:
+            self._state.predicts = False
+
+    def _autoconvert_optionals(self, step_func):
+        """Check a step's data in front of it, where XLA compiles it and leaves assertions out.
+
+        What Keras makes of a step passes here, and is called with what it is given in any form.
+        """
+        if not self.jit_compile or self.run_eagerly:
+            return super()._autoconvert_optionals(step_func)
+        if self._state.predicts:
+            return super()._autoconvert_optionals(
+                lambda data: step_func(self._checked_images(data))
+            )
+
+        def checked_step(data):
+            return step_func(self.distribute_strategy.run(self._checked, args=(data,)))
+
+        return super()._autoconvert_optionals(checked_step)
+
+    def _checked(self, data):
+        """Return data of which is asserted, if it is a user's own, what a step asserts."""
+        return _once(self._take(data).after, data)
+
+    def _checked_images(self, data):
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return _once([guard_images(images, self.border.value_range)], data)
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Leave out, where there is nothing to build, that Keras adds the batches of replicas up.
 
@@ -675,6 +708,11 @@ class AdversarialTrainer(keras.Model):
         """Return {"logits", "embedding"} of images in ``value_range``, as Keras predicts."""
         with in_one_line():
             return super().predict(*args, **kwargs)
+
+    def predict_on_batch(self, *args, **kwargs):
+        """Predict one batch as Keras does, of images in ``value_range``."""
+        with in_one_line():
+            return super().predict_on_batch(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """Take one step as Keras does, on images in ``value_range``."""
@@ -808,6 +846,14 @@ class AdversarialTrainer(keras.Model):
 
     def _track(self, name: str, value, weight=None) -> None:
         self.trackers[name].update_state(value, weight)
+
+
+def _once(operations: list, data):
+    """Return tensors, in any structure, that are there once operations have run."""
+    if not operations or tf.executing_eagerly():
+        return data
+    with tf.control_dependencies(operations):
+        return tf.nest.map_structure(lambda each: each if each is None else tf.identity(each), data)
 
 
 def _public(outputs) -> dict:
