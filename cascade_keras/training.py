@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import os
 import textwrap
 import types
 import warnings
@@ -15,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks, cascade, draws, losses, replicas
+from cascade_keras import attacks, cascade, draws, losses, replicas, weights
 from cascade_keras.attacks import Chosen, specs
 from cascade_keras.border import UNIT, Adapted, adapt, guard_images, to_unit
 from cascade_keras.data.batching import Batch
@@ -838,6 +840,44 @@ class AdversarialTrainer(keras.Model):
         trainer = cls(**config)
         trainer._lost_sources = lost
         return trainer
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Save the weights, which ``trainer.network.load_weights`` can load as well.
+
+        Optimizer and clock are in the file too. One in several parts, or elsewhere than on this
+        machine, is the trainer's alone.
+        """
+        if not weights.is_one_file(filepath) or max_shard_size is not None:
+            return super().save_weights(filepath, overwrite, max_shard_size)
+        if not overwrite and os.path.exists(filepath):
+            raise InputError(f"{filepath} exists; pass overwrite=True to replace it")
+        return weights.save(filepath, self.network, super().save_weights)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Load weights that a trainer or its bare network has saved.
+
+        The latter leave optimizer and clock as they are.
+
+        Raises:
+            InputError: they are those of another network.
+        """
+        options = {"skip_mismatch": skip_mismatch, **kwargs}
+        load_trainer = functools.partial(super().load_weights, **options)
+        load_network = functools.partial(self.network.load_weights, **options)
+        try:
+            if weights.is_one_file(filepath):
+                weights.load(filepath, load_network, load_trainer)
+            else:
+                load_trainer(filepath)
+        except ValueError as error:
+            hint = (
+                ""
+                if weights.is_one_file(filepath)
+                else ("; trainer.network.load_weights takes what a network has saved alone")
+            )
+            raise InputError(
+                f"{filepath} has not the weights of this trainer: {weights.reason(error)}{hint}"
+            ) from error
 
     def load_own_variables(self, store):
         """Load the clock; files of version 0.1.0 have none and leave it as it is."""
