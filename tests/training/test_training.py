@@ -1,9 +1,11 @@
 """The training step does what the paper's formula says, once for each batch."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -305,6 +307,85 @@ def test_a_trainer_survives_its_keras_file(digits, tmp_path):
     assert loaded.options == trainer.options and int(loaded.steps) == 2
     assert one_step(trainer, images, labels)["loss"] == one_step(loaded, images, labels)["loss"]
     for a, b in zip(trainer.get_weights(), loaded.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_go_from_a_trainer_to_its_bare_network_and_back(digits, tmp_path):
+    images, labels = digits[0][:12], digits[1][:12]
+    file = tmp_path / "trainer.weights.h5"
+
+    def of(network):
+        trainer = AdversarialTrainer(network)
+        trainer.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
+        return trainer
+
+    def assert_equal(one, other):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    trainer = of(oracle.mlp())
+    keep = keras.callbacks.ModelCheckpoint(file, save_weights_only=True)
+    trainer.fit(images, labels, batch_size=4, verbose=0, callbacks=[keep])
+    keras.Model.save_weights(trainer, tmp_path / "earlier.weights.h5")  # without the network's own
+    shutil.copy(tmp_path / "earlier.weights.h5", tmp_path / "first.weights.h5")
+    with h5py.File(tmp_path / "first.weights.h5", "a") as first:  # as of version 0.1.0
+        del first["vars"]
+
+    bare, loaded = oracle.mlp(1), {name: of(oracle.mlp(1)) for name in ("trainer", "earlier")}
+    bare.load_weights(file)
+    assert_equal(bare.get_weights(), trainer.network.get_weights())
+    for name, again in loaded.items():
+        again.load_weights(tmp_path / f"{name}.weights.h5")
+        assert int(again.steps) == 3
+        assert_equal(again.optimizer.variables, trainer.optimizer.variables)
+        assert_equal(again.get_weights(), trainer.get_weights())
+    assert one_step(loaded["trainer"], images, labels) == one_step(trainer, images, labels)
+
+    bare.save_weights(tmp_path / "bare.weights.h5")
+    for name in ("bare", "first"):
+        again = of(oracle.mlp(2))
+        again.steps.assign(7)
+        again.load_weights(tmp_path / f"{name}.weights.h5")
+        assert int(again.steps) == 7  # which such files do not tell
+        assert_equal(again.network.get_weights(), bare.get_weights())
+
+    small_network().save_weights(tmp_path / "other.weights.h5")
+    bare.save(tmp_path / "bare.keras")
+    for call, message in (
+        (lambda: again.load_weights(tmp_path / "other.weights.h5"), "other.weights.h5 has not the"),
+        (lambda: again.load_weights(tmp_path / "bare.keras"), r"trainer\.network\.load_weights"),
+        (lambda: again.save_weights(file, overwrite=False), "overwrite=True"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_an_interrupted_fit_goes_on_bit_equal(digits, tmp_path):
+    """By Keras's BackupAndRestore, with momentum, a schedule by the clock and the clock's draws."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def fitted(*callbacks):
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay([3, 5], [0.1, 0.02, 0.3])
+        trainer = AdversarialTrainer(oracle.mlp())
+        trainer.compile(keras.optimizers.SGD(rate, momentum=0.9), run_eagerly=True)
+        fitting = {"batch_size": 6, "epochs": 4, "shuffle": False, "verbose": 0}
+        trainer.fit(digits[0][:12], digits[1][:12], callbacks=[*callbacks], **fitting)
+        return trainer
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    whole = fitted()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(backup(), Stop())
+    again = fitted(backup())
+    assert int(whole.steps) == int(again.steps) == 8
+    for a, b in zip(whole.variables, again.variables, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
