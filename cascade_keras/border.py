@@ -29,8 +29,8 @@ from cascade_keras.attacks.outputs import (
     SOFTMAX,
     UNKNOWN,
     declared,
+    is_share,
     made_by,
-    sum_to_one,
 )
 from cascade_keras.errors import InputError, shown
 from cascade_keras.keras_private import made_by_layer
@@ -282,7 +282,8 @@ class Adapted:
         for name, output in named.items():
             if not tf.is_tensor(output):
                 raise InputError(
-                    f"the network's output {name!r} is a {type(output).__name__}, no tensor"
+                    f"the network's output {name!r} is a {type(output).__name__}, no tensor; give "
+                    "the model itself, or a function that computes with TensorFlow's tensors"
                 )
         return named
 
@@ -302,7 +303,8 @@ class Adapted:
         if output.shape.rank not in (1, 2) or not output.dtype.is_floating:
             raise InputError(
                 "the network must return floats of shape (batch, classes), it returns "
-                f"{output.dtype.name} {output.shape}"
+                f"{output.dtype.name} {output.shape}; let it end in a Flatten layer, or name the "
+                "output or layer that does as logits="
             )
         return output
 
@@ -427,13 +429,14 @@ class Adapted:
         values = values.numpy()
         if not np.isfinite(values).all():
             return
+        if is_share(values):
+            total = float(values[0].sum(dtype=np.float64))
+            raise _unreachable(f"gives probabilities (rows sum to {total:.4g})")
         if (values < 0).any() or (values > 1 + 1e-4).any():
             return
         if _is_single(values):
             raise _unreachable(f"gives numbers of [0, 1] only, here {values.min():.3g}", "sigmoid")
-        if sum_to_one(values):
-            raise _unreachable("gives probabilities (rows sum to 1)")
-        raise _unreachable("gives numbers of [0, 1] only", "sigmoids")
+        raise _unreachable("gives numbers of [0, 1] only", "last activation")
 
 
 def _is_single(output) -> bool:
@@ -442,6 +445,12 @@ def _is_single(output) -> bool:
 
 
 def _unreachable(what: str, kind: str = "softmax") -> InputError:
+    if tf.config.functions_run_eagerly():
+        return InputError(
+            f"the network {what}, whose logits are read in its graph, and there are no graphs "
+            "after tf.config.run_functions_eagerly(True); turn that off",
+            "from_logits",
+        )
     return InputError(
         f"the network {what}, whose logits cannot be reached; build or save it without its {kind}, "
         "name the layer before that as logits=, or pass from_logits=True if these are logits",
@@ -459,6 +468,10 @@ def _flat(embedding: tf.Tensor) -> tf.Tensor:
 
 def _input_shape(network: Callable, image_shape: Sequence[int] | None) -> tuple | None:
     own = getattr(network, "input_shape", None)
+    if isinstance(network, keras.Layer) and own is not None:
+        _check_input(own)
+    if isinstance(own, dict | list) and len(own) == 1:
+        (own,) = own.values() if isinstance(own, dict) else own
     own = own[1:] if isinstance(own, tuple) and len(own) == 4 else None
     if image_shape is None:
         return own
@@ -466,6 +479,24 @@ def _input_shape(network: Callable, image_shape: Sequence[int] | None) -> tuple 
     if own is not None and any(a not in (None, b) for a, b in zip(own, given, strict=True)):
         raise InputError(f"the network takes images of shape {own}, not {given}", "image_shape")
     return given
+
+
+def _check_input(shape) -> None:
+    """Refuse what a Keras model says of its inputs where that is not one batch of images."""
+    if isinstance(shape, dict):
+        shape = list(shape.values())
+    if isinstance(shape, list) and len(shape) == 1:
+        (shape,) = shape
+    if isinstance(shape, list):
+        raise InputError(
+            f"the network takes {len(shape)} inputs; images alone are attacked: give a model of "
+            "one input, in which the others are fixed"
+        )
+    if len(shape) != 4:
+        raise InputError(
+            f"the network takes inputs of shape {tuple(shape)}, no images (batch, height, width, "
+            "channels); put it behind keras.layers.Flatten or Reshape in a Sequential"
+        )
 
 
 def _batch_size(network: Callable) -> int | None:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+
+# What TensorFlow and Keras put around what went wrong.
+_NOISE = re.compile(
+    r"Graph execution error|Detected at node|<stack traces|File \"|Exception encountered when"
+)
+_PLACE = re.compile(r"\{\{function_node [^}]*\}\}\s*|\x1b\[\d*m")
 
 
 class InputError(ValueError):
@@ -45,8 +52,10 @@ def one_line(message: str, most: int = 1000) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return what libraries say that explain at length."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """Return the first line that says something, of libraries that explain at length."""
+    lines = (_PLACE.sub("", line).strip() for line in str(error).splitlines())
+    telling = (line for line in lines if line and not _NOISE.match(line))
+    return next(telling, type(error).__name__)[:160]
 
 
 @contextlib.contextmanager

@@ -75,7 +75,8 @@ def check_labels(labels, num_classes: int | None = None, *, binary: bool = False
     outside = values[(values < 0) | (values > most)]
     if outside.size:
         bad = int(outside[0])
-        hint = "; a network of one logit takes 0 and 1" if binary and bad == -1 else ""
+        two = binary or num_classes == 2
+        hint = "; give 0 and 1 for two classes" if two and bad == -1 else ""
         raise InputError(f"classes must be 0..{most}, got {bad}{hint}", "labels")
     return Labels(values.astype(np.int32), None)
 

@@ -209,14 +209,13 @@ class Settings:
         kind = kind_of(type(self), field.name)
         if value is None and kind.optional:
             return None
-        if hasattr(value, "tolist"):
-            value = value.tolist()  # NumPy's numbers and arrays
+        value = _of_python(value)
         if kind.many:
             if isinstance(value, str | bytes) or not isinstance(value, Sequence):
                 raise InputError(f"must be {kind.name}, got {shown(value)}", field.name)
             if value[_MOST_ITEMS:]:  # a range has a length that memory need not have
                 raise InputError(f"must have at most {_MOST_ITEMS:,} items", field.name)
-            value = tuple(_typed(kind, item, field) for item in value)
+            value = tuple(_typed(kind, _of_python(item), field) for item in value)
             _check_once(value, field)
         else:
             value = _typed(kind, value, field)
@@ -276,6 +275,11 @@ def _check_once(items: tuple, field: dataclasses.Field) -> None:
         if item in seen:
             raise InputError(f"{shown(item)} is named twice; name each once", field.name)
         seen.add(item)
+
+
+def _of_python(value):
+    """Return what NumPy's numbers and arrays are in Python; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _typed(kind: Kind, value, field: dataclasses.Field):

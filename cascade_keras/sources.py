@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ import tensorflow as tf
 # Importing the layers makes them known to Keras's loader.
 from cascade_keras import attacks, draws, layers, own_code  # noqa: F401
 from cascade_keras.border import Adapted, adapt
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, first_line
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
 from cascade_keras.ranges import UNIT, ValueRange, as_text, check_value_range
@@ -120,7 +119,7 @@ class Source:
             raise
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise InputError(
-                f"{self} cannot be run on images of shape {expected} ({_first_line(error)})"
+                f"{self} cannot be run on images of shape {expected} ({first_line(error)})"
             ) from error
         if logits.shape[-1] != num_classes:
             raise InputError(
@@ -160,7 +159,7 @@ class Source:
         try:
             gradient = self._tried(differentiate)
         except (LookupError, tf.errors.OpError) as error:
-            return _first_line(error)
+            return first_line(error)
         if gradient is None:
             return "its output does not depend on them differentiably"
         return gradient
@@ -362,7 +361,7 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
         ) from error
     except Exception as error:  # damaged files raise whatever protobuf or TensorFlow do
         raise InputError(
-            f"{path} cannot be loaded ({_first_line(error)}); copy it, or save it, again"
+            f"{path} cannot be loaded ({first_line(error)}); copy it, or save it, again"
         ) from error
     signatures = getattr(loaded, "signatures", {})
     name = next((n for n in ("serve", "serving_default") if n in signatures), None)
@@ -452,7 +451,7 @@ def _load_model(path: str | os.PathLike) -> keras.Model:
             warnings.simplefilter("ignore")
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras, h5py and zipfile each raise their own
-        reason = own_code.unknown_class(error) or _first_line(error)
+        reason = own_code.unknown_class(error) or first_line(error)
         raise InputError(f"{path} cannot be loaded ({reason})") from error
 
 
@@ -471,7 +470,7 @@ def _check_keras_file(path: str | os.PathLike) -> None:
     except Exception as error:  # zipfile and zlib each raise their own
         raise InputError(
             f"{path} cannot be loaded: it is no .keras file, or was cut short "
-            f"({_first_line(error)}); copy it, or save it, again"
+            f"({first_line(error)}); copy it, or save it, again"
         ) from error
     if not described or not any(name.startswith("model.weights") for name in names):
         raise InputError(f"{path} cannot be loaded: it is a zip archive, but not of a Keras model")
@@ -483,7 +482,7 @@ def _check_keras_file(path: str | os.PathLike) -> None:
         json.loads(config)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} cannot be loaded: its config.json is damaged ({_first_line(error)})"
+            f"{path} cannot be loaded: its config.json is damaged ({first_line(error)})"
         ) from error
     if b"__lambda__" in config:
         raise InputError(
@@ -533,17 +532,3 @@ def _files_hash(folder: pathlib.Path) -> str:
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
-
-
-# What TensorFlow and Keras put around what went wrong.
-_NOISE = re.compile(
-    r"Graph execution error|Detected at node|<stack traces|File \"|Exception encountered when"
-)
-_PLACE = re.compile(r"\{\{function_node [^}]*\}\}\s*|\x1b\[\d*m")
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error that says something."""
-    lines = (_PLACE.sub("", line).strip() for line in str(error).splitlines())
-    telling = (line for line in lines if line and not _NOISE.match(line))
-    return next(telling, type(error).__name__)[:160]

@@ -32,6 +32,15 @@ def sum_to_one(values: np.ndarray) -> bool:
     return np.allclose(values.sum(-1, dtype=np.float64), 1, rtol=0, atol=tolerance)
 
 
+def is_share(values: np.ndarray) -> bool:
+    """Whether all rows of (batch, classes) are shares of one sum: probabilities, per cents."""
+    if not values.size or values.shape[-1] == 1 or (values < 0).any():
+        return False
+    sums = values.sum(-1, dtype=np.float64)
+    alike = np.allclose(sums, sums[0], rtol=_PRECISION[values.dtype.itemsize], atol=0)
+    return bool(sums[0] > 0 and alike and (sum_to_one(values) or np.ptp(values, axis=0).any()))
+
+
 def made_by(output: tf.Tensor) -> tuple[str, tf.Tensor]:
     """Return what has made an output, as its graph shows it, and what was before that.
 

@@ -159,7 +159,8 @@ class Chosen:
             wrong = _wrong(option, value, known[option])
             if wrong:
                 raise InputError(f"{self.name}'s {option} must be {wrong}", "attack")
-        object.__setattr__(self, "options", dict(self.options))
+        options = {name: _plain(value, known[name]) for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)
 
     @classmethod
     def of(cls, attack: str | Chosen) -> Chosen:
@@ -218,6 +219,13 @@ def _wrong(option: str, value: Any, default: Any) -> str | None:
             return None
         return f"a whole number of at least {least}, got {shown(value)}"
     return None
+
+
+def _plain(value: Any, default: Any) -> Any:
+    """Return an option's value as JSON holds it: a number of Python's, a count a whole one."""
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(default, int) else getattr(value, "tolist", lambda: value)()
+    return value
 
 
 def _chooser(function: str, attack: str) -> Callable[..., Chosen]:
@@ -297,6 +305,24 @@ class Attack:
         """Return the name and the options that are set: ``pgd (steps 40, restarts 5, ...)``."""
         shown = in_words(self.options)
         return f"{self.name} ({shown})" if shown else self.name
+
+
+def short_steps(options: Mapping[str, Any], epsilons: Sequence[float]) -> list[str]:
+    """Return what there is to say of steps that look as if meant in units of [0, 1].
+
+    A sentence or none.
+
+    Args:
+        options: of an attack, all that count.
+        epsilons: in 0..255 units.
+    """
+    size, steps, most = options.get("step_size"), options.get("steps"), max(epsilons, default=0)
+    if size is None or steps is None or size >= 1 or steps * size >= most:
+        return []
+    return [
+        f"{steps} steps of {size:g} do not reach epsilon {most:g}: step_size is in 0..255 units, "
+        f"so {size:g} of the whole range is {255 * size:g}."
+    ]
 
 
 def in_words(options: Mapping[str, Any]) -> str:

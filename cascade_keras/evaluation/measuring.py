@@ -12,6 +12,7 @@ import numpy as np
 
 from cascade_keras.evaluation import content, diagnosis, pictures, tables, tasks
 from cascade_keras.evaluation.asked import Asked, Given
+from cascade_keras.attacks.specs import short_steps
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.diagnosis import Finding, Gradients
@@ -227,7 +228,10 @@ def _record(name: str, source: Source, target: bool) -> dict:
 def _notes(asked: Asked, sources: Iterable[Source]) -> list[str]:
     """Return what can be computed and is likely not what was meant, a sentence each."""
     trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
-    return small_epsilon_note(asked.epsilons, max(filter(None, trained), default=None))
+    notes = small_epsilon_note(asked.epsilons, max(filter(None, trained), default=None))
+    for attack in asked.every.values():
+        notes += short_steps(attack.options, attack.epsilons)
+    return list(dict.fromkeys(notes))
 
 
 def small_epsilon_note(epsilons: Sequence[float], trained: float | None = None) -> list[str]:

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from cascade_keras import data
-from cascade_keras.attacks.specs import Attack, Chosen
+from cascade_keras.attacks.specs import Attack, Chosen, short_steps
 from cascade_keras.data.specs import CIFAR_GRID, DatasetSpec
 from cascade_keras.errors import InputError, about, first_line, shown
 from cascade_keras.evaluation import tasks
@@ -173,9 +173,9 @@ def craft(
     found = _check_numbers(values, batch_size=batch_size, seed=seed, num_images=num_images)
     told = {"from_logits": from_logits, "logits": logits, "embedding": embedding}
     subject = _Subject(model, x, y, (), found["num_images"], value_range, told, None)
-    for note in small_epsilon_note(values):
-        warnings.warn(note, stacklevel=2)
     attack_at = Attack.at(chosen, values)
+    for note in small_epsilon_note(values) + short_steps(attack_at.options, attack_at.epsilons):
+        warnings.warn(note, stacklevel=2)
     networks = tasks.SavedNetworks(
         dict(zip(subject.targets.names, subject.targets.sources, strict=True)),
         subject.targets.shape,
@@ -188,7 +188,7 @@ def craft(
     for first, batch, labels in slices(subject.images, subject.labels, size):
         made[:, first : first + len(batch)] = make(batch, labels, first)
     made = subject.as_given(made)
-    return made if np.ndim(epsilons) and chosen.name != CLEAN else made[0]
+    return made if _are_several(epsilons) and chosen.name != CLEAN else made[0]
 
 
 class _Kept:
@@ -213,7 +213,7 @@ class _Kept:
 
 def _chosen(attacks: Sequence[str | Chosen] | str | Chosen) -> list[Chosen]:
     """Return attacks that can be measured, each once."""
-    if isinstance(attacks, str | Chosen):
+    if isinstance(attacks, str | Chosen) or not isinstance(attacks, Iterable):
         attacks = [attacks]
     chosen = [Chosen.of(attack) for attack in attacks]
     if not chosen:
@@ -227,9 +227,18 @@ def _chosen(attacks: Sequence[str | Chosen] | str | Chosen) -> list[Chosen]:
 
 
 def _epsilons(epsilons: Sequence[float] | float | None) -> tuple[float, ...]:
-    if epsilons is None or (np.ndim(epsilons) and not len(epsilons)):
+    if tf.is_tensor(epsilons):
+        epsilons = np.asarray(epsilons)
+    found = tuple(epsilons) if _are_several(epsilons) else (epsilons,)
+    if not found or epsilons is None:
         raise InputError("name one or several, in 0..255 units, such as [2, 4, 8]", "epsilons")
-    return tuple(epsilons) if np.ndim(epsilons) else (epsilons,)
+    return found
+
+
+def _are_several(epsilons: Any) -> bool:
+    if isinstance(epsilons, str) or not isinstance(epsilons, Iterable):
+        return False
+    return np.ndim(epsilons) > 0 or not hasattr(epsilons, "shape")
 
 
 def _check_numbers(epsilons: tuple[float, ...], **numbers: int | None) -> dict[str, Any]:
