@@ -445,12 +445,6 @@ def _is_single(output) -> bool:
 
 
 def _unreachable(what: str, kind: str = "softmax") -> InputError:
-    if tf.config.functions_run_eagerly():
-        return InputError(
-            f"the network {what}, whose logits are read in its graph, and there are no graphs "
-            "after tf.config.run_functions_eagerly(True); turn that off",
-            "from_logits",
-        )
     return InputError(
         f"the network {what}, whose logits cannot be reached; build or save it without its {kind}, "
         "name the layer before that as logits=, or pass from_logits=True if these are logits",

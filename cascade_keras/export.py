@@ -28,7 +28,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 
 from cascade_keras.data.specs import DATASETS, sides_of
-from cascade_keras.errors import InputError, about
+from cascade_keras.errors import InputError, about, shown
 from cascade_keras.files import (
     Lock,
     check_writable,
@@ -352,6 +352,8 @@ def _class_names(given: Sequence[str] | None, provenance: dict, num_classes: int
         return {}
     if len(given) != num_classes:
         raise InputError(f"are {len(given)}, the network has {num_classes} classes", "class_names")
+    if len(set(map(str, given))) != num_classes:
+        raise InputError(f"must be different names, got {shown(list(given))}", "class_names")
     return {"class_names": list(map(str, given))}
 
 

@@ -21,8 +21,8 @@ from cascade_keras import attacks, cascade, draws, losses, replicas, weights
 from cascade_keras.attacks import Chosen, specs
 from cascade_keras.border import UNIT, Adapted, adapt, guard_images, to_unit
 from cascade_keras.data.batching import Batch
-from cascade_keras.data.given import in_one_line, unpack
-from cascade_keras.errors import InputError, about
+from cascade_keras.data.given import check_arguments, in_one_line, unpack
+from cascade_keras.errors import InputError, about, shown
 from cascade_keras.keras_private import (
     Directions,
     directed_mean,
@@ -378,7 +378,7 @@ class AdversarialTrainer(keras.Model):
             distance = options.distance_weight * self.distance(*pairs)
         decay = replicas.part(self.decay())
         own = self.network.losses
-        regularization = replicas.part(sum(own))
+        regularization = replicas.part(sum(tf.cast(each, tf.float32) for each in own))
         images = tf.shape(y)[0]
         self._track("clean_loss", per_image[k:])
         self._track("adversarial_loss", per_image[:k])
@@ -414,7 +414,8 @@ class AdversarialTrainer(keras.Model):
     def decay(self) -> tf.Tensor:
         """Return the weight decay, d / 2 * sum(w^2) over convolution and dense kernels."""
         kernels = [v for v in self.network.trainable_variables if v.name.endswith("kernel")]
-        return self.options.weight_decay * sum(tf.nn.l2_loss(kernel) for kernel in kernels)
+        kernels = [tf.cast(kernel, tf.float32) for kernel in kernels]  # of networks of any type
+        return self.options.weight_decay * sum(map(tf.nn.l2_loss, kernels))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Return all metrics of a ``Mixed`` batch, given what ``compute_loss`` is given."""
@@ -573,6 +574,8 @@ class AdversarialTrainer(keras.Model):
         Raises:
             InputError: a loss or its weights, which would otherwise be ignored.
         """
+        if optimizer is None:
+            raise InputError("is None; name one, such as 'adam'", "optimizer")
         for name in ("loss", "loss_weights"):
             if kwargs.get(name):
                 raise InputError(f"compile takes no {name}: AdversarialTrainer has its own")
@@ -645,7 +648,10 @@ class AdversarialTrainer(keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """Train as Keras does, on images in ``value_range``; see ``keras.Model.fit``."""
         bound = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        check_arguments(**bound)
         share = bound.pop("validation_split", 0)
+        if not 0 <= share < 1:
+            raise InputError(f"must be in [0, 1), got {shown(share)}", "validation_split")
         if share and bound.get("validation_data") is None:
             given = (bound.pop("x"), bound.pop("y", None), bound.pop("sample_weight", None))
             (x, y, weights), held_out = split_for_validation(given, share)

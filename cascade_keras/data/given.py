@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,11 +13,15 @@ import keras
 import tensorflow as tf
 
 from cascade_keras.data.batching import Batch
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, shown
 
 _ASSERTED = re.compile(
-    r"assertion failed: \[((?:images|labels)[^\]]*)\](?: \[([^\]]*)\] \[([^\]]*)\])?"
+    r"assertion failed: \[((?:images|labels|sample_weight)[^\]]*)\]"
+    r"(?: \[([^\]]*)\] \[([^\]]*)\])?"
 )
+_ASSERTED_EAGERLY = re.compile(r"Summarized data: b'((?:labels|sample_weight)[^\n]*)'")
+_UNWATCHABLE = re.compile(r"received monitor=(\S+), but Keras isn't able")
+_WEIGHTS = "must be finite numbers of 0 or above"
 _UNLIKE = re.compile(
     r"Shape of tensor \S+ (\[[^\]]*\]) is not compatible with expected shape (\[[^\]]*\])"
 )
@@ -49,6 +55,7 @@ def unpack(data, clock, image_shape: tuple | None = None) -> Given:
         InputError: several inputs, images that are none, no labels, or weights of another shape.
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    images, labels = _only(images), _only(labels)
     if labels is None:
         raise InputError(
             "AdversarialTrainer needs data as (images, labels) or (images, labels, weights)"
@@ -59,7 +66,8 @@ def unpack(data, clock, image_shape: tuple | None = None) -> Given:
             raise InputError(
                 f"AdversarialTrainer attacks a single input of images, got {len(images)} inputs"
             )
-        images = Batch(_images(images, image_shape), tf.identity(clock), None)
+        single = getattr(labels, "shape", None) == ()
+        images = Batch(_images(images, image_shape, single), tf.identity(clock), None)
     if isinstance(labels, tuple | list | dict):
         raise InputError(
             f"labels of {len(labels)} outputs were given; AdversarialTrainer trains one output, "
@@ -70,14 +78,30 @@ def unpack(data, clock, image_shape: tuple | None = None) -> Given:
     return Given(images, tf.convert_to_tensor(labels), _weights(weights), ours)
 
 
-def _images(images, image_shape: tuple | None) -> tf.Tensor:
+def _only(parts):
+    """Return what a dict or a list of one part holds, as of a model whose input has a name."""
+    if isinstance(parts, dict) and len(parts) == 1:
+        return next(iter(parts.values()))
+    plain = type(parts) in (tuple, list) and len(parts) == 1
+    return parts[0] if plain and hasattr(parts[0], "shape") else parts
+
+
+def _images(images, image_shape: tuple | None, single: bool = False) -> tf.Tensor:
     images = tf.convert_to_tensor(images)
     if images.shape.rank is None and image_shape is not None:
         images = tf.ensure_shape(images, [None, *image_shape])
     if images.shape.rank != 4:
         mend = "; add the channels: images[..., None]" if images.shape.rank == 3 else ""
+        mend = "; make batches of the dataset: dataset.batch(64)" if single else mend
         raise InputError(
             f"images must have the shape (batch, height, width, channels), got {images.shape}{mend}"
+        )
+    if image_shape is not None and not images.shape[1:].is_compatible_with(image_shape):
+        first = tuple(images.shape[1:])
+        turned = tf.TensorShape((*first[1:], first[0])).is_compatible_with(image_shape)
+        mend = "; put the channels last: np.moveaxis(images, 1, -1)" if turned else ""
+        raise InputError(
+            f"images of shape {first} were given, the network takes {tuple(image_shape)}{mend}"
         )
     return images
 
@@ -92,7 +116,38 @@ def _weights(weights) -> tf.Tensor | None:
         raise InputError(
             f"must be one number an image, (batch,), got {weights.shape}", "sample_weight"
         )
-    return weights
+    fine = tf.reduce_all((weights >= 0) & (weights < float("inf")))  # not where one is NaN
+    check = tf.debugging.Assert(fine, [f"sample_weight: {_WEIGHTS}"])
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(weights)
+
+
+def check_arguments(x, y=None, sample_weight=None, class_weight=None, **_) -> None:
+    """Refuse arguments of ``fit`` of which Keras tells at length, late or not at all.
+
+    Raises:
+        InputError: lists of numbers, texts, arrays without images, weights that are none.
+    """
+    for name, given in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        if type(given) in (list, tuple) and not all(hasattr(part, "shape") for part in given):
+            raise InputError("is a list of numbers; give an array, np.asarray(...)", name)
+        if getattr(getattr(given, "dtype", None), "kind", None) in ("O", "S", "U"):
+            mend = "number the classes: np.unique(y, return_inverse=True)[1]"
+            raise InputError(
+                f"must be numbers, got {given.dtype}" + (f"; {mend}" if name == "y" else ""), name
+            )
+    if getattr(x, "shape", None) and x.shape[0] == 0:
+        raise InputError("there are no images", "x")
+    if class_weight is None:
+        return
+    if not isinstance(class_weight, dict):
+        raise InputError(
+            f"must be a dict of classes and numbers, got {shown(class_weight)}", "class_weight"
+        )
+    for each in class_weight.values():
+        number = isinstance(each, numbers.Real) and not isinstance(each, bool)
+        if not (number and 0 <= each < float("inf")):
+            raise InputError(f"{_WEIGHTS}, got {shown(each)}", "class_weight")
 
 
 @contextlib.contextmanager
@@ -106,12 +161,24 @@ def in_one_line() -> Iterator[None]:
             raise InputError(
                 "images of shape {} were given, the network takes {}".format(*found.groups())
             ) from None
-        found = _ASSERTED.search(str(error))
+        found = _ASSERTED.search(str(error)) or _ASSERTED_EAGERLY.search(str(error))
         if found is None:
             raise
         sentence, *extremes = found.groups()
-        if extremes[0] is not None:
+        if extremes and extremes[0] is not None:
+            if not all(math.isfinite(float(extreme)) for extreme in extremes):
+                raise InputError("images have values that are not finite numbers") from None
             sentence = f"{sentence} {extremes[0]}, {extremes[1]}"
-        if sentence.startswith("labels: "):
-            raise InputError(sentence.removeprefix("labels: "), "labels") from None
+        setting, colon, rest = sentence.partition(": ")
+        if colon and setting in ("labels", "sample_weight"):
+            raise InputError(rest, setting) from None
         raise InputError(sentence) from None
+    except ValueError as error:
+        found = _UNWATCHABLE.search(str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"there is no {found[1]}; monitor val_clean_accuracy or val_adversarial_accuracy, or "
+            "say the mode",
+            "monitor",
+        ) from None

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
+from cascade_keras.attacks.specs import short_steps
 from cascade_keras.evaluation import content, diagnosis, pictures, tables, tasks
 from cascade_keras.evaluation.asked import Asked, Given
-from cascade_keras.attacks.specs import short_steps
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.diagnosis import Finding, Gradients

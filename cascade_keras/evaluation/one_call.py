@@ -94,6 +94,7 @@ def evaluate(
         print(report)
         report.accuracy["pgd", 8]
     """
+    _refuse_graphs("evaluate")
     chosen = _chosen(attacks)
     found = _check_numbers(
         _epsilons(epsilons) if any(c.name != CLEAN for c in chosen) else (0.0,),
@@ -162,6 +163,7 @@ def craft(
     Raises:
         InputError: as ``evaluate``.
     """
+    _refuse_graphs("craft")
     (chosen,) = _chosen([attack])
     if gives_minimal(Attack.at(chosen, ())):
         raise InputError(
@@ -209,6 +211,11 @@ class _Kept:
 
 
 # What is asked.
+
+
+def _refuse_graphs(function: str) -> None:
+    if not tf.executing_eagerly():
+        raise InputError(f"{function} reads the values of images; call it outside of tf.function")
 
 
 def _chosen(attacks: Sequence[str | Chosen] | str | Chosen) -> list[Chosen]:
@@ -426,6 +433,8 @@ def _classes_of(labels: np.ndarray) -> int:
     """Return how many classes labels tell apart, at least."""
     if labels.ndim == 2 and labels.shape[1] > 1:
         return labels.shape[1]
+    if np.issubdtype(labels.dtype, np.signedinteger):
+        return max(int(labels.max()), 0) + 1  # negative ones are refused where classes are known
     return int(check_labels(labels).hard.max()) + 1
 
 

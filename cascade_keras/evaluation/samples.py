@@ -97,6 +97,8 @@ def _pair(batch: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise InputError(f"batches of (images, labels) are needed; {_FORMS}", "x")
     images, labels, *weights = batch
+    if isinstance(images, dict) and len(images) == 1:
+        (images,) = images.values()
     if any(weight is not None for weight in weights):
         raise InputError(
             "accuracy counts every image once; leave the sample weights out, as in "
