@@ -11,6 +11,7 @@ import contextvars
 import functools
 import inspect
 import numbers
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +82,7 @@ def _prepared(signature: inspect.Signature, args, options: dict, value_range) ->
     if given.get("labels") is not None:
         given["labels"] = given_labels(given["labels"], len_of(given["images"]))
     if given.get("logits_fn") is not None:
-        given["logits_fn"] = as_logits_fn(given["logits_fn"], value_range)
+        given["logits_fn"] = as_logits_fn(given["logits_fn"], value_range, given.get("labels"))
     warn_of_fractions(given.get("epsilon", given.get("epsilons")))
     rest = given.get("options", given)  # those of at_epsilon lie within its **options
     if "objective" in rest:
@@ -154,13 +155,32 @@ def _check_values(labels: np.ndarray, rank: int) -> None:
         raise InputError("rows of soft labels must sum to 1", "labels")
 
 
-def as_logits_fn(logits_fn: LogitsFn, value_range: ValueRange = UNIT) -> LogitsFn:
-    """Return a function of [0, 1] images of one of a range; it refuses what is no logits."""
+def _classes_in(labels) -> range:
+    """Return the numbers of classes that go with labels, as far as these are seen."""
+    known = tf.get_static_value(labels) if tf.is_tensor(labels) else labels
+    if labels is not None and len(labels.shape or ()) == 2 and labels.shape[1] is not None:
+        return range(labels.shape[1], labels.shape[1] + 1)
+    least = 0 if known is None or not known.size else int(known.max()) + 1
+    return range(least, sys.maxsize)
+
+
+def as_logits_fn(
+    logits_fn: LogitsFn, value_range: ValueRange = UNIT, labels: Any = None
+) -> LogitsFn:
+    """Return a function of [0, 1] images of one of a range; it refuses what is no logits.
+
+    Where labels are given it refuses logits of other classes than these, if that is seen.
+    """
     looked_at = []
+    classes = _classes_in(labels)
 
     def network(images):
         logits = logits_fn(ranges.scaled_from_unit(images, value_range))
         refuse_no_logits(logits, looked_at)
+        width = logits.shape[-1] if logits.shape.rank else None
+        if width is not None and width not in classes:
+            found = f"classes up to {classes[0] - 1}" if classes[1:] else f"rows of {classes[0]}"
+            raise InputError(f"{found} for logits of {width} classes", "labels")
         return logits
 
     return network

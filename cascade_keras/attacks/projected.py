@@ -50,8 +50,10 @@ def pgd(
     Raises:
         ValueError: fewer than one step or start.
     """
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be 1 or above, got {steps} and {restarts}")
+    if steps < 1 or restarts < 1 or steps != int(steps) or restarts != int(restarts):
+        raise ValueError(
+            f"steps and restarts must be whole numbers of 1 or above, got {steps} and {restarts}"
+        )
     images, seed = as_images(images), as_seed(seed)
     everywhere = tf.ones_like(images)
     radius = per_image(epsilon, images) * everywhere

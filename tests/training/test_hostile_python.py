@@ -140,6 +140,16 @@ REFUSED = {
         None,
         "Flatten",
     ),
+    "a class that the network has not": (
+        lambda: attacks.iter_fgsm(make_network(), IMAGES, CLASSES + 1, 8, objective="margin"),
+        "labels",
+        "classes up to 3 for logits of 3",
+    ),
+    "rows of other classes": (
+        lambda: attacks.step_fgsm(make_network(), IMAGES, np.eye(4)[CLASSES], 8),
+        "labels",
+        "rows of 4 for logits of 3",
+    ),
     "no attacks": (lambda: ck.evaluate(make_network(), IMAGES, CLASSES, None, 8), "attack", "None"),
     "an ignored class": (
         lambda: ck.evaluate(make_network(), IMAGES, CLASSES - 1, epsilons=8, progress=False),
