@@ -799,6 +799,20 @@ class AdversarialTrainer(keras.Model):
                 name,
             )
 
+    def save(self, filepath, *args, **kwargs):
+        """Save the trainer as Keras does, in a ``.keras`` file.
+
+        Raises:
+            InputError: a ``.h5`` file, from which Keras does not find the trainer's class again.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise InputError(
+                "a trainer is saved as .keras; .h5 takes its weights (save_weights, .weights.h5), "
+                "or trainer.network",
+                "filepath",
+            )
+        super().save(filepath, *args, **kwargs)
+
     def export(self, filepath, format="tf_saved_model", **kwargs):
         """Export ``call``, images -> {"logits", "embedding"}, as Keras exports a model.
 

@@ -150,6 +150,7 @@ REFUSED = {
         "labels",
         "rows of 4 for logits of 3",
     ),
+    "an old file": (lambda: make_trainer().save("nowhere/trainer.h5"), "filepath", ".keras"),
     "no attacks": (lambda: ck.evaluate(make_network(), IMAGES, CLASSES, None, 8), "attack", "None"),
     "an ignored class": (
         lambda: ck.evaluate(make_network(), IMAGES, CLASSES - 1, epsilons=8, progress=False),
