@@ -14,6 +14,7 @@ does the same with your file:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -74,6 +75,7 @@ def main(
     data_dir: str | None = None,
     epochs: int = 5,
     max_epsilon: float | None = None,
+    attacks: Sequence[str] = ("step_fgsm", "iter_fgsm", "pgd"),
     examples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
@@ -84,6 +86,7 @@ def main(
         steps: of each of the two trainings that start from the pretrained network.
         epochs: of the pretraining.
         max_epsilon: of training and attacks, 0..255; the dataset's default when None.
+        attacks: that each of them is measured by.
         examples: how many test images are attacked by iter_fgsm and pgd.
         seed: of everything.
     """
@@ -104,7 +107,7 @@ def main(
             steps=steps,
             learning_rate=0.02,
             max_epsilon=max_epsilon,
-            eval_attacks=["step_fgsm", "iter_fgsm", "pgd"],
+            eval_attacks=attacks,
             eval_examples=examples,
             tensorboard="none",
             seed=seed,

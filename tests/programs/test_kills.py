@@ -19,6 +19,12 @@ KILLS = {
         ("in", "create", ".partial-step-00000002.keras", 0),
         ("in", "create", ".partial-metrics.json", 0),
     ],
+    "own": [  # images that are decoded, then a network that draws
+        ("in", "create", ".partial-images.npy", 0),
+        ("in", "open", "images.npy", 0),
+        ("in", "create", ".partial-decoded.json", 2),
+        ("in", "create", ".partial-step-00000002.keras", 0),
+    ],
     "craft": [("in", "create", ".partial-bank.json", 0), ("in", "open", "images.npy", 0)],
     "export": [("in", "create", ".temporary", 0), ("before", "rename", "piv/1", 0)],
     "prepare_data": [("in", "create", "features.json", 0), ("after", "rename", "3.0.1", 0)],

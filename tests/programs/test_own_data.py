@@ -1,4 +1,4 @@
-"""A folder of images goes through all programs, and a kill while it is decoded harms nothing."""
+"""A folder of images goes through all programs; killed while it is decoded: test_kills.py."""
 
 import json
 import os
@@ -9,11 +9,8 @@ import sys
 
 import numpy as np
 import PIL.Image
-import pytest
 from sklearn.datasets import load_digits
 from support.files import ROOT
-from support.killing import SUPPORTED
-from support.programs import canonical
 
 from cascade_keras.cli import analyze, craft, evaluate, export, train
 
@@ -22,14 +19,9 @@ PROGRAMS = {
 }
 TRAIN = (
     "train", "--dataset=my digits", "--image_size=12,8", "--model=lenet", "--loss=pivot",
-    "--steps=30", "--batch_size=32", "--adversarial_batch_size=16", "--eval_attacks=step_ll",
-    "--tensorboard_images=4", "--augment=crop_flip", "--crop=12,7",
+    "--steps=8", "--batch_size=32", "--adversarial_batch_size=16", "--eval_attacks=step_ll",
+    "--tensorboard_images=2", "--tensorboard_epsilon=4", "--augment=crop_flip", "--crop=12,7",
 )  # fmt: skip
-# Little memory, and small pieces, for datasets of few images.
-SMALL = """
-from cascade_keras.data import decoded, folders
-decoded.MOST_IN_MEMORY, folders.CHUNK = 1000, 50
-"""
 
 
 def write_digits(place, train=200, test=50):
@@ -88,7 +80,7 @@ def test_a_folder_goes_through_all_programs(tmp_path, monkeypatch, capsys):
     assert int((found == labels).sum()) == clean["correct"]
 
     # Cascade training takes the bank's epsilons and the same images; the source says which.
-    run(*TRAIN[:1], *TRAIN[3:5], "--steps=2", "--batch_size=16", "--adversarial_batch_size=8",
+    run(*TRAIN[:1], *TRAIN[3:5], "--steps=1", "--batch_size=16", "--adversarial_batch_size=8",
         f"--cascade_source={saved}", "--cascade_mode=bank", "--bank_examples=16", "--crop=12,7",
         "--max_epsilon=2", "--tensorboard=none", "--noexport")  # fmt: skip
 
@@ -132,33 +124,3 @@ def test_wrong_data_are_refused_before_tensorflow(tmp_path):
     lines = done.stderr.splitlines()
     for line, (_, start) in zip(lines, WRONG, strict=True):
         assert line.startswith(f"train: {start}")
-
-
-KILLS = [
-    ("in", "create", ".partial-images.npy", 0),
-    ("in", "open", "images.npy", 0),
-    ("in", "create", ".partial-decoded.json", 2),
-]
-
-
-@pytest.mark.skipif(not SUPPORTED, reason="needs seccomp of Linux on x86-64")
-def test_killed_while_images_are_decoded_it_goes_on(launcher, tmp_path):
-    places = [tmp_path / "whole", tmp_path / "killed"]
-    write_digits(places[0])
-    (places[0] / "little_memory.py").write_text(SMALL)
-    shutil.copytree(*places)
-    argv = [*TRAIN[:4], "--loss=standard", "--import=little_memory", "--steps=2", "--noexport",
-            "--batch_size=16", "--tensorboard=none", "--name=run", "--eval_attacks=step_ll",
-            "--deterministic"]  # fmt: skip
-    first = launcher.run(argv, places[0])
-    assert first.status == 0 and "250 images of my digits" in first.output, first.errors
-    for how, kind, end, nth in KILLS:
-        event = next(
-            e for e in first.events if (e.kind, e.nth) == (kind, nth) and e.path.endswith(end)
-        )
-        ran = launcher.run(argv, places[1], kill=(how, event), sizes=first.sizes)
-        assert ran.status == -9, (event, ran.errors)
-    ran = launcher.run(argv, places[1])
-    assert ran.status == 0, ran.errors
-    for folder in ("decoded", "runs/run/checkpoints"):
-        assert canonical(places[0] / folder) == canonical(places[1] / folder)

@@ -35,9 +35,16 @@ EVALUATE = (
     "evaluate", "--target=saved/std", "--attack=step_ll", "--epsilon=4", "--num_images=20",
     "--batch_size=10", "--diagnosis_images=0", "--images_dir=images", "--output=reports/run",
 )  # fmt: skip
+OWN = (*PROGRAMS["own"][:-2], "--tensorboard=none")
+_OWN_FILES = ["own.py", "photos", "decoded"]
 READERS = {
     "train": ((*PIVOT, "--noexport"), ["runs/piv"]),
     "resume": ((*PIVOT, "--noexport"), ["runs/piv"]),
+    "own": ((*OWN, "--name=new"), _OWN_FILES),
+    "go on decoding": ((*OWN, "--name=new"), _OWN_FILES),
+    "resume own": ((*OWN, "--name=own"), [*_OWN_FILES, "runs/own"]),
+    "evaluate own": (("evaluate", "--target=runs/own", "--import=own", *EVALUATE[2:-2],
+                      "--output=reports/own"), [*_OWN_FILES, "runs/own"]),
     "cascade": ((*PROGRAMS["cascade by bank"][:-1], "--max_epsilon=2",
                  "--bank_examples=70", "--name=new"),
                 ["runs/std", "saved/std", "banks/std"]),
@@ -55,7 +62,8 @@ READERS = {
 def make_place(launcher, place: pathlib.Path, programs=PROGRAMS) -> pathlib.Path:
     """Let programs run in a directory that ``programs.make_place`` has filled."""
     made = {name: PROGRAMS[name] for name in ("craft", "analyze", "export")}
-    for name, argv in (made | {"evaluate": EVALUATE}).items():
+    made |= {"evaluate": EVALUATE, "own": (*OWN, "--name=own")}
+    for name, argv in made.items():
         if name not in programs:
             continue
         ran = launcher.run(argv, place)
@@ -65,9 +73,14 @@ def make_place(launcher, place: pathlib.Path, programs=PROGRAMS) -> pathlib.Path
 
 def prepare(reader: str, place: pathlib.Path) -> None:
     """Put a copy of the place into the state that a reader finds."""
-    if reader == "resume":
+    if reader in ("resume", "resume own"):
+        run = place / ("runs/piv" if reader == "resume" else "runs/own")
         for name in ("metrics.json", "model.keras", "checkpoints/step-00000004.keras"):
-            (place / "runs/piv" / name).unlink()
+            (run / name).unlink()
+    if reader == "go on decoding":
+        (file,) = place.glob("decoded/*/decoded.json")
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"complete": 20, "fingerprint": None}, indent=2))
     if reader == "go on crafting":
         file = place / "banks/std/bank.json"
         file.write_text(file.read_text().replace('"complete_shards": 3', '"complete_shards": 1'))
@@ -79,6 +92,8 @@ JSON = {
     "runs/std/config.json": ["craft of a run"],
     "runs/piv/metrics.json": ["train", "export"],
     "saved/std/1/assets.extra/cascade_keras.json": ["craft"],
+    "runs/own/config.json": ["resume own", "evaluate own"],
+    "decoded/photos-*/decoded.json": ["own", "go on decoding"],
     "banks/std/bank.json": ["craft", "go on crafting"],
     "reports/run/config.json": ["evaluate"],
     "reports/run/seconds.json": ["evaluate"],
@@ -87,6 +102,7 @@ JSON = {
 ARRAYS = {
     "banks/std/images.npy": ["craft", "go on crafting", "cascade"],
     "banks/std/labels.npy": ["craft", "go on crafting"],
+    "decoded/photos-*/images.npy": ["own", "go on decoding"],
     "reports/run/predictions/std--step_ll.npy": ["evaluate"],
     "reports/run/predictions/std--clean.npy": ["evaluate"],
     "images/std-*/images.npy": ["evaluate kept images"],
@@ -319,7 +335,11 @@ class Judge:
 
     def _copy(self, reader: str, target: pathlib.Path) -> pathlib.Path:
         for name in READERS[reader][1]:
-            shutil.copytree(self.place / name, target / name, symlinks=True)
+            if (self.place / name).is_dir():
+                shutil.copytree(self.place / name, target / name, symlinks=True)
+            else:
+                target.mkdir(exist_ok=True)
+                shutil.copy2(self.place / name, target)
         prepare(reader, target)
         return target
 

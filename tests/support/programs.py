@@ -9,6 +9,9 @@ import re
 import zipfile
 from collections.abc import Iterator
 
+import numpy as np
+import PIL.Image
+
 from support.archives import write_archives
 
 TRAIN = (
@@ -16,6 +19,23 @@ TRAIN = (
     "--log_steps=2", "--batch_size=16", "--eval_attacks=step_ll", "--max_epsilon=4",
     "--deterministic",
 )  # fmt: skip
+# A user's own images, which are decoded for want of memory, and a network that draws.
+_OWN = (
+    "train", "--dataset=photos", "--import=own", "--model=own:make", "--value_range=0,255",
+    *(flag for flag in TRAIN[1:] if not flag.startswith(("--dataset", "--model"))),
+    "--loss=pivot", "--adversarial_batch_size=8", "--noexport", "--name=run",
+)  # fmt: skip
+OWN_MODULE = """
+import keras
+from cascade_keras.data import decoded, folders
+
+decoded.MOST_IN_MEMORY, folders.CHUNK = 1000, 20
+
+
+def make(input_shape, num_classes):
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dropout(0.5)]
+    return keras.Sequential([keras.Input(input_shape), *layers, keras.layers.Dense(num_classes)])
+"""
 _CASCADE = (
     *TRAIN, "--loss=pivot", "--adversarial_batch_size=8", "--cascade_source=saved/std",
     "--tensorboard=none", "--noexport",
@@ -24,6 +44,7 @@ _CASCADE = (
 PROGRAMS = {
     "train": (*TRAIN, "--loss=pivot", "--adversarial_batch_size=8", "--tensorboard=all",
               "--tensorboard_images=8", "--tensorboard_steps=2", "--name=run"),
+    "own": (*_OWN, "--tensorboard=none"),
     "cascade by bank": (*_CASCADE, "--cascade_mode=bank", "--bank_examples=300", "--name=run"),
     "cascade online": (*_CASCADE, "--cascade_mode=online", "--name=run"),
     "craft": ("craft", "--source=saved/std", "--epsilons=1..2", "--examples=70",
@@ -44,8 +65,13 @@ PROGRAMS = {
 
 
 def make_place(launcher, place: pathlib.Path) -> pathlib.Path:
-    """Put into a directory what the programs need: two runs, a saved network and archives."""
+    """Put into a directory what the programs need.
+
+    These are two runs, a saved network, archives, a folder of images and a module.
+    """
     place.mkdir(parents=True)
+    write_photos(place / "photos")
+    (place / "own.py").write_text(OWN_MODULE)
     shared = (*TRAIN, "--tensorboard=none")
     for flags in (
         (*shared, "--loss=standard", "--name=std"),
@@ -57,6 +83,15 @@ def make_place(launcher, place: pathlib.Path) -> pathlib.Path:
     return place
 
 
+def write_photos(place: pathlib.Path) -> None:
+    """Write 30 PNG files of 6x5 pixels to train on, and 12 to test on, of 3 classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (42, 6, 5), np.uint8)
+    for number, image in enumerate(pixels):
+        folder = place / ("train" if number < 30 else "test") / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(folder / f"{number:02}.png")
+
+
 def canonical(place: pathlib.Path) -> dict[str, object]:
     """Return what must be equal after a kill and a restart: every file by what it holds.
 
@@ -64,6 +99,7 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
     something was done:
 
     - lock files, and TensorBoard's event files, which say when;
+    - in JSON, where on this machine a user's own images and modules lie;
     - how many seconds it took: ``seconds.json``;
     - of a .keras file, whose members are compared one by one, the date in ``metadata.json`` and
       the ``shared_object_id`` of ``config.json``, an address in memory;
@@ -84,8 +120,14 @@ def canonical(place: pathlib.Path) -> dict[str, object]:
         elif ".tfrecord-" in path.name:
             found[name] = list(_examples(path.read_bytes()))
         else:
-            found[name] = path.read_bytes()
+            found[name] = without_places(path)
     return found
+
+
+def without_places(path: pathlib.Path) -> bytes:
+    """Return what a file holds, absolute paths in JSON aside."""
+    content = path.read_bytes()
+    return re.sub(rb'"/[^"]*"', b'"/"', content) if path.suffix == ".json" else content
 
 
 def _members(path: pathlib.Path) -> dict[str, object]:

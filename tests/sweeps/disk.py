@@ -36,6 +36,7 @@ def _elsewhere(name: str, *flags: str) -> tuple[str, ...]:
 
 STARVED = {
     "train": _elsewhere("train", "--runs_dir=disk/runs", "--saved_dir=disk/saved"),
+    "own": _elsewhere("own", "--runs_dir=disk/runs", "--cache_dir=disk/decoded"),
     "cascade by bank": _elsewhere(
         "cascade by bank", "--runs_dir=disk/runs", "--cascade_bank=disk/bank"
     ),
@@ -105,6 +106,7 @@ PLACES = {
                          "run/model.keras", "run/checkpoints/step-00000002.keras"),
                          ("run", "run/checkpoints", "run/tensorboard")),
     "train --saved_dir": ("train", "saved_dir", (), (), ("run",)),
+    "train --cache_dir": ("own", "cache_dir", (), (), ()),
     "train --cascade_bank": ("cascade by bank", "cascade_bank", (), ("bank.json", "images.npy"),
                              ()),
     "craft --output": ("craft", "output", (), ("bank.json", "images.npy", "labels.npy"), ()),

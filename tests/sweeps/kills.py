@@ -27,7 +27,13 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1])]
 
 from support.killing import Launcher  # noqa: E402
-from support.programs import PROGRAMS, canonical, differences, make_place  # noqa: E402
+from support.programs import (  # noqa: E402
+    PROGRAMS,
+    canonical,
+    differences,
+    make_place,
+    without_places,
+)
 
 KILLED = 6  # states of a program that are made by SIGKILL, too
 
@@ -140,7 +146,7 @@ def _steady(place: pathlib.Path) -> dict:
     from support.killing import normal
 
     return {
-        normal(str(path.relative_to(place))): path.is_dir() or path.stat().st_size
+        normal(str(path.relative_to(place))): path.is_dir() or len(without_places(path))
         for path in place.rglob("*") if not re.search("tfevents|seconds|[.]pb$", path.name)
     }  # fmt: skip
 

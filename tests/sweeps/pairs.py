@@ -30,6 +30,11 @@ _BANK = (
 )  # fmt: skip
 KINDS = {
     "train": (_TRAINING, _TRAINING),
+    "own": (PROGRAMS["own"],) * 2,
+    "two that decode": (
+        PROGRAMS["own"],
+        (*PROGRAMS["own"][:-2], "--tensorboard=none", "--name=other"),
+    ),
     "craft": (PROGRAMS["craft"],) * 2,
     "evaluate": (PROGRAMS["evaluate"],) * 2,
     "analyze": (PROGRAMS["analyze"],) * 2,
@@ -37,6 +42,9 @@ KINDS = {
     "prepare_data": (PROGRAMS["prepare_data"],) * 2,
     "train and craft": (_BANK, (*PROGRAMS["craft"], "--batch_size=256")),
 }
+
+# Two of these need what the other makes: a bank, decoded images.
+AGAIN = ("train and craft", "two that decode")
 
 
 def pair(pool: Pool, kind: str, number: int, start: pathlib.Path, base: pathlib.Path, wanted):
@@ -58,10 +66,11 @@ def pair(pool: Pool, kind: str, number: int, start: pathlib.Path, base: pathlib.
     wrong += [f"{said(one)}" for one in ran if not one.status and said(one)]
     if all(one.status for one in ran):
         wrong.append("none worked")
-    # Where a training was refused the bank that another was crafting, it is started again.
-    if kind == "train and craft" and ran[0].status == 2:
-        again = pool.launchers[0].run(KINDS[kind][0], place)
-        wrong += [f"not again: {said(again)}"] if again.status else []
+    # Where a training was refused what another was making, it is started again.
+    for argv, one in zip(KINDS[kind], ran, strict=True):
+        if kind in AGAIN and one.status == 2 and argv[0] == "train":
+            again = pool.launchers[0].run(argv, place)
+            wrong += [f"not again: {said(again)}"] if again.status else []
     changed = differences(wanted, canonical(place))
     wrong += [f"another end: {changed[:5]}"] if changed else []
     shutil.rmtree(place)
