@@ -235,7 +235,8 @@ def sizes(tensor):
 def test_raw_pixels_are_bit_equal_to_those_of_evaluation(stored_shape, tmp_path):
     """A network that returns its pixels; every value 0..255, crops at odd offsets."""
     pixels = keras.Sequential([keras.Input((16, 16, 1)), keras.layers.Flatten()])
-    version = export_saved_model(pixels, tmp_path / "pixels", image_shape=stored_shape)
+    told = {"from_logits": True, "image_shape": stored_shape}
+    version = export_saved_model(pixels, tmp_path / "pixels", **told)
     stored = draw(stored_shape)
     stored[0, -16:, -16:, 0] = stored[1, :16, :16, 0] = np.arange(256).reshape(16, 16)
     found = loaded(version).signatures["raw"](images=tf.constant(stored))
@@ -288,6 +289,7 @@ def test_it_says_what_it_is(name, base, networks):
         "image_shape": list(SHAPES[name][1]),
         "num_classes": 10,
         "embedding_size": 64 if name == "digits" else 10,
+        "value_range": [0, 1],
     }
     served = loaded(version)
     assert weights_hash(variable.numpy() for variable in served.variables) == digest
