@@ -46,8 +46,11 @@ def main(epochs: int = 40) -> dict[str, dict[str, float]]:
             epochs=epochs,
             verbose=0,
         )
-        report = evaluate(trainer, test_images, test_labels, ["step_fgsm", "iter_fgsm"], EPSILON)
-        attacks = "clean", "step_fgsm", "iter_fgsm"
+        attacks = ["step_fgsm", "iter_fgsm"]
+        report = evaluate(
+            trainer, test_images, test_labels, attacks, EPSILON, diagnosis_images=0, progress=False
+        )
+        attacks = "clean", *attacks
         accuracies[loss] = {attack: report.accuracy[attack] for attack in attacks}
         print(loss, {attack: round(value, 1) for attack, value in accuracies[loss].items()})
     return accuracies

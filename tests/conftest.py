@@ -6,6 +6,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from tensorflow.python.util import _pywrap_determinism
+
+
+@pytest.fixture(autouse=True)
+def _determinism_ends():
+    """A test that makes TensorFlow deterministic does so for itself alone."""
+    yield
+    if _pywrap_determinism.is_enabled():
+        _pywrap_determinism.enable(False)
 
 
 @pytest.fixture(scope="session")
