@@ -14,9 +14,9 @@ from typing import Any
 
 from cascade_keras import own_code
 from cascade_keras.data import specs
-from cascade_keras.data.forms import EXPECTED
+from cascade_keras.data.forms import EXPECTED, find
 from cascade_keras.data.settings import DataSettings
-from cascade_keras.data.specs import DatasetSpec, Origin, find, look_up
+from cascade_keras.data.specs import DatasetSpec, Origin, look_up
 from cascade_keras.errors import InputError, about
 from cascade_keras.provenance import locate
 

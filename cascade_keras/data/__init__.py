@@ -21,7 +21,7 @@ _HOMES = {
     "DatasetSpec": "specs",
     "Origin": "specs",
     "crop_of": "specs",
-    "find": "specs",
+    "find": "forms",
     "register": "specs",
     "sides_of": "specs",
     "DataSettings": "settings",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from cascade_keras import own_code
-from cascade_keras.data.forms import Form, Part
+from cascade_keras.data.parts import Form, Part
 from cascade_keras.data.specs import DatasetSpec, Origin
 from cascade_keras.errors import InputError, first_line, shown
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from cascade_keras.data import specs
 from cascade_keras.data.arrays import CHUNK, count_classes, resized
-from cascade_keras.data.datasets import prepared_builder
-from cascade_keras.data.forms import Form, Part
+from cascade_keras.data.parts import Form, Part
+from cascade_keras.data.prepared import prepared_builder
 from cascade_keras.data.specs import Origin
 from cascade_keras.errors import InputError, first_line
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cascade_keras.attacks.arguments import PIXEL_LEVELS
-from cascade_keras.data.decoded import Read, digest
-from cascade_keras.data.forms import Splits
-from cascade_keras.data.specs import Crop, DatasetSpec, Origin, find, sides_of
-from cascade_keras.errors import InputError, first_line
-from cascade_keras.files import expand
+from cascade_keras.data.decoded import Read, Splits, digest
+from cascade_keras.data.forms import find
+from cascade_keras.data.specs import Crop, DatasetSpec, Origin, sides_of
+from cascade_keras.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ def load(
     """Load a dataset.
 
     Args:
-        named: the name of a row of ``DATASETS``, anything else that ``specs.find`` takes, or a row.
+        named: the name of a row of ``DATASETS``, anything else that ``find`` takes, or a row.
         data_dir: where TensorFlow Datasets keeps its datasets; its own default when None.
         cache_dir: where what does not fit into the memory is decoded to; "decoded" when None.
         say: told in a line each what a person should know, such as how large that is.
@@ -116,75 +113,6 @@ def load_digits(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
     )
     train_images, test_images, train_labels, test_labels = parts
     return (train_images, train_labels), (test_images, test_labels)
-
-
-def load_tfds(spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
-    """Return a dataset of TensorFlow Datasets, downloaded where it is not prepared yet.
-
-    Raises:
-        InputError: it is not there and cannot be downloaded.
-    """
-    builder = prepared_builder(spec.name, data_dir, spec.archives is not None)
-    with _saying_not_ready(spec.name, data_dir, spec.archives is not None), without_warnings():
-        # One read of each whole split, in the order on disk: the same order at every load.
-        splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
-    return [(split["image"].numpy(), split["label"].numpy()) for split in splits]
-
-
-def prepared_builder(name: str, data_dir: str | None, has_archives: bool = False):
-    """Return the builder of a dataset of TensorFlow Datasets, which is on the disk then.
-
-    Raises:
-        InputError: it is not there and cannot be downloaded.
-    """
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    with _saying_not_ready(name, data_dir, has_archives), without_warnings():
-        builder = tfds.builder(name, data_dir=data_dir and str(expand(data_dir)))
-        if not builder.is_prepared():
-            _reach(builder)
-            builder.download_and_prepare()
-    return builder
-
-
-@contextlib.contextmanager
-def _saying_not_ready(name: str, data_dir: str | None, has_archives: bool) -> Iterator[None]:
-    import tensorflow_datasets as tfds
-
-    try:
-        yield
-    except Exception as error:  # TFDS raises whatever its downloader, reader or parser meets
-        where = data_dir and str(expand(data_dir))
-        raise InputError(
-            f"{name} is not ready in {where or tfds.core.constants.DATA_DIR} "
-            f"({first_line(error)}); connect to a network"
-            + (", or use its official archives: bin/prepare_data" if has_archives else ""),
-            "data_dir",
-        ) from error
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Keep TensorFlow Datasets from warning of what is not there yet, or else raises an error."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _reach(builder) -> None:
-    """Ask for the first of a dataset's files: TFDS itself would retry for minutes if offline."""
-    import requests
-
-    for url in list(builder.url_infos)[:1]:
-        try:
-            requests.head(url, timeout=10, allow_redirects=True)
-        except requests.RequestException as error:
-            raise ConnectionError("not prepared, and its server cannot be reached") from error
 
 
 def check(images: np.ndarray, labels: np.ndarray, preset: DatasetSpec, what: str) -> None:

@@ -17,13 +17,15 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from rich.filesize import decimal
 
 from cascade_keras import records
+from cascade_keras.data.parts import Form, Part, recorded_name, split
+from cascade_keras.data.specs import DatasetSpec, Origin
 from cascade_keras.errors import InputError
 from cascade_keras.files import (
     check_writable,
@@ -37,9 +39,6 @@ from cascade_keras.files import (
 )
 from cascade_keras.progress import show_progress
 from cascade_keras.records import Count, Index, Record, Sha256, Text
-
-if TYPE_CHECKING:
-    from cascade_keras.data.forms import Splits
 
 FORMAT = 1
 MOST_IN_MEMORY = 2 * 2**30  # bytes of pixels: all splits together
@@ -238,3 +237,79 @@ class _Decoded:
                 progress(record.complete)
         _check_all(self._splits, record.complete, len(places))
         return record
+
+
+class Splits:
+    """Reads both splits of a form, as the loader of a ``DatasetSpec`` does.
+
+    Args:
+        form, origin: of the dataset.
+        cache_dir: where what does not fit into the memory is decoded to.
+
+    Attributes:
+        name: in records.
+        examples: the number of training images.
+    """
+
+    def __init__(self, form: Form, origin: Origin, cache_dir: str | None):
+        self.form, self.origin, self.cache_dir = form, origin, cache_dir
+        self._train, self._test = form.parts()
+        self._taken = self._choose()
+        self.examples = len(self._train.labels)
+        if self._taken is not None:
+            self.examples -= int(self._taken.sum())
+        self.name = recorded_name(form.name)
+
+    def _choose(self) -> np.ndarray | None:
+        """Return which training images are the test split, None where it has images of its own."""
+        name, part = self.form.name, self.origin.validation_split
+        if self._test is not None:
+            if part is not None:
+                raise InputError(f"{name} has test images; leave it out", "validation_split")
+            return None
+        if part is None:
+            raise InputError(
+                f"{name} has no test images; give a part of the training images, such as 0.1",
+                "validation_split",
+            )
+        taken = split(self._train.labels, part)
+        if not taken.any() or taken.all():
+            raise InputError(
+                f"{part:g} of the {len(taken)} images of {name} leaves none to "
+                f"{'train' if taken.all() else 'test'} on",
+                "validation_split",
+            )
+        return taken
+
+    def __call__(self, spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
+        """Return (train, test), each (images uint8 (N, H, W, C), labels (N,))."""
+        found = self.read()
+        return found.train, found.test
+
+    def read(
+        self, cache_dir: str | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> Read:
+        """Return both splits, see ``read``."""
+        return read(self, cache_dir or self.cache_dir, say)
+
+    @property
+    def parts(self) -> list[Part]:
+        """What is read: the training images, and the test images where they are others."""
+        return [self._train] if self._test is None else [self._train, self._test]
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where each image that is read belongs, (n,): the training split first, then the test."""
+        if self._taken is None:
+            return np.arange(sum(len(part.labels) for part in self.parts))
+        order = np.concatenate([np.flatnonzero(~self._taken), np.flatnonzero(self._taken)])
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return places
+
+    def images(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Yield the images that are read from this one on, uint8, some at a time."""
+        for part in self.parts:
+            if start < len(part.labels):
+                yield from part.images(start)
+            start = max(0, start - len(part.labels))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cascade_keras.data.forms import Form, Part
+from cascade_keras.data.parts import Form, Part
 from cascade_keras.data.specs import Origin
 from cascade_keras.errors import InputError, first_line
 

@@ -6,13 +6,12 @@
     tf_flowers               a name of TensorFlow Datasets, "name/config" too
 
 Each form is a class of this package: ``folders``, ``arrays``, ``builders``. Where there are no test
-images, ``validation_split`` takes them from the training images by a fixed rule (``split``).
+images, ``validation_split`` takes them from the training images by a fixed rule (``parts.split``).
 Needs no TensorFlow where the form needs none.
 """
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import dataclasses
 import importlib
@@ -20,71 +19,21 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from cascade_keras import own_code
 from cascade_keras.data import specs
+from cascade_keras.data.parts import Form
 from cascade_keras.data.specs import DatasetSpec, Origin
 from cascade_keras.errors import InputError, shown
 from cascade_keras.files import expand
 
-if TYPE_CHECKING:  # it takes as long as all else that --help needs
-    import numpy as np
-
-    from cascade_keras.data.decoded import Read
-
 MAX_EPSILON, EPOCHS, NORMALIZATION = 8.0, 30.0, "channel"  # of data that nobody has registered
 MOST_CLASSES = 1_000
 _BUILDER = re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\w.]+)?", re.ASCII)
-_LONGEST_NAME = 60
 EXPECTED = "a folder of images, FILE.npz, module:function, a name of TensorFlow Datasets, or one of"
-
-
-class Part(NamedTuple):
-    """The images of one split as they lie at their origin.
-
-    Attributes:
-        labels: (n,) int32.
-        images: yields them from the one with this index on, in order, some at a time: uint8
-            (k, height, width, channels) of the size that is asked for.
-    """
-
-    labels: np.ndarray
-    images: Callable[[int], Iterator[np.ndarray]]
-
-
-class Form(abc.ABC):
-    """A dataset at its origin.
-
-    Attributes:
-        name: what it is called in records.
-        image_shape: (height, width, channels) of the images as ``Part.images`` yields them.
-        class_names: in order; empty where they have none.
-        num_classes: as the data say.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...] = ()
-    num_classes: int
-
-    @abc.abstractmethod
-    def parts(self) -> tuple[Part, Part | None]:
-        """Return the training and the test images; None where there are no test images."""
-
-    def look(self) -> Sequence[str]:
-        """Look at the images where that takes a look at all; return what a person should know.
-
-        Raises:
-            InputError: they are no images.
-        """
-        return ()
-
-    @abc.abstractmethod
-    def key(self) -> Any:
-        """Return what the images follow from, as JSON: names, sizes and times of files."""
 
 
 def check_text(text: str) -> None:
@@ -139,8 +88,21 @@ def _expanded(text: str):
         raise InputError(f"there is no home directory for {shown(text)}", "dataset") from error
 
 
-def find(origin: Origin, cache_dir: str | None = None) -> DatasetSpec:
-    """See ``specs.find``."""
+def find(origin: Origin | str, cache_dir: str | None = None) -> DatasetSpec:
+    """Return what is known of a dataset before its images are read: ``data.load`` reads them.
+
+    Args:
+        origin: or its text alone: the name of a row of ``DATASETS``, a folder of images, an .npz
+            file, "module:function", or a name of TensorFlow Datasets.
+        cache_dir: where what does not fit into the memory is decoded to.
+
+    Raises:
+        InputError: there is no such dataset, or it cannot be used; names the setting.
+    """
+    origin = Origin(origin) if isinstance(origin, str) else origin
+    plain = Origin(origin.text, data_dir=origin.data_dir)
+    if origin.text in specs.DATASETS and origin == plain:
+        return specs.DATASETS[origin.text]
     if origin.text not in specs.DATASETS:
         with _found_in(origin.folders):
             for name in origin.imports:
@@ -227,6 +189,8 @@ def _described(form: Form, origin: Origin, cache_dir: str | None) -> DatasetSpec
         raise InputError(
             f"{form.name} has {classes:,} classes, at most {MOST_CLASSES:,} work", "dataset"
         )
+    from cascade_keras.data.decoded import Splits  # NumPy takes as long as all else for --help
+
     splits = Splits(form, origin, cache_dir)
     return DatasetSpec(
         splits.name,
@@ -250,106 +214,3 @@ def _names(own: tuple[str, ...], classes: int) -> tuple[str, ...]:
 def _check_classes(said: int, found: int, name: str) -> None:
     if said < found:
         raise InputError(f"{name} has {found} classes, got {said}", "num_classes")
-
-
-def recorded_name(text: str) -> str:
-    """Return a name as a folder can have it: other characters than letters, digits, . + - are _."""
-    name = re.sub(r"[^\w.+-]+", "_", text)[:_LONGEST_NAME].strip("._")
-    return name or "data"
-
-
-def split(labels: np.ndarray, part: float) -> np.ndarray:
-    """Return which images the test split takes, (n,) bool: of each class evenly spaced ones.
-
-    Of the images of a class, in their order, the j-th (from 1) is taken if floor(j * part) is more
-    than floor((j - 1) * part): of n images floor(n * part), whatever else is in the dataset.
-    """
-    import numpy as np
-
-    taken = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        # Of 10 images 0.3 takes 3, though 10 * 0.3 is less than that in binary.
-        before = np.floor(np.arange(len(own) + 1) * part + 1e-9)
-        taken[own] = np.diff(before) > 0
-    return taken
-
-
-class Splits:
-    """Reads both splits of a form, as the loader of a ``DatasetSpec`` does.
-
-    Args:
-        form, origin: of the dataset.
-        cache_dir: where what does not fit into the memory is decoded to.
-
-    Attributes:
-        name: in records.
-        examples: the number of training images.
-    """
-
-    def __init__(self, form: Form, origin: Origin, cache_dir: str | None):
-        self.form, self.origin, self.cache_dir = form, origin, cache_dir
-        self._train, self._test = form.parts()
-        self._taken = self._choose()
-        self.examples = len(self._train.labels)
-        if self._taken is not None:
-            self.examples -= int(self._taken.sum())
-        self.name = recorded_name(form.name)
-
-    def _choose(self) -> np.ndarray | None:
-        """Return which training images are the test split, None where it has images of its own."""
-        name, part = self.form.name, self.origin.validation_split
-        if self._test is not None:
-            if part is not None:
-                raise InputError(f"{name} has test images; leave it out", "validation_split")
-            return None
-        if part is None:
-            raise InputError(
-                f"{name} has no test images; give a part of the training images, such as 0.1",
-                "validation_split",
-            )
-        taken = split(self._train.labels, part)
-        if not taken.any() or taken.all():
-            raise InputError(
-                f"{part:g} of the {len(taken)} images of {name} leaves none to "
-                f"{'train' if taken.all() else 'test'} on",
-                "validation_split",
-            )
-        return taken
-
-    def __call__(self, spec: DatasetSpec, data_dir: str | None) -> Sequence[tuple]:
-        """Return (train, test), each (images uint8 (N, H, W, C), labels (N,))."""
-        found = self.read()
-        return found.train, found.test
-
-    def read(
-        self, cache_dir: str | None = None, say: Callable[[str], None] = lambda text: None
-    ) -> Read:
-        """Return both splits, see ``decoded.read``."""
-        from cascade_keras.data import decoded
-
-        return decoded.read(self, cache_dir or self.cache_dir, say)
-
-    @property
-    def parts(self) -> list[Part]:
-        """What is read: the training images, and the test images where they are others."""
-        return [self._train] if self._test is None else [self._train, self._test]
-
-    @property
-    def places(self) -> np.ndarray:
-        """Where each image that is read belongs, (n,): the training split first, then the test."""
-        import numpy as np
-
-        if self._taken is None:
-            return np.arange(sum(len(part.labels) for part in self.parts))
-        order = np.concatenate([np.flatnonzero(~self._taken), np.flatnonzero(self._taken)])
-        places = np.empty(len(order), np.int64)
-        places[order] = np.arange(len(order))
-        return places
-
-    def images(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield the images that are read from this one on, uint8, some at a time."""
-        for part in self.parts:
-            if start < len(part.labels):
-                yield from part.images(start)
-            start = max(0, start - len(part.labels))

@@ -244,7 +244,7 @@ def look_up(name: str | None, learned_by: object = None) -> DatasetSpec:
 
 _MNIST = DatasetSpec(
     "mnist",
-    "datasets:load_tfds",
+    "prepared:load_tfds",
     image_shape=(28, 28, 1),
     num_classes=10,
     max_epsilon=0.3 * 255,
@@ -256,7 +256,7 @@ _MNIST = DatasetSpec(
 )
 _CIFAR10 = DatasetSpec(
     "cifar10",
-    "datasets:load_tfds",
+    "prepared:load_tfds",
     image_shape=(32, 32, 3),
     num_classes=10,
     crops=(24, 32),
@@ -296,23 +296,3 @@ def scaled_boundaries(preset: DatasetSpec, steps: int) -> tuple[int, ...]:
     """
     moved = (round(boundary * steps / preset.steps) for boundary in preset.boundaries)
     return tuple(max(boundary, 1) for boundary in moved)
-
-
-def find(origin: Origin | str, cache_dir: str | None = None) -> DatasetSpec:
-    """Return what is known of a dataset before its images are read: ``data.load`` reads them.
-
-    Args:
-        origin: or its text alone: the name of a row of ``DATASETS``, a folder of images, an .npz
-            file, "module:function", or a name of TensorFlow Datasets.
-        cache_dir: where what does not fit into the memory is decoded to.
-
-    Raises:
-        InputError: there is no such dataset, or it cannot be used; names the setting.
-    """
-    origin = Origin(origin) if isinstance(origin, str) else origin
-    plain = Origin(origin.text, data_dir=origin.data_dir)
-    if origin.text in DATASETS and origin == plain:
-        return DATASETS[origin.text]
-    from cascade_keras.data import forms
-
-    return forms.find(origin, cache_dir)

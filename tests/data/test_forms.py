@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cascade_keras import data
-from cascade_keras.data import decoded, forms
+from cascade_keras.data import decoded, parts
 from cascade_keras.data.settings import DataSettings
 from cascade_keras.errors import InputError
 from cascade_keras.learned import dataset_of
@@ -285,7 +285,7 @@ def test_what_is_read_is_what_another_reader_reads(row, place):
     assert len(spec.class_names) in (0, spec.num_classes)
     # Networks see the whole image, and the records a name that a folder can have.
     assert data.sides_of(spec.crop) == x_train.shape[1:3]
-    assert spec.name == forms.recorded_name(spec.name)
+    assert spec.name == parts.recorded_name(spec.name)
 
 
 def broken(content):
@@ -393,7 +393,7 @@ def test_what_cannot_be_read_is_refused_in_a_line(row, place):
 
 def test_the_split_takes_evenly_spaced_images_of_each_class():
     labels = np.repeat([0, 1, 2], [10, 7, 1])
-    taken = forms.split(labels, 0.3)
+    taken = parts.split(labels, 0.3)
     assert np.flatnonzero(taken[:10]).tolist() == [3, 6, 9]
     assert taken[10:17].sum() == 2 and not taken[17]
 
