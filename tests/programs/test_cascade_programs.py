@@ -163,7 +163,7 @@ def checkpoint(run):
 
 def test_killed_stopped_and_damaged_a_run_ends_with_the_same_weights(place):
     """kill -9 while crafting and while training, SIGTERM, lost banks and a cut checkpoint."""
-    flags = [*SMALL, "--deterministic", "--checkpoint_steps=5", "--steps=100",
+    flags = [*SMALL, "--deterministic", "--checkpoint_steps=5", "--steps=60",
              "--loss=pivot", "--bank_examples=640", "--cascade_source=saved/piv,saved/std",
              "--cascade_mode=bank", "--name=run", "--noexport"]  # fmt: skip
     process = start("train", *flags)
@@ -187,14 +187,14 @@ def test_killed_stopped_and_damaged_a_run_ends_with_the_same_weights(place):
     output, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert f"{newest.name} cannot be used" in errors and "trying the one before" in errors
-    stopped = re.search(r"stopped at step (\d+) of 100", output)
+    stopped = re.search(r"stopped at step (\d+) of 60", output)
     assert stopped and checkpoint("runs/run") == int(stopped[1]), output
 
     reference = ["--runs_dir=reference", "--cascade_bank=reference_banks/piv,reference_banks/std"]
     process = start_trainings(flags, [*flags, *reference])
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert f"going on from step {stopped[1]} of 100" in output
+    assert f"going on from step {stopped[1]} of 60" in output
     assert output.count("cascade images:") == 1  # the reference's: a run does not choose again
     assert tree("banks") == tree("first_banks") == tree("reference_banks")
     assert content("runs/run/metrics.json") == content("reference/run/metrics.json")

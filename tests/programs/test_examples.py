@@ -26,7 +26,7 @@ def example(name, *arguments):
 
 
 def test_hardening_a_network_that_is_not_ours():
-    accuracies = runpy.run_path(str(EXAMPLES / "harden_your_model.py"))["main"](epochs=12)
+    accuracies = runpy.run_path(str(EXAMPLES / "harden_your_model.py"))["main"](epochs=9)
     assert accuracies["standard"]["clean"] > 95 and accuracies["pivot"]["clean"] > 90
     for attack in ("step_fgsm", "iter_fgsm"):
         assert accuracies["pivot"][attack] > accuracies["standard"][attack] + 10

