@@ -5,12 +5,13 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Folders are compared file by file: modules of a test's own leave nothing beside them.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-sys.dont_write_bytecode = True
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from tensorflow.python.util import _pywrap_determinism
+
+sys.dont_write_bytecode = True
 
 
 @pytest.fixture(autouse=True)
