@@ -30,7 +30,9 @@ def build_flags() -> flags.FlagValues:
 
 def evaluate(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
-    settings = read(values, EvaluationSettings).resolved()
+    settings = read(values, EvaluationSettings)
+    preset = settings.row()  # once: it may take a look at all files of a folder
+    settings = settings.resolved(dataset=preset)
     from cascade_keras.evaluation.report import check_places
 
     check_places(settings)  # before TensorFlow, which takes seconds, is imported
@@ -39,7 +41,7 @@ def evaluate(values: flags.FlagValues) -> None:
 
     from cascade_keras.evaluation import Evaluation, tables
 
-    evaluation = Evaluation(settings)
+    evaluation = Evaluation(settings, preset=preset)
     for note in evaluation.notes:  # before hours are spent
         print(f"note: {note}", flush=True)
     with show_progress("evaluating, gradients", evaluation.work) as progress:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.datasets import check
+from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.networks import Loaded, load_networks
@@ -27,6 +28,7 @@ class Evaluation:
         targets, sources: networks instead of those that the settings name: paths, Keras models,
             whatever ``load_source`` takes or returns.
         dataset: instead of the one that the settings name.
+        preset: its row alone, where ``settings.row`` has looked it up before.
 
     Attributes:
         settings: with everything filled in that follows from the networks.
@@ -60,8 +62,10 @@ class Evaluation:
         targets: Sequence[Network] | None = None,
         sources: Sequence[Network] | None = None,
         dataset: data.Dataset | None = None,
+        preset: DatasetSpec | None = None,
     ):
-        preset = settings.row(targets, sources, dataset.preset if dataset else None)
+        preset = dataset.preset if dataset else preset
+        preset = settings.row(targets, sources, preset)
         self.settings = settings = settings.resolved(targets, sources, preset)
         self.report = Report(settings.output)
         check_places(settings)

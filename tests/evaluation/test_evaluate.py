@@ -12,6 +12,7 @@ import pathlib
 import random
 import re
 import shutil
+import textwrap
 
 import keras
 import numpy as np
@@ -298,6 +299,24 @@ def test_a_trained_network_is_evaluated_on_what_it_learned(place, capsys):
     assert "note: Epsilon 0.3 is less than one pixel value" in out
     report = read("reports/finished")
     assert report["dataset"] == "digits" and report["networks"][0]["recipe"]["model"] == "resnet8"
+
+
+def test_what_gives_the_images_is_asked_once(place, monkeypatch):
+    code = """
+        from cascade_keras import data
+
+        def load():
+            with open("calls", "a") as calls:
+                calls.write("x")
+            digits = data.load("digits")
+            return digits.train, digits.test
+    """
+    pathlib.Path("asked_once.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(".")
+    flags = ["--num_images=10", "--attack=step_fgsm", "--epsilon=8", "--diagnosis_images=0"]
+    flags += ["--target=saved/finished", "--dataset=asked_once:load", "--output=once"]
+    assert evaluate_here(*flags) == 0
+    assert pathlib.Path("calls").read_text() == "x"
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
