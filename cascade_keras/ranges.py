@@ -17,6 +17,8 @@ from cascade_keras.errors import InputError, shown
 ValueRange = tuple[float, float]
 UNIT: ValueRange = (0.0, 1.0)
 BYTES: ValueRange = (0.0, 255.0)
+# Epsilons count in levels of a pixel; the range of an image has so many.
+PIXEL_LEVELS = 255.0
 _COMMON = (UNIT, BYTES, (-1.0, 1.0))
 TOLERANCE = 1e-3  # of the range's width, by which images may be outside: resizing leaves as much
 _TELLING = 8  # so many images that use half of a range only are no accident

@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from cascade_keras import ranges
 from cascade_keras.errors import InputError, shown
+from cascade_keras.ranges import PIXEL_LEVELS
 
-# Epsilons count in levels of a pixel; the range of an image has so many.
-PIXEL_LEVELS = 255.0
 _UNIT_PIXELS = np.arange(256, dtype=np.float32) / np.float32(PIXEL_LEVELS)
 
 

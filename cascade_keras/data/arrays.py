@@ -19,9 +19,9 @@ from cascade_keras import own_code
 from cascade_keras.data.parts import Form, Part
 from cascade_keras.data.specs import DatasetSpec, Origin
 from cascade_keras.errors import InputError, first_line, shown
+from cascade_keras.ranges import PIXEL_LEVELS
 
 CHUNK = 256  # images at a time
-PIXEL_LEVELS = 255  # as in attacks.arguments, which needs TensorFlow
 _NAMES = (("x_train", "y_train", "x_test", "y_test"), ("x", "y"))
 
 
