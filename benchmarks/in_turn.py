@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 from train_step import BUSY, PAUSE_SECONDS, processor
 
-from cascade_keras import attacks, data, models
+from cascade_keras import attacks, data, model_files, models
 from cascade_keras.crafting import parse_epsilons
 from cascade_keras.errors import InputError
-from cascade_keras.sources import load_keras, load_source
+from cascade_keras.sources import load_source
 
 PACKAGES = ("tensorflow", "keras", "numpy", "foolbox", "adversarial-robustness-toolbox")
 ATTACK = "iter_fgsm"
@@ -150,7 +150,7 @@ def load_network(path: str | None, dataset: data.Dataset) -> Network:
     source.check((side, side, channels), dataset.preset.num_classes)
     model = None
     if source.path.suffix == ".keras":
-        model = load_keras(source.path)
+        model = model_files.load_network(source.path)
     return Network(source.name, side, source.logits, model)
 
 

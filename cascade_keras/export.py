@@ -170,10 +170,10 @@ def export_run(
         check_output(base)
     before = saved_versions(base)
     import_tensorflow()
-    from cascade_keras.sources import load_keras
+    from cascade_keras.model_files import load_network
 
     with about("run"):
-        network = load_keras(run / "model.keras")
+        network = load_network(run / "model.keras")
         crop = provenance["recipe"].get("crop")
         version = export_saved_model(
             network,

@@ -13,8 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -22,14 +20,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Importing the layers makes them known to Keras's loader.
-from cascade_keras import attacks, draws, layers, own_code  # noqa: F401
+from cascade_keras import attacks, draws, model_files
 from cascade_keras.border import Adapted, adapt
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
 from cascade_keras.ranges import UNIT, ValueRange, as_text, check_value_range
-from cascade_keras.records import MOST_BYTES
 from cascade_keras.settings import said_of_logits
 
 Outputs = dict[str, tf.Tensor]
@@ -290,7 +286,7 @@ def _located(
         return _of_keras(model, location.name, None, {}, told, image_shape)
     if location.is_saved_model:
         return _load_saved_model(location, told, trust, time_limit)
-    model = _load_model(location.path)
+    model = model_files.load(location.path)
     recorded = location.provenance.get("recipe", {})
     provenance = location.provenance
     told = told.or_recorded(recorded)
@@ -421,74 +417,6 @@ def source_hash(weights: str, told: _Told | Adapted) -> str:
     if said == [list(UNIT), False, None]:
         return weights
     return hashlib.sha256(json.dumps([weights, *said]).encode()).hexdigest()
-
-
-def load_keras(path: str | os.PathLike) -> keras.Model:
-    """Load a Keras model from a .keras file; of a whole trainer, its network.
-
-    Python code in it, such as that of a Lambda layer, is never run, trusted or not.
-
-    Raises:
-        InputError: the file is damaged or holds something else.
-    """
-    model = _load_model(path)
-    return getattr(model, "network", model)
-
-
-def _load_model(path: str | os.PathLike) -> keras.Model:
-    """Load what a .keras file holds, or the network of a .h5 file."""
-    from cascade_keras import training  # noqa: F401  checkpoints hold the whole trainer
-
-    if not str(path).lower().endswith(".keras"):
-        from cascade_keras.models import found
-
-        with _no_setting():
-            return found.load(str(path))
-    _check_keras_file(path)
-    try:
-        with warnings.catch_warnings():
-            # Keras warns of every layer that the file lacks before it gives up.
-            warnings.simplefilter("ignore")
-            return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras, h5py and zipfile each raise their own
-        reason = own_code.unknown_class(error) or first_line(error)
-        raise InputError(f"{path} cannot be loaded ({reason})") from error
-
-
-def _check_keras_file(path: str | os.PathLike) -> None:
-    """Refuse a file that is no whole .keras file, or that holds Python code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            damaged = archive.testzip()
-            described = "config.json" in names
-            if described and archive.getinfo("config.json").file_size > MOST_BYTES:
-                raise InputError(f"{path}: its config.json is larger than {MOST_BYTES >> 20} MB")
-            config = archive.read("config.json") if described else b""
-    except InputError:
-        raise
-    except Exception as error:  # zipfile and zlib each raise their own
-        raise InputError(
-            f"{path} cannot be loaded: it is no .keras file, or was cut short "
-            f"({first_line(error)}); copy it, or save it, again"
-        ) from error
-    if not described or not any(name.startswith("model.weights") for name in names):
-        raise InputError(f"{path} cannot be loaded: it is a zip archive, but not of a Keras model")
-    if damaged:
-        raise InputError(
-            f"{path} cannot be loaded: {damaged} in it is damaged; copy it, or save it, again"
-        )
-    try:
-        json.loads(config)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be loaded: its config.json is damaged ({first_line(error)})"
-        ) from error
-    if b"__lambda__" in config:
-        raise InputError(
-            f"{path} has a Lambda layer, which is Python code and is never run from a file; save "
-            "the network without it"
-        )
 
 
 def _of_keras(

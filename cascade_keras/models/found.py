@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
-import warnings
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
-from cascade_keras import own_code
-from cascade_keras.errors import InputError, first_line
+from cascade_keras import model_files, own_code
+from cascade_keras.errors import InputError, about
 from cascade_keras.files import expand
 from cascade_keras.models import forms, specs
 from cascade_keras.models.applications import application
@@ -55,7 +53,9 @@ def find(
     )
     own_code.import_all(imports)
     if form.kind == forms.FILE:
-        return _taking_images(load(form.text, setting), form.text, setting), None
+        with about(setting):
+            model = model_files.load_network(expand(form.text))
+        return _taking_images(model, form.text, setting), None
     if input_shape is None or num_classes is None:
         raise InputError(
             f"{text} is built for images of a known shape and a number of classes; give both",
@@ -83,69 +83,6 @@ def find(
             mean=mean,
         )
     return network, (0.0, 1.0)
-
-
-def load(path: str, setting: str = "model") -> keras.Model:
-    """Load the whole model of a .keras or .h5 file, without what it was compiled with.
-
-    Raises:
-        InputError: it is no such file, is damaged, or holds Python code.
-    """
-    from cascade_keras.sources import load_keras
-
-    file = expand(path)
-    if file.name.lower().endswith(".keras"):
-        try:
-            return load_keras(file)
-        except InputError as error:
-            raise InputError(error.message, setting) from error
-    return _load_h5(file, setting)
-
-
-def _load_h5(file, setting: str) -> keras.Model:
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as opened:
-            config = opened.attrs.get("model_config")
-    except OSError as error:
-        raise InputError(
-            f"{file} cannot be loaded: it is no HDF5 file, or was cut short ({first_line(error)})",
-            setting,
-        ) from error
-    if config is None:
-        raise InputError(
-            f"{file} holds no whole model; save it by model.save, or name a network and the file "
-            "by init_from",
-            setting,
-        )
-    config = config.decode() if isinstance(config, bytes) else str(config)
-    try:
-        if _has_lambda(json.loads(config)):
-            raise InputError(
-                f"{file} has a Lambda layer, which is Python code and is never run from a file; "
-                "save the network without it",
-                setting,
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = keras.models.load_model(file, compile=False, safe_mode=True)
-    except InputError:
-        raise
-    except Exception as error:  # Keras, h5py and json each raise their own
-        reason = own_code.unknown_class(error) or first_line(error)
-        raise InputError(f"{file} cannot be loaded ({reason})", setting) from error
-    return getattr(model, "network", model)
-
-
-def _has_lambda(content) -> bool:
-    """Whether a model's configuration has a Lambda layer, however deep."""
-    if isinstance(content, list):
-        return any(map(_has_lambda, content))
-    if not isinstance(content, dict):
-        return False
-    own = content.get("class_name") in ("Lambda", "__lambda__")
-    return own or any(map(_has_lambda, content.values()))
 
 
 def _made(text: str, shape: tuple, num_classes: int, setting: str) -> keras.Model:

@@ -18,7 +18,7 @@ from cascade_keras import (
     load_source,
 )
 from cascade_keras.errors import InputError
-from cascade_keras.sources import load_keras
+from cascade_keras.model_files import load_network
 
 RANGE = (0, 256)
 L = keras.layers
@@ -79,7 +79,7 @@ def test_cascade_images_are_of_the_range_that_is_said(twins):
             adversarial_batch_size=8, max_epsilon=4, tensorboard="none", eval_attacks=(),
             name=name, export=False, **told,
         )  # fmt: skip
-        return load_keras(Training(settings).run().path / "model.keras").get_weights()
+        return load_network(Training(settings).run().path / "model.keras").get_weights()
 
     for own, other in zip(weights("unit"), weights("bytes", source_value_range=RANGE)):
         np.testing.assert_allclose(other, own, atol=1e-6)
