@@ -29,12 +29,88 @@ class Directions(MetricsList):
         return {}
 
 
+class SteppedModel(keras.Model):
+    """A model that is asked at three places where Keras asks only itself.
+
+    A subclass may override ``check_step`` and ``check_prediction``.
+    """
+
+    _predicts = False
+
+    def check_step(self, data):
+        """Return the data of a training or validation step, checked where XLA does not assert."""
+        return data
+
+    def check_prediction(self, data):
+        """Return the data of a step of ``predict``, checked where XLA does not assert."""
+        return data
+
+    def make_predict_function(self, force=False):
+        self._predicts = True
+        try:
+            return super().make_predict_function(force)
+        finally:
+            self._predicts = False
+
+    def _autoconvert_optionals(self, step_func):
+        """Check a step's data in front of it, where XLA compiles it and leaves assertions out.
+
+        What Keras makes of a step passes here, and is called with what it is given in any form.
+        """
+        if not self.jit_compile or self.run_eagerly:
+            return super()._autoconvert_optionals(step_func)
+        if self._predicts:
+            return super()._autoconvert_optionals(
+                lambda data: step_func(self.check_prediction(data))
+            )
+
+        def checked_step(data):
+            return step_func(self.distribute_strategy.run(self.check_step, args=(data,)))
+
+        return super()._autoconvert_optionals(checked_step)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Leave out, where there is nothing to build, that Keras adds the batches of replicas up.
+
+        It does so to learn their shape, and fails where they are of unequal size.
+        """
+        if not (self.layers_are_built and self.optimizer is not None and self.optimizer.built):
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    @property
+    def layers_are_built(self) -> bool:
+        """Whether the variables of everything that is trained are there."""
+        return self.built
+
+    def _get_metrics_result_or_logs(self, logs):
+        """Read what all replicas have counted; a step's logs are the mean of what each has."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return super()._get_metrics_result_or_logs(logs)
+        found = {metric.name: metric for metric in self.metrics}
+        return {name: found[name].result() if name in found else logs[name] for name in logs}
+
+
 def directed_mean(name: str, direction: str | None) -> keras.metrics.Mean:
     """Return a mean of which callbacks know whether "up" or "down" is better."""
     metric = keras.metrics.Mean(name=name)
     if direction:
         metric._direction = direction
     return metric
+
+
+def copy_of(metric: keras.metrics.Metric) -> keras.metrics.Metric:
+    """Return a new metric like one, of which callbacks know as much."""
+    copy = type(metric).from_config(metric.get_config())
+    if getattr(metric, "_direction", None):
+        copy._direction = metric._direction
+    return copy
+
+
+def is_of_probabilities(metric: keras.metrics.Metric) -> bool:
+    """Whether a metric that could be told that it is given logits is not."""
+    if hasattr(metric, "_from_logits"):
+        return not metric._from_logits
+    return getattr(metric, "_fn_kwargs", {}).get("from_logits") is False
 
 
 def schedule_of(

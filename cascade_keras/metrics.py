@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from cascade_keras.errors import InputError, first_line, shown
+from cascade_keras.keras_private import copy_of, directed_mean, is_of_probabilities
 
 _ACCURACY = ("accuracy", "acc")
 
@@ -54,11 +55,10 @@ class OfBothHalves:
         taken.add(label)
         for half in ("clean", "adversarial"):
             if counts:
-                metric = keras.metrics.Mean()
-                metric._direction = "up"
+                metric = directed_mean(label, "up")
             else:
                 metric = _made(given, setting)
-                if gives_logits and _of_probabilities(metric):
+                if gives_logits and is_of_probabilities(metric):
                     raise InputError(
                         f"{type(metric).__name__} {metric.name!r} takes probabilities, the network "
                         "gives logits; pass it from_logits=True",
@@ -115,10 +115,7 @@ class OfBothHalves:
 def _made(given: str | keras.metrics.Metric | Callable, setting: str) -> keras.metrics.Metric:
     """Return a new metric like the one that is given."""
     if isinstance(given, keras.metrics.Metric):
-        copy = type(given).from_config(given.get_config())
-        if getattr(given, "_direction", None):
-            copy._direction = given._direction
-        return copy
+        return copy_of(given)
     try:
         found = keras.metrics.get(given)
     except (ValueError, TypeError) as error:
@@ -130,11 +127,3 @@ def _made(given: str | keras.metrics.Metric | Callable, setting: str) -> keras.m
         raise InputError(f"must be Keras metrics, got {shown(given)}", setting)
     name = given if isinstance(given, str) else getattr(found, "__name__", type(found).__name__)
     return keras.metrics.MeanMetricWrapper(found, name=name)
-
-
-def _of_probabilities(metric: keras.metrics.Metric) -> bool:
-    """Whether a metric that could be told that it is given logits is not."""
-    if hasattr(metric, "_from_logits"):
-        return not metric._from_logits
-    told = getattr(metric, "_fn_kwargs", {})
-    return told.get("from_logits") is False

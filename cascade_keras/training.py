@@ -25,6 +25,7 @@ from cascade_keras.data.given import check_arguments, in_one_line, unpack
 from cascade_keras.errors import InputError, about, shown
 from cascade_keras.keras_private import (
     Directions,
+    SteppedModel,
     directed_mean,
     draws_random_numbers,
     frozen_layers,
@@ -81,7 +82,7 @@ class _Taken(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("cascade_keras")
-class AdversarialTrainer(keras.Model):
+class AdversarialTrainer(SteppedModel):
     """Trains a classifier on clean and adversarial images; ``compile`` and ``fit`` stay ordinary.
 
     ``loss`` says what becomes of a batch: standard, only clean images; kurakin, half of them
@@ -157,7 +158,6 @@ class AdversarialTrainer(keras.Model):
             validation=None,
             draws=None,
             single=None,
-            predicts=False,
             sources={},
             told=set(),
         )
@@ -660,52 +660,19 @@ class AdversarialTrainer(keras.Model):
         with in_one_line():
             return super().fit(**bound)
 
-    def make_predict_function(self, force=False):
-        self._state.predicts = True
-        try:
-            return super().make_predict_function(force)
-        finally:
-            self._state.predicts = False
-
-    def _autoconvert_optionals(self, step_func):
-        """Check a step's data in front of it, where XLA compiles it and leaves assertions out.
-
-        What Keras makes of a step passes here, and is called with what it is given in any form.
-        """
-        if not self.jit_compile or self.run_eagerly:
-            return super()._autoconvert_optionals(step_func)
-        if self._state.predicts:
-            return super()._autoconvert_optionals(
-                lambda data: step_func(self._checked_images(data))
-            )
-
-        def checked_step(data):
-            return step_func(self.distribute_strategy.run(self._checked, args=(data,)))
-
-        return super()._autoconvert_optionals(checked_step)
-
-    def _checked(self, data):
+    def check_step(self, data):
         """Return data of which is asserted, if it is a user's own, what a step asserts."""
         return _once(self._take(data).after, data)
 
-    def _checked_images(self, data):
+    def check_prediction(self, data):
+        """Return data of whose images is asserted that they are in the network's range."""
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return _once([guard_images(images, self.border.value_range)], data)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Leave out, where there is nothing to build, that Keras adds the batches of replicas up.
-
-        It does so to learn their shape, and fails where they are of unequal size.
-        """
-        if not (self.network.built and self.optimizer is not None and self.optimizer.built):
-            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-
-    def _get_metrics_result_or_logs(self, logs):
-        """Read what all replicas have counted; a step's logs are the mean of what each has."""
-        if self.distribute_strategy.num_replicas_in_sync == 1:
-            return super()._get_metrics_result_or_logs(logs)
-        found = {metric.name: metric for metric in self.metrics}
-        return {name: found[name].result() if name in found else logs[name] for name in logs}
+    @property
+    def layers_are_built(self) -> bool:
+        """Whether the network's variables are there; the trainer's own always are."""
+        return self.network.built
 
     def evaluate(self, *args, **kwargs):
         """Measure as Keras does, on images in ``value_range``; see ``keras.Model.evaluate``."""
