@@ -45,6 +45,7 @@ __all__ = [
     "check_value_range",
     "from_unit",
     "guard_images",
+    "takes",
     "to_unit",
 ]
 
@@ -178,6 +179,8 @@ class Adapted:
         value_range: of the images that it takes.
         input_shape: (H, W, C) with None where any size is taken; None where it is not known.
         num_classes: None as long as it is not known.
+        binary: whether the network itself has one output, for two classes; None as long as it is
+            not known.
         kind: what the network's own output is: "logits", "softmax" or "sigmoid"; None as long as it
             is not known.
     """
@@ -212,6 +215,7 @@ class Adapted:
         self.embedding_name = embedding
         self.input_shape = _input_shape(network, image_shape)
         self.num_classes: int | None = None
+        self.binary: bool | None = None
         self.kind: str | None = LOGITS if from_logits is True else None
         self._graphs: dict[tuple, Callable] = {}
         if self.input_shape is not None and None not in self.input_shape:
@@ -230,6 +234,16 @@ class Adapted:
         """Return the logits (m, classes) in inference mode: what attacks take."""
         return self(images).logits
 
+    def learn(self, images: tf.Tensor) -> None:
+        """Find out of the number of classes what only the size of images tells."""
+        if self.num_classes is None:
+            self(images)  # in a graph it is left out again
+
+    def _count(self, width: int | None) -> None:
+        """Know the classes by the width of the network's own output, (m,) or (m, width)."""
+        self.binary = None if width is None else width == 1
+        self.num_classes = 2 if self.binary else width
+
     def _in_graph(self, images: tf.Tensor, training: bool) -> Outputs:
         """Return what ``_run`` does, by one graph a size of images and mode.
 
@@ -246,7 +260,7 @@ class Adapted:
         raw, embedding = self._call(images, training)
         logits = self._logits_of(raw)
         if self.num_classes is None:
-            self.num_classes = logits.shape[-1]
+            self._count(_width(raw))
         if embedding is None:
             return Outputs(logits, logits, raw)
         return Outputs(logits, _flat(embedding), raw)
@@ -351,9 +365,10 @@ class Adapted:
             return
         known = shape.is_fully_defined()
         sides = [_SIDE if side is None else side for side in shape]
-        declared = self._declared_logits()
-        if declared is not None:
-            self.kind, self.num_classes = LOGITS, declared
+        width = self._declared_logits()
+        if width is not None:
+            self.kind = LOGITS
+            self._count(width)
             return
         with tf.init_scope():  # also where it is first called within a graph
             try:
@@ -364,10 +379,11 @@ class Adapted:
                 if known:
                     raise
                 return
-        self.kind, self.num_classes = kind, width
+        self.kind = kind
+        self._count(width)
 
     def _declared_logits(self) -> int | None:
-        """Return the number of classes of a model that says itself that it gives logits.
+        """Return the width of the output of a model that says itself that it gives logits.
 
         Its last layer is dense and linear: it need not be traced then, which takes a second for a
         large one.
@@ -390,10 +406,10 @@ class Adapted:
             return None
         if layer.activation is not keras.activations.linear:
             return None
-        return 2 if tensor.shape[-1] == 1 else tensor.shape[-1]
+        return tensor.shape[-1]
 
     def _looked_at(self, image_shape: list[int]) -> tuple[str, int | None]:
-        """Return the kind of the network's output and the number of classes."""
+        """Return the kind of the network's output and its width."""
         images = from_unit(_probes(self.network, image_shape), self.value_range)
         if isinstance(self.network, keras.Layer) and not self.network.built:
             self.network(images[:1], training=False)  # which makes its variables
@@ -409,7 +425,7 @@ class Adapted:
             except InputError as error:
                 found["error"] = error  # AutoGraph would make another kind of error of it
                 raise
-            found["width"] = 2 if _is_single(raw) else raw.shape[-1]
+            found["width"] = _width(raw)
             return raw
 
         batch = tf.TensorSpec([_batch_size(self.network), *image_shape], images.dtype)
@@ -439,9 +455,14 @@ class Adapted:
         raise _unreachable("gives numbers of [0, 1] only", "last activation")
 
 
+def _width(output) -> int | None:
+    """Return how many numbers an output, (m,) or (m, width), is of each image."""
+    return 1 if len(output.shape) == 1 else output.shape[-1]
+
+
 def _is_single(output) -> bool:
     """Whether an output is one number for each image."""
-    return len(output.shape) == 1 or output.shape[-1] == 1
+    return _width(output) == 1
 
 
 def _unreachable(what: str, kind: str = "softmax") -> InputError:
@@ -460,6 +481,11 @@ def _flat(embedding: tf.Tensor) -> tf.Tensor:
     return tf.reshape(embedding, [tf.shape(embedding)[0], -1 if width is None else width])
 
 
+def takes(own: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Whether what takes arrays of its own shape, None where any, takes those of another."""
+    return len(own) == len(shape) and all(a in (None, b) for a, b in zip(own, shape, strict=True))
+
+
 def _input_shape(network: Callable, image_shape: Sequence[int] | None) -> tuple | None:
     own = getattr(network, "input_shape", None)
     if isinstance(network, keras.Layer) and own is not None:
@@ -470,7 +496,7 @@ def _input_shape(network: Callable, image_shape: Sequence[int] | None) -> tuple 
     if image_shape is None:
         return own
     given = tuple(image_shape)
-    if own is not None and any(a not in (None, b) for a, b in zip(own, given, strict=True)):
+    if own is not None and not takes(own, given):
         raise InputError(f"the network takes images of shape {own}, not {given}", "image_shape")
     return given
 

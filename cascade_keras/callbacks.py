@@ -154,22 +154,22 @@ class RobustValidation(keras.callbacks.Callback):
 
     def _correct(self, images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         """Return how many attacked images are classified correctly."""
-        images = guard_images(images, self._border.value_range)
-        clean = self._border(images)
-        single = clean.raw.shape.rank == 1 or clean.raw.shape[-1] == 1
+        border = self._border
+        images = guard_images(images, border.value_range)
+        border.learn(images)
         labels, checks = guard_labels(
-            labels, clean.logits.shape[-1], count=tf.shape(images)[0], binary=single
+            labels, border.num_classes, count=tf.shape(images)[0], binary=bool(border.binary)
         )
         with tf.control_dependencies(checks):
             classes = tf.identity(labels.hard)
         found = attacks.at_epsilon(
             self.attack.name,
-            self._border.logits,
+            border.logits,
             images,
             classes,
             self.epsilon,
             seed=[self.seed, first],
             **Attack.at(self.attack, [self.epsilon]).options,
         )
-        answers = tf.argmax(self._border.logits(found), axis=-1, output_type=tf.int32)
+        answers = tf.argmax(border.logits(found), axis=-1, output_type=tf.int32)
         return tf.reduce_sum(tf.cast(answers == classes, tf.int32))

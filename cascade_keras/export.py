@@ -326,11 +326,10 @@ def _input_shape(network: keras.Model, given: Sequence[int] | None) -> tuple[int
         shape = (None, *(shape or (None, None, None)))
     several = not isinstance(shape, tuple) or len(shape) != 4
     if not several and given is not None:
+        from cascade_keras.border import takes
+
         given = tuple(given)
-        fits = len(given) == 3 and all(
-            own in (None, side) for own, side in zip(shape[1:], given, strict=True)
-        )
-        if not fits:
+        if not takes(shape[1:], given):
             raise InputError(f"is {given}, the network takes {shape[1:]}", "input_shape")
         shape = (None, *given)
     if several or None in shape[1:]:

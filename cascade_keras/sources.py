@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks, draws, model_files
-from cascade_keras.border import Adapted, adapt
+from cascade_keras.border import Adapted, adapt, takes
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, weights_hash
@@ -101,10 +101,7 @@ class Source:
                 are not finite, or no answer within the time limit.
         """
         expected = tuple(image_shape)
-        fits = len(self.input_shape) == len(expected) and all(
-            own in (None, side) for own, side in zip(self.input_shape, expected, strict=True)
-        )
-        if not fits:
+        if not takes(self.input_shape, expected):
             raise InputError(
                 f"{self} takes images of shape {self.input_shape}, the dataset's are "
                 f"{expected}; name a network trained on such images"

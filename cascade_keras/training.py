@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks, cascade, draws, losses, replicas, weights
 from cascade_keras.attacks import Chosen, specs
-from cascade_keras.border import UNIT, Adapted, adapt, guard_images, to_unit
+from cascade_keras.border import UNIT, Adapted, adapt, guard_images, takes, to_unit
 from cascade_keras.data.batching import Batch
 from cascade_keras.data.given import check_arguments, in_one_line, unpack
 from cascade_keras.errors import InputError, about, shown
@@ -157,7 +157,6 @@ class AdversarialTrainer(SteppedModel):
             compiled_metrics={},
             validation=None,
             draws=None,
-            single=None,
             sources={},
             told=set(),
         )
@@ -214,7 +213,7 @@ class AdversarialTrainer(SteppedModel):
             labels, checks = Labels(tf.cast(given.labels, tf.int32), None), []
         else:
             labels, checks = guard_labels(
-                given.labels, classes, count=tf.shape(images)[0], binary=bool(self._state.single)
+                given.labels, classes, count=tf.shape(images)[0], binary=bool(self.border.binary)
             )
         labels = smoothed(labels, classes, self.options.label_smoothing)
         # Where a dataset ends, what does not depend on its images would be counted once more.
@@ -223,15 +222,12 @@ class AdversarialTrainer(SteppedModel):
 
     def _learn(self, images: tf.Tensor) -> None:
         """Find out what is only known with the images' size: classes, variables, random layers."""
-        state, border = self._state, self.border
-        if border.num_classes is None or (border.num_classes == 2 and state.single is None):
-            raw = border(tf.cast(images, tf.float32)).raw  # in a graph it is left out again
-            state.single = raw.shape.rank == 1 or raw.shape[-1] == 1
+        self.border.learn(tf.cast(images, tf.float32))
         self._check_sources()
         if self.optimizer is not None and not self.optimizer.built:
             with tf.init_scope():
                 self.optimizer.build(self.network.trainable_variables)
-        if state.draws is None:
+        if self._state.draws is None:
             self._try_pairs(images.shape[1:])
 
     def _mix(self, taken: _Taken, share: replicas.Share | None) -> tuple[Mixed, tf.Tensor]:
@@ -741,7 +737,7 @@ class AdversarialTrainer(SteppedModel):
         value_range = self.border.value_range if isinstance(network, keras.Layer) else UNIT
         taken = getattr(network, "input_shape", None)
         known = size and isinstance(taken, tuple) and len(taken) in (3, 4)
-        if known and any(a not in (None, b) for a, b in zip(taken[-3:], size, strict=True)):
+        if known and not takes(taken[-3:], size):
             raise InputError(
                 f"a source takes images of shape {taken[-3:]}, the network of {size}", name
             )

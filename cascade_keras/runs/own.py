@@ -38,10 +38,7 @@ def check(
         InputError: saying what it takes or gives.
     """
     taken = getattr(network, "input_shape", (None, *shape))  # a subclass need not say it
-    fits = isinstance(taken, tuple) and len(taken) == 4 and all(
-        own in (None, side) for own, side in zip(taken[1:], shape, strict=True)
-    )  # fmt: skip
-    if not fits:
+    if not (isinstance(taken, tuple) and len(taken) == 4 and border.takes(taken[1:], shape)):
         raise InputError(f"takes {taken}, the dataset's images are {tuple(shape)}", setting)
     what = f"the network cannot be run on images of shape {tuple(shape)}"
     with own_code.running(what, setting):
