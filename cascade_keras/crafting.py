@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import Crop, DatasetSpec, crop_of, sides_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.learned import dataset_of
-from cascade_keras.provenance import locate
 from cascade_keras.settings import (
     POSITIVE,
     SEED,
@@ -131,15 +129,14 @@ class Crafting:
     def source(self) -> Source:
         """The network to attack, loaded and checked on first use."""
         from cascade_keras.evaluation.networks import load_networks
-        from cascade_keras.sources import load_source
+        from cascade_keras.sources import load_source, made_for
 
         settings, network = self.settings, self._network
         with about("source"):
-            made = isinstance(network, str | os.PathLike) and locate(network).made is not None
             shape = self.spec.network_shape((None, None, None))
             source = load_source(
                 network,
-                *((shape, self.spec.num_classes) if made else ()),
+                *made_for(network, shape, self.spec.num_classes),
                 trust=settings.trust_source,
                 **settings.told(),
             )

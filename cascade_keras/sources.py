@@ -244,6 +244,15 @@ def load_source(
     return source
 
 
+def made_for(network: Network, image_shape: Sequence[int], num_classes: int) -> tuple:
+    """Return what ``load_source`` is given of images beside a network: both if it is made anew.
+
+    Of others they are left out, as it would be checked against them.
+    """
+    is_path = isinstance(network, str | os.PathLike)
+    return (image_shape, num_classes) if is_path and locate(network).made is not None else ()
+
+
 class _Told(NamedTuple):
     """What is said of a network that is loaded, as for ``border.adapt``; None is not said."""
 

@@ -18,8 +18,7 @@ import numpy as np
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
-from cascade_keras.provenance import locate
-from cascade_keras.sources import Network, Source, load_source
+from cascade_keras.sources import Network, Source, load_source, made_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +105,16 @@ def load_networks(
             shape = known.shape
         found = Loaded((), (), () if shape is None else tuple(shape), ())
         for path in paths:
-            load = _loader(path, _made_for(path, found, dataset), trust, told)
+            seen = found.shape or dataset.network_shape((None, None, None))
+            load = _loader(path, made_for(path, seen, dataset.num_classes), trust, told)
             found = _add(found, path, load, dataset, differentiable, known, keep)
     return found
 
 
 def _loader(
-    path: Network, made_for: tuple, trust: bool, told: Mapping[str, Any]
+    path: Network, size: tuple, trust: bool, told: Mapping[str, Any]
 ) -> Callable[[], Source]:
-    return lambda: load_source(path, *made_for, trust=trust, **told)
-
-
-def _made_for(path: Network, found: Loaded, dataset: DatasetSpec) -> tuple:
-    """Return the images and classes that a network is made for, if it is made anew."""
-    if not _is_path(path) or locate(path).made is None:
-        return ()
-    return found.shape or dataset.network_shape((None, None, None)), dataset.num_classes
+    return lambda: load_source(path, *size, trust=trust, **told)
 
 
 def _is_path(network: Network) -> bool:

@@ -28,9 +28,8 @@ from cascade_keras.evaluation.settings import EvaluationSettings, possible
 from cascade_keras.evaluation.stores import MemoryArrays
 from cascade_keras.labels import check_labels
 from cascade_keras.progress import show_progress
-from cascade_keras.provenance import locate
 from cascade_keras.ranges import UNIT, check_images, check_value_range, scaled_from_unit
-from cascade_keras.sources import Network, Source, load_source
+from cascade_keras.sources import Network, Source, load_source, made_for
 
 Networks = Network | Sequence[Network] | Mapping[str, Network]
 _IMAGES = "images"  # what data is called that has no name
@@ -396,7 +395,7 @@ def _sources(
 def _source(network: Network, name: str | None, size: tuple, told: Mapping[str, Any]) -> Source:
     """Return a network as a source, made for images and classes of this size if it is made anew."""
     if isinstance(network, str | os.PathLike):
-        network = load_source(network, *(size if locate(network).made else ()), **told)
+        network = load_source(network, *made_for(network, *size), **told)
     elif not isinstance(network, Source):
         # By what else would a function be known again than by its name.
         digest = f"function {name or getattr(network, '__name__', type(network).__name__)}"

@@ -15,10 +15,8 @@ import tensorflow as tf
 from cascade_keras import data, models
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.options import TrainerOptions
-from cascade_keras.ranges import UNIT
 from cascade_keras.runs import own
 from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
-from cascade_keras.settings import said_of_logits
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -76,10 +74,7 @@ def build_trainer(
     }
     trainer = make(
         network,
-        value_range=settings.value_range or UNIT,
-        from_logits=said_of_logits(settings.from_logits),
-        logits=settings.logits,
-        embedding=settings.embedding,
+        **settings.told(),
         distance_norm=NORM_OF_DISTANCE[settings.distance],
         cascade_sources=cascade_sources,
         ensemble_sources=ensemble_sources,

@@ -13,7 +13,6 @@ from cascade_keras import border, own_code
 from cascade_keras.errors import InputError
 from cascade_keras.keras_private import frozen_layers, random_states
 from cascade_keras.runs.settings import TrainingSettings
-from cascade_keras.settings import said_of_logits
 
 # TensorFlow's operations that draw by a state of their own, which nothing keeps.
 _DRAWING = ("Random", "Stateful", "Rng", "TruncatedNormal", "Multinomial", "ParameterizedTruncated")
@@ -42,14 +41,7 @@ def check(
         raise InputError(f"takes {taken}, the dataset's images are {tuple(shape)}", setting)
     what = f"the network cannot be run on images of shape {tuple(shape)}"
     with own_code.running(what, setting):
-        adapted = border.adapt(
-            network,
-            value_range=settings.value_range or border.UNIT,
-            from_logits=said_of_logits(settings.from_logits),
-            logits=settings.logits,
-            embedding=settings.embedding,
-            image_shape=shape,
-        )
+        adapted = border.adapt(network, image_shape=shape, **settings.told())
     if adapted.num_classes != num_classes:
         raise InputError(
             f"tells {adapted.num_classes} classes apart, the dataset has {num_classes}; its "

@@ -34,6 +34,7 @@ from cascade_keras.settings import (
     check_apart,
     from_logits_setting,
     logits_setting,
+    said_of_logits,
     setting,
     trust_setting,
     value_range_setting,
@@ -360,6 +361,15 @@ class TrainingSettings(DataSettings):
         _check_crop(settings, dataset)
         _check_places(settings)
         return settings
+
+    def told(self) -> dict[str, Any]:
+        """Return what ``border.adapt`` is told of the network that is trained."""
+        return {
+            "value_range": self.value_range or UNIT,
+            "from_logits": said_of_logits(self.from_logits),
+            "logits": self.logits,
+            "embedding": self.embedding,
+        }
 
     def told_of_sources(self) -> dict[str, Any]:
         """Return what ``load_source`` is told of every source that records nothing."""
