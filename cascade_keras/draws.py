@@ -18,6 +18,7 @@ after a kill draws what it would have drawn. TensorFlow's own state is never use
     attack at evaluation  [seed, first image]              the attack's own: the next two
     step_rand             the attack's seed                (batch, H, W, C), N(0, 1)
     pgd's starts          fold_in(the attack's seed, number of the start)    uniform on (-1, 1)
+    searches              fold_in(fold_in([seed, 7], image), number)    the search's own, an image
     probes of networks    [0, 0]                           (count, H, W, C), uniform on (0, 1)
     images of a figure    NumPy's default_rng(seed)        which images of a split are drawn
 
@@ -39,7 +40,7 @@ import tensorflow as tf
 GENERATOR = "philox"
 
 # What a seed is used for, where it is folded in.
-_BATCH_ORDER, _CROP, _CASCADE, _ENSEMBLE, _NOISE, _FLIP, _LAYERS = range(7)
+_BATCH_ORDER, _CROP, _CASCADE, _ENSEMBLE, _NOISE, _FLIP, _LAYERS, _SEARCH = range(8)
 
 
 def _key(seed: int, purpose: int, number) -> tf.Tensor:
@@ -206,6 +207,36 @@ def start(images: tf.Tensor, seed, number) -> tf.Tensor:
 def attack_seed(seed: int, first) -> tf.Tensor | list:
     """Return the seed of an attack on an evaluation's batch, given the index of its first image."""
     return [seed, first]
+
+
+def image_keys(seed: int, images: tf.Tensor) -> tf.Tensor:
+    """Return a key for each image of a search, int32 (n, 2), of their places among all, (n,)."""
+
+    def fold(image: tf.Tensor) -> tf.Tensor:
+        return tf.random.fold_in([seed, _SEARCH], image, alg=GENERATOR)
+
+    return tf.map_fn(fold, tf.cast(images, tf.int32))
+
+
+def of_images(draw: Callable, keys: tf.Tensor, number, *args, dtype=tf.float32) -> tf.Tensor:
+    """Return what ``draw(key, *args)`` draws for each image, of its own key alone: (n, ...).
+
+    Args:
+        draw: such as ``uniform_of``, of a key and ``args``.
+        keys: of the images, see ``image_keys``.
+        number: of the draw; each has other numbers.
+        dtype: of what is drawn.
+    """
+
+    def one(key: tf.Tensor) -> tf.Tensor:
+        return draw(tf.random.fold_in(key, number, alg=GENERATOR), *args)
+
+    return tf.map_fn(one, keys, fn_output_signature=dtype)
+
+
+def uniform_of(key, shape, low=-1.0, high=1.0) -> tf.Tensor:
+    """Return float32 numbers of (low, high), for ``of_images``."""
+    return tf.random.stateless_uniform(shape, key, low, high, alg=GENERATOR)
 
 
 def noise_seed(seed: int, first) -> tf.Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import ranges
+from cascade_keras import draws, ranges
 from cascade_keras.errors import InputError, shown
-from cascade_keras.ranges import PIXEL_LEVELS
 
+# Of users of the attacks, who need no more of ranges.py.
+PIXEL_LEVELS = ranges.PIXEL_LEVELS
 _UNIT_PIXELS = np.arange(256, dtype=np.float32) / np.float32(PIXEL_LEVELS)
 
 
@@ -88,6 +89,18 @@ def as_seed(seed):
     if not pair:
         raise InputError(f"must be a whole number or two, got {shown(seed)}", "seed")
     return seed
+
+
+def as_keys(seed, count) -> tf.Tensor:
+    """Return the key of each of ``count`` images, int32 (count, 2), of a seed or of the keys.
+
+    Args:
+        seed: one integer or two, or the keys.
+    """
+    if tf.is_tensor(seed) and seed.shape.rank == 2:
+        return seed
+    first, second = tf.unstack(tf.cast(as_seed(seed), tf.int32))
+    return draws.image_keys(first, second + tf.range(count))
 
 
 def check_range(value, name: str, *, signed: bool = False) -> None:

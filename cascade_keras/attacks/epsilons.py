@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from cascade_keras.attacks import specs
-from cascade_keras.attacks.arguments import Signed, as_images, check_range
+from cascade_keras.attacks.arguments import Signed, as_images, as_keys, check_range
 from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.iterative import iter_fgsm, iter_ll
 from cascade_keras.attacks.ladders import ladder
 from cascade_keras.attacks.margins import OBJECTIVES
-from cascade_keras.attacks.objectives import LogitsFn
+from cascade_keras.attacks.objectives import LogitsFn, classes_of
 
 _LADDERS = {iter_fgsm: "iter_fgsm", iter_ll: "iter_ll"}
 
@@ -34,13 +34,16 @@ def at_epsilon(
         attack: the name of a row of ``specs.ATTACKS`` whose function takes tensors: one step,
             iterative or a search.
         logits_fn, images, labels, epsilon: as for ``step_fgsm``.
-        seed: one integer or two, given to the attacks that draw random numbers.
+        seed: one integer or two, given to the attacks that draw random numbers. Members of
+            AutoAttack also take a key for each image, (batch, 2), see ``draws.image_keys``.
         **options: of the attack; those not given are the row's.
 
     Raises:
         ValueError: another attack, or what the attack itself refuses.
     """
     spec = specs.look_up(attack, specs.image_attacks())
+    if spec.kind == specs.NESTED:
+        return at_epsilons(attack, logits_fn, images, labels, [epsilon], seed=seed, **options)[0]
     return _function(spec)(logits_fn, images, labels, epsilon, **_arguments(spec, seed, options))
 
 
@@ -58,8 +61,9 @@ def at_epsilons(
 ) -> tf.Tensor:
     """Return the images of any attack for several epsilons, computing what they share once.
 
-    One-step attacks take a single gradient and ``iter_fgsm`` and ``iter_ll`` climb the ``ladder``;
-    the others share nothing, as the steps and starts of pgd depend on epsilon.
+    One-step attacks take a single gradient and ``iter_fgsm`` and ``iter_ll`` climb the ``ladder``.
+    Of the members of AutoAttack an image that falls at an epsilon stands for larger ones. pgd
+    shares nothing, as its steps and starts depend on epsilon.
 
     Args:
         epsilons: in 0..255 units, in any order.
@@ -82,6 +86,12 @@ def at_epsilons(
         versions = tf.reshape(tf.constant(values, tf.float32), [-1, 1, 1, 1, 1])
         versions = Signed(versions) if min(values) < 0 else versions
         return at_epsilon(attack, logits_fn, images, labels, versions, seed=seed, **options)
+    if spec.kind == specs.NESTED:
+        arguments = {**spec.options, **options, **spec.fixed}
+        keys = as_keys(seed, tf.shape(images)[0])
+        labels = tf.cast(classes_of(labels), tf.int32)
+        found = _function(spec)(logits_fn, images, labels, values, keys, **arguments)
+        return tf.stop_gradient(found.images)
     if _function(spec) in _LADDERS:
         name = _LADDERS[_function(spec)]
         arguments = _arguments(spec, seed, options)

@@ -23,9 +23,10 @@ from cascade_keras.lazy import resolve
 ONE_STEP = "one step"  # f(logits_fn, images, labels, epsilon): a training attack too
 ITERATIVE = "iterative"  # whole-pixel steps; those of iter_fgsm and iter_ll share them: see ladder
 SEARCH = "search"  # one epsilon at a time, a compiled function of tensors
+NESTED = "nested"  # all epsilons at once, the smallest first: see searches.ascending
 SUITE = "suite"  # one epsilon at a time, a Python function of arrays
 MINIMAL = "minimal"  # the smallest epsilon of each image instead of images at given ones
-KINDS = (ONE_STEP, ITERATIVE, SEARCH, SUITE, MINIMAL)
+KINDS = (ONE_STEP, ITERATIVE, SEARCH, NESTED, SUITE, MINIMAL)
 
 FORWARD = 1 / 3  # of the time of a gradient
 _CW_GRADIENTS = 1_000  # an image takes about so many by descent; for the time left only
@@ -337,7 +338,7 @@ def names(*kinds: str) -> tuple[str, ...]:
 
 def image_attacks() -> tuple[str, ...]:
     """Return the attacks that give images at given epsilons in compiled functions."""
-    return names(ONE_STEP, ITERATIVE, SEARCH)
+    return names(ONE_STEP, ITERATIVE, SEARCH, NESTED)
 
 
 def look_up(name: str, among: Sequence[str] | None = None) -> AttackSpec:

@@ -58,8 +58,7 @@ def crafter(
     check_range(epsilons, "epsilons", signed=signed)
     if attack == "clean":
         return lambda images, labels, first: np.asarray(images, np.float32)[None]
-    kinds = (specs.ONE_STEP, specs.ITERATIVE, specs.SEARCH, specs.SUITE)
-    spec = specs.look_up(attack, specs.names(*kinds))
+    spec = specs.look_up(attack, (*specs.image_attacks(), *specs.names(specs.SUITE)))
     options = {**spec.options, **options}
     if spec.kind == specs.SUITE:
         classes = num_classes or int(logits_fn(tf.zeros([1, *image_shape])).shape[-1])

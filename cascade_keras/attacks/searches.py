@@ -1,0 +1,107 @@
+"""What searches for misclassified images share: an image that falls leaves, and passes are counted.
+
+A search of one epsilon is a function ``search(logits_fn, images, labels, epsilon, keys, ...)`` that
+returns ``Found``; ``ascending`` makes one of several epsilons of it. What an image becomes depends
+on no other image of its batch: its random numbers are those of its own key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from cascade_keras.attacks.objectives import LogitsFn, full_precision
+
+
+class Found(NamedTuple):
+    """What a search has found for each image of a batch, perhaps for several epsilons.
+
+    Attributes:
+        images: float32 (batch, H, W, C) in [0, 1]: one that is misclassified, where there is one;
+            elsewhere the best that the search has seen.
+        fooled: whether the image is misclassified, bool (batch,).
+        gradients: how many forward passes with a backward pass each image took, int32 (batch,).
+        forwards: how many forward passes alone, int32 (batch,).
+    """
+
+    images: tf.Tensor
+    fooled: tf.Tensor
+    gradients: tf.Tensor
+    forwards: tf.Tensor
+
+
+def misclassified(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Return whose largest logit is not that of the label, or is no finite number, (batch,)."""
+    logits = full_precision(logits)
+    wrong = tf.argmax(logits, axis=-1, output_type=tf.int32) != tf.cast(labels, tf.int32)
+    return wrong | ~tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+
+
+def rows_of(rows: tf.Tensor, parts):
+    """Return the rows (n,) of a tensor, or of all tensors of a structure."""
+    return tf.nest.map_structure(lambda part: tf.gather(part, rows), parts)
+
+
+def put(whole, rows: tf.Tensor, parts):
+    """Return a tensor, or a structure of them, with these rows (n,) replaced."""
+    places = rows[:, tf.newaxis]
+    return tf.nest.map_structure(
+        lambda old, new: tf.tensor_scatter_nd_update(old, places, new), whole, parts
+    )
+
+
+def untouched(logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor) -> Found:
+    """Return what is known before a search: whose clean image is misclassified already."""
+    none = tf.zeros([tf.shape(images)[0]], tf.int32)
+    return Found(images, misclassified(logits_fn(images), labels), none, none + 1)
+
+
+def ascending(
+    search: Callable[..., Found],
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilons: Sequence[float],
+    keys: tf.Tensor,
+    **options,
+) -> Found:
+    """Search at several epsilons, from the smallest on.
+
+    An image that falls at one stands for all larger ones, which then take no pass: more epsilon
+    never leaves more images. One that is misclassified when clean is not searched for.
+
+    Args:
+        search: of one epsilon: ``search(logits_fn, images, labels, epsilon, keys, **options)``,
+            given only images that stand, with a scalar epsilon above 0.
+        epsilons: in 0..255 units, in any order.
+        keys: of the images, (batch, 2) int32; see ``draws.image_keys``.
+
+    Returns:
+        ``Found`` with a leading axis in the order of ``epsilons``; the one forward pass of the
+        clean images is counted at the smallest.
+    """
+    sizes = sorted({float(epsilon) for epsilon in epsilons})
+    clean = untouched(logits_fn, images, labels)
+    arrays = Found(*(tf.TensorArray(part.dtype, len(sizes)) for part in clean))
+
+    def step(number, last, kept):
+        epsilon = tf.gather(tf.constant(sizes, images.dtype), number)
+        rows = tf.where(~last.fooled & (epsilon > 0))[:, 0]
+        given = rows_of(rows, (images, labels, keys))
+        new = search(logits_fn, given[0], given[1], epsilon, given[2], **options)
+        # Passes are of this epsilon; those that have fallen take none.
+        spent = tf.where(number == 0, last.forwards, 0)
+        gradients = put(tf.zeros_like(last.gradients), rows, new.gradients)
+        forwards = tf.tensor_scatter_nd_add(spent, rows[:, tf.newaxis], new.forwards)
+        best = put(last.images, rows, new.images)
+        found = Found(best, put(last.fooled, rows, new.fooled), gradients, forwards)
+        kept = Found(*(array.write(number, part) for array, part in zip(kept, found, strict=True)))
+        return number + 1, found, kept
+
+    *_, kept = tf.while_loop(
+        lambda number, *_: number < len(sizes), step, (tf.constant(0), clean, arrays)
+    )
+    order = [sizes.index(float(epsilon)) for epsilon in epsilons]
+    return Found(*(tf.gather(array.stack(), order) for array in kept))
