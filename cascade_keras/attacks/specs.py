@@ -357,6 +357,10 @@ def _pgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
     return len(epsilons) * options["steps"] * options["restarts"]
 
 
+def _square_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    return FORWARD * len(epsilons) * options["queries"]
+
+
 def _autoattack_cost(epsilons: Sequence[float], options: Mapping) -> float:
     each = _AUTOATTACK_STAGES * options["iterations"] + FORWARD * options["queries"]
     return len(epsilons) * each
@@ -391,6 +395,10 @@ for _row in (
         options={"iterations": 100, "queries": 5000}, cost=_autoattack_cost,
     ),
     AttackSpec(
+        "square", NESTED, "squares:nested", seeded=True, strongest=True, style=11,
+        options={"queries": 5000}, cost=_square_cost,
+    ),
+    AttackSpec(
         "cw_linf", MINIMAL, "carlini_wagner:CarliniWagner", style=10,
         options={"search": "descent", "images": 100, "iterations": 2000},
         cost=lambda epsilons, options: _CW_GRADIENTS,
@@ -401,4 +409,5 @@ CLEAN_STYLE = 6
 
 PGD = _chooser("PGD", "pgd")
 AutoAttack = _chooser("AutoAttack", "autoattack")
+Square = _chooser("Square", "square")
 CWLinf = _chooser("CWLinf", "cw_linf")

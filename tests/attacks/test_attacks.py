@@ -401,7 +401,8 @@ def test_what_a_row_says_of_an_attack_is_its_functions():
     """pgd is one thing: the defaults of its function are those of its row, recorded everywhere."""
     for name in attacks.specs.image_attacks():
         row = attacks.ATTACKS[name]
-        parameters = inspect.signature(row.resolve()).parameters
+        function = getattr(attacks, name) if row.kind == specs.NESTED else row.resolve()
+        parameters = inspect.signature(function).parameters
         assert ("seed" in parameters) == row.seeded
         for option, value in {**row.options, **row.fixed}.items():
             default = parameters[option].default
