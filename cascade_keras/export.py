@@ -41,6 +41,7 @@ from cascade_keras.files import (
 )
 from cascade_keras.provenance import (
     PROVENANCE_FILE,
+    learned_from,
     locate,
     saved_versions,
     version_of,
@@ -99,6 +100,7 @@ def provenance_of_run(config: dict, steps: int, results: list[dict]) -> dict:
         "seed": config["seed"],
         "versions": config["versions"],
         "results": results,
+        **learned_from(config),
     }
 
 

@@ -27,7 +27,7 @@ from msgspec import UNSET, UnsetType
 
 from cascade_keras import records
 from cascade_keras.errors import InputError
-from cascade_keras.files import expand
+from cascade_keras.files import expand, named_twice
 from cascade_keras.models import forms
 from cascade_keras.recorded import CONFIG, OriginRecord, read_config
 from cascade_keras.records import (
@@ -94,6 +94,14 @@ class Accuracy(OpenRecord):
     examples: Count | UnsetType = UNSET
 
 
+class LearnedFrom(OpenRecord):
+    """A network whose images another one was trained with."""
+
+    name: Text
+    path: Text
+    weights_hash: Text
+
+
 class Provenance(OpenRecord):
     """What is recorded of a saved network, none of which need be there; others may add fields."""
 
@@ -112,6 +120,7 @@ class Provenance(OpenRecord):
     value_range: list[float] | UnsetType = UNSET
     class_names: list[str] | UnsetType = UNSET
     source_hash: Sha256 | UnsetType = UNSET
+    learned_from: list[LearnedFrom] | UnsetType = UNSET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +226,45 @@ def _locate_run(path: pathlib.Path) -> Location:
     if not (path / "model.keras").is_file():
         raise InputError(f"{path} is a run that is not finished; start its bin/train command again")
     known = {key: config.as_json()[key] for key in ("dataset", "seed")}
-    known = {"recipe": config.flags, **known}
+    known = {"recipe": config.flags, **known, **learned_from(config.as_json())}
     return Location(path / "model.keras", path.resolve().name, known)
+
+
+def learned_from(config: Mapping) -> dict[str, list]:
+    """Return what a network's provenance says of the networks whose images it was trained with.
+
+    Args:
+        config: content of the run's config.json.
+
+    Returns:
+        {"learned_from": records of name, path and weights hash}; {} where there is none.
+    """
+    kinds = (config.get(kind) or {} for kind in ("cascade", "ensemble"))
+    found = [source for kind in kinds for source in kind.get("sources", ())]
+    return {"learned_from": found} if found else {}
+
+
+def members_of(text: str | os.PathLike) -> tuple[str, ...]:
+    """Return the networks that a text such as a+b+c names: an ensemble's members, or one.
+
+    Where there is a file or folder of that very name, it is meant.
+
+    Raises:
+        InputError: a member is missing, or named twice.
+    """
+    text = os.fspath(text)
+    if "+" not in text or os.path.lexists(expand(text)):
+        return (text,)
+    members = tuple(member.strip() for member in text.split("+"))
+    if not all(members):
+        raise InputError(
+            f"{text} does not exist, and names no ensemble, in which a network stands on each "
+            "side of every +, as in saved/a+saved/b"
+        )
+    twice = named_twice(members)
+    if twice is not None:
+        raise InputError(f"{text} names {twice} twice; name each member of an ensemble once")
+    return members
 
 
 def dataset_name(provenance: Mapping) -> str | None:
@@ -241,6 +287,15 @@ def weights_hash(arrays: Iterable[np.ndarray]) -> str:
         digest.update(np.ascontiguousarray(array).tobytes())
         digests.append(digest.digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def shapes_hash(arrays: Iterable) -> str | None:
+    """Return a SHA-256 of the shapes of a network's weights, None where it has none.
+
+    Networks of one architecture share it, in whatever form they are, and have learned whatever.
+    """
+    shapes = sorted(tuple(map(int, array.shape)) for array in arrays)
+    return hashlib.sha256(str(shapes).encode()).hexdigest() if shapes else None
 
 
 def package_versions() -> dict[str, str]:

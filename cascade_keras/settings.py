@@ -21,6 +21,11 @@ from cascade_keras.errors import InputError, shown
 from cascade_keras.files import expand
 from cascade_keras.records import LARGEST
 
+ENSEMBLES = (
+    "logits",
+    "losses",
+)  # what of several networks an attack on all of them takes the mean of
+
 # What TensorFlow computes with are 32-bit numbers; those closer to 0 it takes for 0.
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
 SMALLEST_FLOAT = 2.0**-126

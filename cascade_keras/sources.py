@@ -24,7 +24,7 @@ from cascade_keras import attacks, draws, model_files
 from cascade_keras.border import Adapted, adapt, takes
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.foreign import check_harmless, check_whole, within
-from cascade_keras.provenance import Location, locate, weights_hash
+from cascade_keras.provenance import Location, locate, shapes_hash, weights_hash
 from cascade_keras.ranges import UNIT, ValueRange, as_text, check_value_range
 from cascade_keras.settings import said_of_logits
 
@@ -53,6 +53,8 @@ class Source:
             takes. Only a SavedModel from disk has one.
         value_range: the lowest and the highest value of a pixel, as the network itself takes it;
             this function is given [0, 1].
+        shapes: a hash of the shapes of its weights, which networks of one architecture share; None
+            where it is not known.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Source:
     trust: bool = False
     time_limit: float | None = None
     value_range: ValueRange = UNIT
+    shapes: str | None = None
 
     def __str__(self) -> str:
         return str(self.path or self.name)
@@ -333,7 +336,7 @@ def _adapted(network: Callable, where, told: _Told, image_shape=None) -> Adapted
 
 
 def _source(
-    adapted: Adapted, name: str, path, shape, weights: str, provenance: dict, *rest
+    adapted: Adapted, name: str, path, shape, weights: str, provenance: dict, *rest, shapes=None
 ) -> Source:
     where = path or name
 
@@ -345,7 +348,15 @@ def _source(
         return {"logits": outputs.logits, "embedding": outputs.embedding}
 
     return Source(
-        name, path, shape, weights, provenance, function, *rest, value_range=adapted.value_range
+        name,
+        path,
+        shape,
+        weights,
+        provenance,
+        function,
+        *rest,
+        value_range=adapted.value_range,
+        shapes=shapes,
     )
 
 
@@ -404,9 +415,9 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
 
     shape = tuple(spec.shape[1:])
     adapted = _adapted(function, path, told)
-    source = _source(
-        adapted, location.name, path, shape, digest, location.provenance, trust, time_limit
-    )
+    shapes = shapes_hash(getattr(loaded, "variables", ()))
+    known = location.name, path, shape, digest, location.provenance, trust, time_limit
+    source = _source(adapted, *known, shapes=shapes)
     return source if recorded is None else dataclasses.replace(source, value_range=own)
 
 
@@ -448,7 +459,9 @@ def _of_keras(
     if not network.built:
         raise InputError(f"{where} is not built yet; call it on images, or give image_shape")
     digest = source_hash(weights_hash(weight.numpy() for weight in network.weights), adapted)
-    return _source(adapted, name, path, shape, digest, provenance)
+    return _source(
+        adapted, name, path, shape, digest, provenance, shapes=shapes_hash(network.weights)
+    )
 
 
 def _own_shape(network: keras.Model):

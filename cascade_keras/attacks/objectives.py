@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -64,13 +64,42 @@ def objective_gradient(
         objective = make_objective(tf.stop_gradient(logits))
         # A sum keeps each image's gradient independent of the batch size; a mean would shrink it
         # and underflow to a zero sign in low precision.
-        total = tf.reduce_sum(objective(logits))
+        total = tf.reduce_sum(over_members(objective)(logits))
     return tape.gradient(total, images)
 
 
 def input_gradient(logits_fn: LogitsFn, images: tf.Tensor, objective: Objective) -> tf.Tensor:
     """Return the gradient of the objective with respect to each image, as ``images``."""
     return objective_gradient(logits_fn, images, lambda _: objective)
+
+
+_MEMBERS = "_cascade_keras_members"
+
+
+def with_members(mean: tf.Tensor, members: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return an ensemble's mean logits, from which an attack can tell those of its members.
+
+    Args:
+        mean: (batch, classes), a tensor of its own.
+        members: of each network, (batch, classes) too.
+    """
+    setattr(mean, _MEMBERS, tuple(members))
+    return mean
+
+
+def over_members(objective: Objective) -> Objective:
+    """Return the objective, which of logits ``with_members`` is the mean of each member's own.
+
+    Every attack that differentiates an objective of logits takes it through this.
+    """
+
+    def averaged(logits: tf.Tensor) -> tf.Tensor:
+        members = getattr(logits, _MEMBERS, None)
+        if members is None:
+            return objective(logits)
+        return tf.add_n([objective(member) for member in members]) / len(members)
+
+    return averaged
 
 
 def full_precision(logits: tf.Tensor) -> tf.Tensor:

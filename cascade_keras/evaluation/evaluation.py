@@ -26,7 +26,7 @@ class Evaluation:
     Args:
         settings: see ``EvaluationSettings``.
         targets, sources: networks instead of those that the settings name: paths, Keras models,
-            whatever ``load_source`` takes or returns.
+            whatever ``load_source`` takes or returns; a list among the sources is an ensemble.
         dataset: instead of the one that the settings name.
         preset: its row alone, where ``settings.row`` has looked it up before.
 
@@ -60,7 +60,7 @@ class Evaluation:
         settings: EvaluationSettings,
         *,
         targets: Sequence[Network] | None = None,
-        sources: Sequence[Network] | None = None,
+        sources: Sequence[Network | Sequence[Network]] | None = None,
         dataset: data.Dataset | None = None,
         preset: DatasetSpec | None = None,
     ):
@@ -86,6 +86,7 @@ class Evaluation:
             keep=False,
             trust=trust,
             told=told,
+            ensembles=settings.ensemble,
         )
         dataset = dataset or data.load(preset, settings.data_dir, cache_dir=settings.cache_dir)
         images, labels = getattr(dataset, settings.split)

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from cascade_keras.attacks.specs import short_steps
+from cascade_keras.ensembles import Ensemble
 from cascade_keras.evaluation import content, diagnosis, pictures, tables, tasks
 from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.cells import Cell
@@ -65,6 +67,10 @@ class Measuring:
         sources: Loaded,
         keep: Keep | None = None,
     ):
+        means = [source.mean for source in sources.sources if isinstance(source, Ensemble)]
+        if means:
+            told = {**asked.told, "ensemble": ", ".join(dict.fromkeys(means))}
+            asked = dataclasses.replace(asked, told=told)
         everyone = dict(zip(sources.names, sources.sources, strict=True))
         everyone = dict(zip(targets.names, targets.sources, strict=True)) | everyone
         self.networks = tasks.SavedNetworks(
@@ -216,13 +222,17 @@ class Measuring:
 def _record(name: str, source: Source, target: bool) -> dict:
     """Return what a report says of a network."""
     recipe = source.provenance.get("recipe", {})
-    return {
+    record = {
         "name": name,
         "path": str(source),
         "weights_hash": source.weights_hash,
         "recipe": {key: recipe[key] for key in _RECIPE if recipe.get(key)},
         "target": target,
     }
+    if isinstance(source, Ensemble):
+        record["mean"] = source.mean
+        record["members"] = [_record(member.name, member, False) for member in source.members]
+    return record
 
 
 def _notes(asked: Asked, sources: Iterable[Source]) -> list[str]:

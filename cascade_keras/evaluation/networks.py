@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from cascade_keras.data.specs import DatasetSpec
+from cascade_keras.ensembles import Ensemble, ensemble, same_network
 from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
+from cascade_keras.provenance import members_of
 from cascade_keras.sources import Network, Source, load_source, made_for
 
 
@@ -40,8 +42,7 @@ class Loaded:
     def name_of(self, source: Source, probed: np.ndarray) -> str | None:
         """Return the name of a network if it is one of these, else None."""
         for name, other, logits in zip(self.names, self.sources, self.probed, strict=True):
-            same = np.allclose(probed, logits, rtol=1e-3, atol=1e-3)
-            if source.weights_hash == other.weights_hash and same:
+            if same_network(source, probed, other, logits):
                 return name
         return None
 
@@ -61,7 +62,7 @@ class Loaded:
 
 
 def load_networks(
-    paths: Sequence[Network],
+    paths: Sequence[Network | Sequence[Network]],
     dataset: DatasetSpec,
     *,
     setting: str,
@@ -71,6 +72,7 @@ def load_networks(
     keep: bool = True,
     trust: bool = False,
     told: Mapping[str, Any] = MappingProxyType({}),
+    ensembles: str | None = None,
 ) -> Loaded:
     """Load networks, check that each fits the dataset and the others, and give each its name.
 
@@ -89,15 +91,14 @@ def load_networks(
             is. Those that were given in memory stay.
         trust: as for ``load_source``.
         told: other arguments of ``load_source``, of the networks that it has to load.
+        ensembles: what the mean is of in an ensemble, a text a+b or a list in ``paths``, see
+            ``ensembles.ensemble``; None where there can be none.
 
     Raises:
         InputError: a network that is not there or does not fit, or one that is named twice.
     """
     with about(setting):
-        paths = [
-            path if _is_path(path) or isinstance(path, Source) else load_source(path, **told)
-            for path in paths
-        ]
+        paths = [_given(path, told, ensembles is not None) for path in paths]
         twice = named_twice(list(filter(_is_path, paths)))
         if twice is not None:
             raise InputError(f"{twice} is named twice; name each network once")
@@ -106,15 +107,50 @@ def load_networks(
         found = Loaded((), (), () if shape is None else tuple(shape), ())
         for path in paths:
             seen = found.shape or dataset.network_shape((None, None, None))
-            load = _loader(path, made_for(path, seen, dataset.num_classes), trust, told)
+            members = _members(path) if ensembles else (path,)
+            loaders = [
+                _loader(each, made_for(each, seen, dataset.num_classes), trust, told)
+                for each in members
+            ]
+            load = _together(loaders, ensembles) if len(members) > 1 else loaders[0]
             found = _add(found, path, load, dataset, differentiable, known, keep)
     return found
 
 
+def _given(network, told: Mapping[str, Any], ensembles: bool):
+    """Return a network as a path or loaded where it is in memory; an ensemble as a tuple of them.
+
+    Args:
+        network: what ``load_networks`` takes.
+        told: what ``load_source`` is told.
+        ensembles: whether there can be any.
+    """
+    if ensembles and isinstance(network, list | tuple):
+        members = tuple(_given(each, told, False) for each in network)
+        if not members:
+            raise InputError("an ensemble has two networks or more, got 0")
+        return members if members[1:] else members[0]
+    known = _is_path(network) or isinstance(network, Source)
+    return network if known else load_source(network, **told)
+
+
+def _members(network: Network | tuple[Network, ...]) -> tuple[Network, ...]:
+    """Return an ensemble's members, or the network alone."""
+    if isinstance(network, tuple):
+        return network
+    return members_of(network) if _is_path(network) else (network,)
+
+
 def _loader(
-    path: Network, size: tuple, trust: bool, told: Mapping[str, Any]
+    network: Network, size: tuple, trust: bool, told: Mapping[str, Any]
 ) -> Callable[[], Source]:
-    return lambda: load_source(path, *size, trust=trust, **told)
+    if isinstance(network, Source):
+        return lambda: network
+    return lambda: load_source(network, *size, trust=trust, **told)
+
+
+def _together(loaders: Sequence[Callable[[], Source]], mean: str) -> Callable[[], Source]:
+    return lambda: ensemble([load() for load in loaders], mean)
 
 
 def _is_path(network: Network) -> bool:
@@ -149,9 +185,11 @@ def _add(
     found = dataclasses.replace(found, shape=shape)
     if same is not None:
         return found.extended(same, known[same], probed)
-    name = _new_name(source, path, [*(known.names if known else ()), *found.names])
+    where = source if isinstance(source, Ensemble) else path
+    name = _new_name(source, where, [*(known.names if known else ()), *found.names])
     # What is made anew would be another network if it were made again.
-    stays = keep or source is path or source.path is None
+    members = getattr(source, "members", (source,))
+    stays = keep or source is path or any(member.path is None for member in members)
     return found.extended(name, source if stays else _let_go(source, load), probed)
 
 
@@ -164,6 +202,10 @@ def _new_name(source: Source, path: str | os.PathLike | Source, taken: Sequence[
 
 def _let_go(source: Source, load: Callable[[], Source]) -> Source:
     """Return what is known of a network without the network itself."""
+    if isinstance(source, Ensemble):
+        # Each is only loaded again with the others.
+        members = tuple(_let_go(member, load) for member in source.members)
+        source = dataclasses.replace(source, members=members)
     return dataclasses.replace(source, function=_Gone(load))
 
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack, Chosen, short_steps
 from cascade_keras.data.specs import CIFAR_GRID, DatasetSpec
+from cascade_keras.ensembles import ensemble as ensemble_of
 from cascade_keras.errors import InputError, about, first_line, shown
 from cascade_keras.evaluation import tasks
 from cascade_keras.evaluation.asked import Asked, Given, gives_minimal, labelled
@@ -28,7 +29,9 @@ from cascade_keras.evaluation.settings import EvaluationSettings, possible
 from cascade_keras.evaluation.stores import MemoryArrays
 from cascade_keras.labels import check_labels
 from cascade_keras.progress import show_progress
+from cascade_keras.provenance import members_of
 from cascade_keras.ranges import UNIT, check_images, check_value_range, scaled_from_unit
+from cascade_keras.settings import ENSEMBLES
 from cascade_keras.sources import Network, Source, load_source, made_for
 
 Networks = Network | Sequence[Network] | Mapping[str, Network]
@@ -46,7 +49,8 @@ def evaluate(
     from_logits: bool | str = "auto",
     logits: str | None = None,
     embedding: str | None = None,
-    sources: Networks = (),
+    sources: Networks | Sequence[Sequence[Network]] = (),
+    ensemble: str = ENSEMBLES[0],
     batch_size: int = 250,
     seed: int = 0,
     num_images: int | None = None,
@@ -70,7 +74,10 @@ def evaluate(
             None for what is recorded of the network, (0, 1) where nothing is.
         from_logits, logits, embedding: what the network's outputs are, see ``load_source``.
         sources: networks whose adversarial images are shown to the model (black box); without any
-            each model is attacked by its own gradients (white box).
+            each model is attacked by its own gradients (white box). A list among them is one
+            source, an ensemble: ``sources=[a, [b, c]]``, or by name ``{"both": [b, c]}``.
+        ensemble: what an attack on an ensemble ascends: the objective of the mean of the "logits",
+            or the mean of the "losses".
         batch_size: images at a time.
         seed: of the attacks that draw random numbers.
         num_images: the first ones only; all when None.
@@ -103,7 +110,9 @@ def evaluate(
         diagnosis_images=diagnosis_images,
     )
     told = {"from_logits": from_logits, "logits": logits, "embedding": embedding}
-    subject = _Subject(model, x, y, sources, found["num_images"], value_range, told, class_names)
+    subject = _Subject(
+        model, x, y, sources, found["num_images"], value_range, told, class_names, ensemble
+    )
     asked = _asked(chosen, found, len(subject.labels), subject.told)
     kept: dict[tuple[str, str], np.ndarray] = {}
 
@@ -151,6 +160,7 @@ def craft(
     They are those that ``evaluate`` measures with the same ``batch_size`` and ``seed``.
 
     Args:
+        model: as for ``evaluate``, but one; ``ensemble([a, b])`` is one of several.
         attack: a name, or ``attacks.PGD(steps=100)``; one that makes images at given epsilons.
         epsilons: a number, or several, in 0..255 units.
         others: as for ``evaluate``.
@@ -174,6 +184,10 @@ def craft(
     found = _check_numbers(values, batch_size=batch_size, seed=seed, num_images=num_images)
     told = {"from_logits": from_logits, "logits": logits, "embedding": embedding}
     subject = _Subject(model, x, y, (), found["num_images"], value_range, told, None)
+    if len(subject.targets.names) > 1:
+        raise InputError(
+            "images are made from one network; ensemble([a, b]) makes one of several", "model"
+        )
     attack_at = Attack.at(chosen, values)
     for note in small_epsilon_note(values) + short_steps(attack_at.options, attack_at.epsilons):
         warnings.warn(note, stacklevel=2)
@@ -314,7 +328,12 @@ class _Subject:
         value_range: Sequence[float] | None,
         told: Mapping[str, Any],
         class_names: Sequence[str] | None,
+        mean: str = ENSEMBLES[0],
     ):
+        if mean not in ENSEMBLES:
+            raise InputError(
+                f"must be one of {', '.join(ENSEMBLES)}, got {shown(mean)}", "ensemble"
+            )
         if value_range is not None:
             told = {**told, "value_range": check_value_range(value_range)}
         told = {key: value for key, value in told.items() if value not in (None, "auto")}
@@ -336,7 +355,7 @@ class _Subject:
         # What is made anew, app:NAME or module:function, is made for as many classes.
         classes = dataset.preset.num_classes if dataset else _classes_of(raw_labels)
         networks = _sources(model, "model", (shape, classes), told)
-        others = _sources(sources, "sources", (shape, classes), told)
+        others = _sources(sources, "sources", (shape, classes), told, mean)
         if dataset is not None:
             shape = dataset.preset.network_shape(networks[0].input_shape)
         self.value_range = _range_of(networks, value_range)
@@ -377,9 +396,13 @@ class _Subject:
 
 
 def _sources(
-    networks: Networks, setting: str, size: tuple, told: Mapping[str, Any]
+    networks: Networks,
+    setting: str,
+    size: tuple,
+    told: Mapping[str, Any],
+    mean: str | None = None,
 ) -> list[Source]:
-    """Return the networks that were given in any form."""
+    """Return the networks that were given in any form; lists are ensembles where a mean is said."""
     if isinstance(networks, Mapping):
         pairs = list(networks.items())
     elif isinstance(networks, list | tuple):
@@ -389,11 +412,24 @@ def _sources(
     if not pairs and setting == "model":
         raise InputError("name at least one network", setting)
     with about(setting):
-        return [_source(network, name, size, told) for name, network in pairs]
+        return [_source(network, name, size, told, mean) for name, network in pairs]
 
 
-def _source(network: Network, name: str | None, size: tuple, told: Mapping[str, Any]) -> Source:
+def _source(
+    network: Network | Sequence[Network],
+    name: str | None,
+    size: tuple,
+    told: Mapping[str, Any],
+    mean: str | None,
+) -> Source:
     """Return a network as a source, made for images and classes of this size if it is made anew."""
+    if mean is not None and isinstance(network, str | os.PathLike):
+        members = members_of(network)
+        network = members if members[1:] else network
+    if mean is not None and isinstance(network, list | tuple):
+        return ensemble_of(
+            [_source(member, None, size, told, None) for member in network], mean, name=name
+        )
     if isinstance(network, str | os.PathLike):
         network = load_source(network, *made_for(network, *size), **told)
     elif not isinstance(network, Source):

@@ -66,11 +66,12 @@ _DEFAULTS = {
     "from_logits": "auto",
     "logits": None,
     "embedding": None,
+    "ensemble": None,
 }
 # They may differ when a report goes on.
 _FREE = ("format", "versions")
 # What is said of networks; compared first, as it makes other networks of the targets.
-_TOLD = ("value_range", "from_logits", "logits", "embedding")
+_TOLD = ("value_range", "from_logits", "logits", "embedding", "ensemble")
 FOLDERS = ("predictions", "examples", "confusion")
 _FILES = (".json", ".md", ".csv", ".png")  # as they end that are written beside the folders
 
@@ -98,6 +99,7 @@ class Config(Record):
     from_logits: bool | Literal["auto"] = "auto"
     logits: str | None = None
     embedding: str | None = None
+    ensemble: str | None = None
     format: Index = _DEFAULTS["format"]
 
     def __post_init__(self):

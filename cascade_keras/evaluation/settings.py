@@ -10,11 +10,13 @@ from typing import Any
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
 from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import DatasetSpec
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, about
 from cascade_keras.evaluation.asked import Asked
 from cascade_keras.files import expand, folder_name, named_twice
 from cascade_keras.learned import dataset_of, learned_by
+from cascade_keras.provenance import members_of
 from cascade_keras.settings import (
+    ENSEMBLES,
     EPSILON,
     EPSILONS,
     NOT_NEGATIVE,
@@ -62,9 +64,10 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     source: tuple[str, ...] = setting(
         (),
         "Networks whose adversarial images are shown to every target (black box); default: each "
-        "target is its own source (white box).",
+        "target is its own source (white box). a+b+c is one of several networks, an ensemble.",
         path=True,
     )
+    ensemble: str = setting(ENSEMBLES[0], "What the mean of a+b+c is of.", choices=ENSEMBLES)
     trust_source: bool = trust_setting()
     split: str = setting("test", "Of the dataset.", choices=("test", "train"))
     num_images: int = setting(
@@ -160,10 +163,13 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         return dataset_of(self, networks, given=dataset, trust=self.trust_source)
 
     def _networks(self, targets: Sequence | None, sources: Sequence | None) -> dict[str, Sequence]:
+        """Return the networks of each setting, of ensembles the members."""
         networks = {"target": targets or self.target, "source": sources or self.source}
         if not networks["target"]:
             raise InputError("name at least one network", "target")
-        return networks
+        with about("source"):
+            members = [member for source in networks["source"] for member in _members(source)]
+        return {**networks, "source": members}
 
     def resolved(
         self,
@@ -218,6 +224,13 @@ class EvaluationSettings(NetworkSettings, DataSettings):
             inference_noise=self.inference_noise,
             told=self.told(),
         )
+
+
+def _members(network) -> Sequence:
+    """Return the members of what may be an ensemble, or the network alone."""
+    if isinstance(network, list | tuple):
+        return network
+    return members_of(network) if _is_path(network) else (network,)
 
 
 def _is_path(network) -> bool:
