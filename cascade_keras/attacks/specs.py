@@ -361,6 +361,10 @@ def _square_cost(epsilons: Sequence[float], options: Mapping) -> float:
     return FORWARD * len(epsilons) * options["queries"]
 
 
+def _fab_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    return (1 + FORWARD) * options["iterations"] * options["targets"]
+
+
 def _autoattack_cost(epsilons: Sequence[float], options: Mapping) -> float:
     each = _AUTOATTACK_STAGES * options["iterations"] + FORWARD * options["queries"]
     return len(epsilons) * each
@@ -390,6 +394,11 @@ for _row in (
         options={"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"},
         training={"steps": 7, "restarts": 1, "objective": "cross_entropy"}, cost=_pgd_cost,
     ),
+    # One search serves all epsilons; nothing is drawn in it.
+    AttackSpec(
+        "fab", NESTED, "boundary:several", seeded=True, strongest=True, style=12,
+        options={"iterations": 100, "targets": 9}, cost=_fab_cost,
+    ),
     AttackSpec(
         "autoattack", SUITE, "autoattack:autoattack", seeded=True, strongest=True, style=9,
         options={"iterations": 100, "queries": 5000}, cost=_autoattack_cost,
@@ -411,3 +420,4 @@ PGD = _chooser("PGD", "pgd")
 AutoAttack = _chooser("AutoAttack", "autoattack")
 Square = _chooser("Square", "square")
 CWLinf = _chooser("CWLinf", "cw_linf")
+FAB = _chooser("FAB", "fab")
