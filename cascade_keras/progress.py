@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import time
 from collections.abc import Callable, Iterator
+
+_within = contextvars.ContextVar("within", default=lambda share: None)
+
+
+@contextlib.contextmanager
+def progress_within(report: Callable[[float], None]) -> Iterator[None]:
+    """Within: what ``report_share`` is told, 0..1 of one long step of the work, goes to this."""
+    token = _within.set(report)
+    try:
+        yield
+    finally:
+        _within.reset(token)
+
+
+def report_share(share: float) -> None:
+    """Say how much of a step is done, 0..1, to whoever wants to know."""
+    _within.get()(share)
 
 
 def progress_bar():

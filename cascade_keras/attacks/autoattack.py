@@ -18,7 +18,9 @@ import tensorflow as tf
 from cascade_keras import attacks
 from cascade_keras.attacks.arguments import as_images, check_range
 from cascade_keras.attacks.entry import entry
+from cascade_keras.attacks.searches import Broken
 from cascade_keras.errors import InputError
+from cascade_keras.ranges import UNIT
 
 TARGETS = 9  # classes that the published attack aims at
 BATCH_SIZE = 250
@@ -160,6 +162,21 @@ def autoattack(
         with _seeded(seed):
             results.append(attack(float(epsilon) / attacks.PIXEL_LEVELS))
     return np.stack(results)
+
+
+class AutoAttack:
+    """``autoattack`` of a network, as suites are called."""
+
+    def __init__(self, logits_fn, image_shape, epsilons, *, value_range=UNIT, version, **options):
+        self._options = {**options, "value_range": value_range}
+        self._given = logits_fn, list(epsilons)
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray, first: int = 0) -> Broken:
+        logits_fn, epsilons = self._given
+        options = {**self._options, "seed": self._options["seed"] + first}
+        found = np.asarray(autoattack(logits_fn, images, labels, epsilons, **options))
+        nothing = np.zeros(found.shape[:2], np.int32)
+        return Broken(found, nothing.astype(np.int8), nothing, nothing)
 
 
 def _estimator(

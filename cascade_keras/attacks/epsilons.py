@@ -13,6 +13,7 @@ from cascade_keras.attacks.iterative import iter_fgsm, iter_ll
 from cascade_keras.attacks.ladders import ladder
 from cascade_keras.attacks.margins import OBJECTIVES
 from cascade_keras.attacks.objectives import LogitsFn, classes_of
+from cascade_keras.attacks.searches import Found
 
 _LADDERS = {iter_fgsm: "iter_fgsm", iter_ll: "iter_ll"}
 
@@ -87,10 +88,7 @@ def at_epsilons(
         versions = Signed(versions) if min(values) < 0 else versions
         return at_epsilon(attack, logits_fn, images, labels, versions, seed=seed, **options)
     if spec.kind == specs.NESTED:
-        arguments = {**spec.options, **options, **spec.fixed}
-        keys = as_keys(seed, tf.shape(images)[0])
-        labels = tf.cast(classes_of(labels), tf.int32)
-        found = _function(spec)(logits_fn, images, labels, values, keys, **arguments)
+        found = search(attack, logits_fn, images, labels, values, seed=seed, **options)
         return tf.stop_gradient(found.images)
     if _function(spec) in _LADDERS:
         name = _LADDERS[_function(spec)]
@@ -102,6 +100,31 @@ def at_epsilons(
         ),
         tf.constant(values, images.dtype),
     )
+
+
+@entry
+def search(
+    attack: str,
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilons: Sequence[float],
+    *,
+    seed,
+    **options,
+) -> Found:
+    """Return all that a member of AutoAttack finds of images in [0, 1], a row an epsilon.
+
+    Args:
+        attack: the name of a row whose kind is ``specs.NESTED``.
+        others: as for ``at_epsilons``.
+    """
+    spec = specs.look_up(attack, specs.names(specs.NESTED))
+    images = as_images(images)
+    keys = as_keys(seed, tf.shape(images)[0])
+    labels = tf.cast(classes_of(labels), tf.int32)
+    arguments = {**spec.options, **options, **spec.fixed}
+    return _function(spec)(logits_fn, images, labels, list(epsilons), keys, **arguments)
 
 
 # AutoGraph would warn that it cannot convert the import of a module.

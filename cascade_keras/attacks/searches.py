@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from cascade_keras.attacks.objectives import LogitsFn, full_precision
@@ -30,6 +31,23 @@ class Found(NamedTuple):
     fooled: tf.Tensor
     gradients: tf.Tensor
     forwards: tf.Tensor
+
+
+class Broken(NamedTuple):
+    """What a suite has found of a batch at each of its epsilons, arrays.
+
+    Attributes:
+        images: float32 (epsilons, batch, H, W, C) in [0, 1].
+        stages: which of its stages broke an image, int8 (epsilons, batch): see
+            ``specs.stage_names``.
+        gradients, forwards: passes that each image took, as in ``Found``, int32 (epsilons, batch);
+            what serves several epsilons is counted at the smallest.
+    """
+
+    images: np.ndarray
+    stages: np.ndarray
+    gradients: np.ndarray
+    forwards: np.ndarray
 
 
 def misclassified(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

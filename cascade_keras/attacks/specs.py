@@ -24,13 +24,14 @@ ONE_STEP = "one step"  # f(logits_fn, images, labels, epsilon): a training attac
 ITERATIVE = "iterative"  # whole-pixel steps; those of iter_fgsm and iter_ll share them: see ladder
 SEARCH = "search"  # one epsilon at a time, a compiled function of tensors
 NESTED = "nested"  # all epsilons at once, the smallest first: see searches.ascending
-SUITE = "suite"  # one epsilon at a time, a Python function of arrays
+SUITE = "suite"  # several attacks in turn: what is compiled once, and called with arrays
 MINIMAL = "minimal"  # the smallest epsilon of each image instead of images at given ones
 KINDS = (ONE_STEP, ITERATIVE, SEARCH, NESTED, SUITE, MINIMAL)
 
 FORWARD = 1 / 3  # of the time of a gradient
 _CW_GRADIENTS = 1_000  # an image takes about so many by descent; for the time left only
-_AUTOATTACK_STAGES = 10  # that take gradients
+TARGETS = 9  # classes that AutoAttack aims at
+AVERAGE = 20  # gradients that it averages a step where a network is randomised
 
 
 def iteration_count(epsilon: float) -> int:
@@ -76,7 +77,12 @@ class AttackSpec:
         weaker: the one-step attack that it ought to beat; where it does not, gradients are masked.
         strongest: whether it is a reference for what withstands attack (see the diagnosis).
         targeted: whether it seeks the least likely class, which says less about robustness.
+        stages: of a suite, the attacks in it, by which ``searches.Broken`` counts.
         style: its place among the looks of lines in figures; names without one follow.
+
+    A suite's function is ``f(logits_fn, image_shape, epsilons, *, num_classes, seed, **options)``
+    and returns what is called with images, labels and the index of the first image, and gives
+    ``searches.Broken``.
     """
 
     name: str
@@ -91,6 +97,7 @@ class AttackSpec:
     weaker: str | None = None
     strongest: bool = False
     targeted: bool = False
+    stages: tuple[str, ...] = ()
     style: int | None = None
 
     def __post_init__(self):
@@ -101,6 +108,11 @@ class AttackSpec:
     def trains(self) -> bool:
         """Whether training images can be made by it: one step."""
         return self.kind == ONE_STEP
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """What a suite's numbers of stages stand for: 0 for none, 1 for the clean image."""
+        return ("stands", "clean", *self.stages)
 
     def resolve(self) -> Callable:
         """Return the attack's function, importing it where the row only names it."""
@@ -199,6 +211,7 @@ class Chosen:
 
 
 _WORDS = {
+    "version": ("fast", "standard", "rand"),
     "objective": ("margin", "cross_entropy", "dlr"),  # margins.OBJECTIVES
     "search": ("descent", "grid"),
 }
@@ -366,8 +379,14 @@ def _fab_cost(epsilons: Sequence[float], options: Mapping) -> float:
 
 
 def _autoattack_cost(epsilons: Sequence[float], options: Mapping) -> float:
-    each = _AUTOATTACK_STAGES * options["iterations"] + FORWARD * options["queries"]
-    return len(epsilons) * each
+    steps = options["iterations"]
+    if options["version"] == "rand":
+        return len(epsilons) * 2 * AVERAGE * steps
+    each = (1 + TARGETS) * steps
+    if options["version"] == "fast":
+        return len(epsilons) * each
+    # One search of FAB serves all epsilons.
+    return len(epsilons) * (each + FORWARD * options["queries"]) + TARGETS * steps
 
 
 for _row in (
@@ -400,8 +419,9 @@ for _row in (
         options={"iterations": 100, "targets": 9}, cost=_fab_cost,
     ),
     AttackSpec(
-        "autoattack", SUITE, "autoattack:autoattack", seeded=True, strongest=True, style=9,
-        options={"iterations": 100, "queries": 5000}, cost=_autoattack_cost,
+        "autoattack", SUITE, "autoattack:AutoAttack", seeded=True, strongest=True, style=9,
+        options={"version": "fast", "iterations": 100, "queries": 5000}, cost=_autoattack_cost,
+        stages=("apgd", "apgd_targeted", "apgd_dlr", "fab", "square"),
     ),
     AttackSpec(
         "square", NESTED, "squares:nested", seeded=True, strongest=True, style=11,

@@ -15,12 +15,11 @@ import tensorflow as tf
 from cascade_keras import attacks, draws
 from cascade_keras.attacks import specs
 from cascade_keras.attacks.arguments import check_range
+from cascade_keras.attacks.epsilons import search
+from cascade_keras.attacks.searches import Broken, Found
+from cascade_keras.evaluation.stores import Craft, Crafted, Telling, told_by
 
 NOT_FINITE = -2  # predicted where logits are not finite numbers
-
-
-# Images, labels and the index of the first image -> (epsilons, batch, H, W, C), float32.
-Craft = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 # Versions (epsilons, batch, H, W, C) and the index of the first image -> classes, int.
 Predict = Callable[[np.ndarray, int], np.ndarray]
 
@@ -39,7 +38,8 @@ def crafter(
     """Return the function that makes an attack's images of one batch at every epsilon, compiled.
 
     It takes images (batch, H, W, C), true labels (batch,) and the index of the first image, from
-    which the noise follows, and returns float32 (epsilons, batch, H, W, C).
+    which the noise follows, and returns float32 (epsilons, batch, H, W, C). That of AutoAttack or
+    of a member of it is a ``stores.Telling``.
 
     Args:
         logits_fn: of the source, images (batch, H, W, C) -> logits (batch, classes), in inference
@@ -62,22 +62,24 @@ def crafter(
     options = {**spec.options, **options}
     if spec.kind == specs.SUITE:
         classes = num_classes or int(logits_fn(tf.zeros([1, *image_shape])).shape[-1])
-        return lambda images, labels, first: spec.resolve()(
-            logits_fn, images, labels, epsilons, seed=seed + first, num_classes=classes, **options
+        suite = spec.resolve()(
+            logits_fn, image_shape, epsilons, num_classes=classes, seed=seed, **options
         )
 
+        def broken(images: np.ndarray, labels: np.ndarray, first: int) -> Crafted:
+            found = suite(images, labels, first)
+            return Crafted(found.images, _told(attack, found))
+
+        return Telling(broken)
+    nested = spec.kind == specs.NESTED
+
     @tf.function
-    def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        return attacks.at_epsilons(
-            attack,
-            logits_fn,
-            images,
-            labels,
-            epsilons,
-            seed=draws.attack_seed(seed, first),
-            signed=signed,
-            **options,
-        )
+    def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor | Found:
+        given = attack, logits_fn, images, labels, epsilons
+        key = draws.attack_seed(seed, first)
+        if nested:
+            return search(*given, seed=key, **options)
+        return attacks.at_epsilons(*given, seed=key, signed=signed, **options)
 
     # One trace serves every batch, the shorter last one too.
     make = make.get_concrete_function(
@@ -86,12 +88,20 @@ def crafter(
         tf.TensorSpec([], tf.int32),
     )
 
-    def craft(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+    def made(images: np.ndarray, labels: np.ndarray, first: int) -> tf.Tensor | Found:
         return make(
             tf.constant(images), tf.constant(labels, tf.int32), tf.constant(first, tf.int32)
-        ).numpy()
+        )
 
-    return craft
+    def tell(images: np.ndarray, labels: np.ndarray, first: int) -> Crafted:
+        found = made(images, labels, first)
+        return Crafted(found.images.numpy(), _told(attack, found))
+
+    return Telling(tell) if nested else lambda *batch: made(*batch).numpy()
+
+
+def _told(attack: str, found: Found | Broken) -> np.ndarray:
+    return np.stack([np.asarray(getattr(found, name), np.int32) for name in told_by(attack)])
 
 
 def predictor(

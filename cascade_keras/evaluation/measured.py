@@ -19,7 +19,7 @@ from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.stores import DiskArrays, MemoryArrays
-from cascade_keras.evaluation.tasks import open_array
+from cascade_keras.evaluation.tasks import arrays_of, open_array
 from cascade_keras.provenance import package_versions
 
 T = TypeVar("T")
@@ -253,9 +253,10 @@ class Measured:
         with report.opened({**measuring.plan.config(), "versions": package_versions()}):
             disk = DiskArrays(report.arrays.path)
             for task in measuring.plan.tasks:
-                array = open_array(task, disk)
-                array[...] = open_array(task, self._arrays)
-                array.flush()
+                for each in arrays_of(task):
+                    array = open_array(each, disk)
+                    array[...] = open_array(each, self._arrays)
+                    array.flush()
             measuring.write(
                 report, self._found, self._content, confusion=confusion, examples=examples
             )

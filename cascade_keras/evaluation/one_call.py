@@ -26,7 +26,7 @@ from cascade_keras.evaluation.measuring import Measuring, small_epsilon_note
 from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.samples import collect
 from cascade_keras.evaluation.settings import EvaluationSettings, possible
-from cascade_keras.evaluation.stores import MemoryArrays
+from cascade_keras.evaluation.stores import MemoryArrays, shown_to
 from cascade_keras.labels import check_labels
 from cascade_keras.progress import show_progress
 from cascade_keras.provenance import members_of
@@ -213,14 +213,12 @@ class _Kept:
         self._images = images
 
     def through(self, craft: Craft) -> Craft:
-        """See ``tasks.Through``."""
+        """See ``stores.Through``."""
 
-        def kept(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            versions = craft(images, labels, first)
-            self._images[:, first : first + len(images)] = versions
-            return versions
+        def keep(versions: np.ndarray, first: int) -> None:
+            self._images[:, first : first + versions.shape[1]] = versions
 
-        return kept
+        return shown_to(keep, craft)
 
 
 # What is asked.

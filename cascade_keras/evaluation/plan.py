@@ -11,12 +11,12 @@ from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, in_words
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import diagnosis
 from cascade_keras.evaluation.asked import Asked, Given
+from cascade_keras.evaluation.stores import Through
 from cascade_keras.evaluation.tasks import (
     Clock,
     MinimalEpsilons,
     Predictions,
     Task,
-    Through,
     ZeroGradients,
     work,
 )

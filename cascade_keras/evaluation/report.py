@@ -68,6 +68,8 @@ _DEFAULTS = {
     "embedding": None,
     "ensemble": None,
 }
+# What the attacks of a report meant whose configuration lacks the option: AutoAttack was ART's.
+_OPTIONS_BEFORE = {"autoattack": {"version": None}}
 # They may differ when a report goes on.
 _FREE = ("format", "versions")
 # What is said of networks; compared first, as it makes other networks of the targets.
@@ -278,6 +280,7 @@ def _with_options(attacks):
     try:
         pairs = [[attack, {}] if isinstance(attack, str) else attack for attack in attacks]
         rows = {name: ATTACKS[name].options for name, _ in pairs if name in ATTACKS}
+        rows = {name: {**rows[name], **_OPTIONS_BEFORE.get(name, {})} for name in rows}
         return [[name, {**rows.get(name, {}), **options}] for name, options in pairs]
     except (TypeError, ValueError):
         return attacks

@@ -40,7 +40,12 @@ _SETTINGS_OF_OPTIONS = {
         "restarts": "pgd_restarts",
         "objective": "pgd_loss",
     },
-    "autoattack": {"iterations": "autoattack_iterations", "queries": "autoattack_queries"},
+    "autoattack": {
+        "version": "autoattack",
+        "iterations": "autoattack_iterations",
+        "queries": "queries",
+    },
+    "square": {"queries": "queries"},
     CW: {"search": "cw_search", "images": "cw_images", "iterations": "cw_iterations"},
 }
 # A pixel value cannot be changed by more in a step.
@@ -107,12 +112,16 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         None, "Epsilons that are counted above; default: epsilon.", EPSILONS
     )
     cw_iterations: int = setting(_CW["iterations"], "At most, for each constant and tau.", POSITIVE)
+    autoattack: str = setting(
+        _AUTOATTACK["version"],
+        "fast: its gradient attacks, and Square where the diagnosis finds these wanting; standard: "
+        "the published one; rand: for randomised networks.",
+        choices=("fast", "standard", "rand"),
+    )
     autoattack_iterations: int = setting(
         _AUTOATTACK["iterations"], "Of each gradient attack in it.", POSITIVE
     )
-    autoattack_queries: int = setting(
-        _AUTOATTACK["queries"], "Of the square attack in it.", POSITIVE
-    )
+    queries: int = setting(_AUTOATTACK["queries"], "Of square, in autoattack too.", POSITIVE)
     diagnosis_images: int = setting(
         200, "Of the search for masked gradients; 0: none.", NOT_NEGATIVE
     )

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import numpy as np
 from msgspec import Meta
 
+from cascade_keras.attacks.specs import ATTACKS, NESTED, SUITE
 from cascade_keras.errors import InputError, about, shown
 from cascade_keras.files import (
     MOST_OF_A_NAME,
@@ -38,8 +39,68 @@ from cascade_keras.records import (
     read_values,
 )
 
-# As in crafting.py: images, labels and the index of the first image -> their adversarial versions.
+# Images, labels and the index of the first image -> (epsilons, batch, H, W, C), float32.
 Craft = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+class Crafted(NamedTuple):
+    """Adversarial versions, and what was counted on the way.
+
+    Attributes:
+        images: float32 (epsilons, batch, H, W, C).
+        told: int32 (numbers, epsilons, batch), see ``told_by``.
+    """
+
+    images: np.ndarray
+    told: np.ndarray
+
+
+class Through(Protocol):
+    """What adversarial images go through on their way from the attack to the networks."""
+
+    def through(self, craft: Craft) -> Craft:
+        """Return what is called instead of what crafts: ``Telling`` where that is."""
+
+
+class Telling:
+    """A ``Craft`` that also tells what it took.
+
+    Args:
+        tell: images, labels and the index of the first image -> ``Crafted``.
+    """
+
+    def __init__(self, tell: Callable[[np.ndarray, np.ndarray, int], Crafted]):
+        self.tell = tell
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+        """Return the images alone."""
+        return self.tell(images, labels, first).images
+
+
+def shown_to(look: Callable[[np.ndarray, int], None], craft: Craft) -> Craft:
+    """Return a craft whose images, and the index of the first, are shown to ``look`` as well."""
+    if isinstance(craft, Telling):
+
+        def tell(images: np.ndarray, labels: np.ndarray, first: int) -> Crafted:
+            crafted = craft.tell(images, labels, first)
+            look(crafted.images, first)
+            return crafted
+
+        return Telling(tell)
+
+    def shown_too(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+        versions = craft(images, labels, first)
+        look(versions, first)
+        return versions
+
+    return shown_too
+
+
+def told_by(attack: str) -> tuple[str, ...]:
+    """Return what an attack's ``Telling`` counts for each image and epsilon, in its order."""
+    kind = ATTACKS[attack].kind if attack in ATTACKS else None
+    passes = ("gradients", "forwards")
+    return {NESTED: passes, SUITE: (*passes, "stages")}.get(kind, ())
 
 
 def file_name(text: str) -> str:
@@ -184,7 +245,8 @@ class ImageStore:
         identity: everything that the images follow from, see ``ImagesRecord``; images of another
             identity are others.
 
-    Nothing is written before the first batch is asked for.
+    Nothing is written before the first batch is asked for. What a ``Telling`` tells is kept beside
+    the images.
     """
 
     def __init__(self, base: pathlib.Path, name: str, identity: dict[str, Any]):
@@ -192,6 +254,9 @@ class ImageStore:
         self.path = base / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._identity = json.loads(json.dumps(identity))  # as it will be read again
         self._file = self.path / "images.npy"
+        self._told_file = self.path / "told.npy"
+        self._numbers = len(told_by(identity["attack"]))
+        self._told_shape = (self._numbers, *identity["shape"][:2])
         self._json = self.path / "images.json"
         self._again = f"remove {self.path} to craft its images again"
 
@@ -201,23 +266,30 @@ class ImageStore:
         Raises:
             InputError: what is there cannot be read, or cannot be what it should be.
         """
-        kept, complete = self._open()
+        files, complete = self._open()
+        tells = isinstance(craft, Telling)
 
-        def stored(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            part = kept[:, first : first + len(images)]
+        def parts(first: int, count: int) -> Crafted:
+            batch = slice(first, first + count)
+            return Crafted(files.images[:, batch], files.told[..., batch])
+
+        def stored(images: np.ndarray, labels: np.ndarray, first: int) -> Crafted:
+            kept = parts(first, len(images))
             if first not in complete:
                 complete.update(self._complete())  # another process may have been here
             if first in complete:
-                return self._checked(np.array(part), first)
-            part[...] = craft(images, labels, first)
-            with naming(self._file):
-                kept.flush()
+                return self._checked(kept, first)
+            made = craft.tell if tells else lambda *batch: Crafted(craft(*batch), kept.told)
+            for part, new in zip(kept, made(images, labels, first), strict=True):
+                part[...] = new
+            self._flush(files)
             with alone(self.path):
                 complete.update(self._complete() | {first})
                 self._write(complete)
-            return np.array(part)
+            return Crafted(*map(np.array, kept))
 
-        return stored
+        telling = Telling(stored)
+        return telling if tells else telling.__call__
 
     def check(self) -> None:
         """Refuse a place that cannot be written, or what is there where it cannot be used.
@@ -227,12 +299,13 @@ class ImageStore:
         """
         check_writable(self.path, "images_dir")
         if os.path.lexists(self._json):
-            kept, complete = self._map(writable=False)
+            files, complete = self._map(writable=False)
             size = self._identity["batch_size"]
             for first in sorted(complete):
-                self._checked(kept[:, first : first + size], first)
+                batch = slice(first, first + size)
+                self._checked(Crafted(files.images[:, batch], files.told[..., batch]), first)
 
-    def _open(self) -> tuple[np.memmap, set[int]]:
+    def _open(self) -> tuple[Crafted, set[int]]:
         """Return the images, room for all of them being taken, and which batches are there."""
         check_writable(self.path, "images_dir")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -240,16 +313,32 @@ class ImageStore:
             clean(self.path)
             if not os.path.lexists(self._json):
                 reserve(self._file, self._identity["shape"], "float32")
+                if self._numbers:
+                    reserve(self._told_file, self._told_shape, "int32")
                 self._write(set())
             return self._map(writable=True)
 
-    def _map(self, writable: bool) -> tuple[np.memmap, set[int]]:
+    def _map(self, writable: bool) -> tuple[Crafted, set[int]]:
         complete = self._complete()
+
+        def there(file: pathlib.Path, shape: Sequence[int], dtype: str) -> np.memmap:
+            if not file.exists():
+                raise InputError(f"{file} is not there; {self._again}")
+            return map_array(file, shape, dtype, self._again, writable=writable)
+
         with about("images_dir"):
-            if not self._file.exists():
-                raise InputError(f"{self._file} is not there; {self._again}")
-            given = self._identity["shape"], "float32", self._again
-            return map_array(self._file, *given, writable=writable), complete
+            images = there(self._file, self._identity["shape"], "float32")
+            told = np.empty(self._told_shape, "int32")
+            if self._numbers:
+                told = there(self._told_file, self._told_shape, "int32")
+            return Crafted(images, told), complete
+
+    def _flush(self, files: Crafted) -> None:
+        with naming(self._file):
+            files.images.flush()
+        if self._numbers:
+            with naming(self._told_file):
+                files.told.flush()
 
     def _complete(self) -> set[int]:
         """Return the first images of the batches that are there."""
@@ -266,8 +355,16 @@ class ImageStore:
     def _write(self, complete: set[int]) -> None:
         write_json(self._json, {**self._identity, "complete_batches": sorted(complete)})
 
-    def _checked(self, part: np.ndarray, first: int) -> np.ndarray:
-        """Return kept images, which lie in [0, 1] but for rounding."""
+    def _checked(self, kept: Crafted, first: int) -> Crafted:
+        """Return kept images, which lie in [0, 1] but for rounding, and what was told of them."""
+        part, told = map(np.array, kept)
+        wrong = np.argwhere(told < 0)
+        if len(wrong):
+            raise InputError(
+                f"{self._told_file} is damaged: {told[tuple(wrong[0])]} for image "
+                f"{first + wrong[0][-1]} is below 0; {self._again}",
+                "images_dir",
+            )
         wrong = np.argwhere(~((part > -1e-3) & (part < 1 + 1e-3)))
         if len(wrong):
             raise InputError(
@@ -275,4 +372,4 @@ class ImageStore:
                 f"{part[tuple(wrong[0])]:g}, they are in 0..1; {self._again}",
                 "images_dir",
             )
-        return part
+        return Crafted(part, told)

@@ -21,8 +21,9 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation import crafting
 from cascade_keras.evaluation.crafting import NOT_FINITE, Craft, Predict
 from cascade_keras.evaluation.networks import is_loaded, loaded_again
-from cascade_keras.evaluation.stores import Arrays, Content, is_missing
+from cascade_keras.evaluation.stores import Arrays, Content, Through, is_missing, told_by
 from cascade_keras.files import naming
+from cascade_keras.progress import progress_within
 from cascade_keras.sources import Source
 
 _VERSIONS = 4_096  # adversarial images in memory at a time, at most
@@ -142,29 +143,47 @@ def flat(logits_fn: attacks.LogitsFn) -> attacks.LogitsFn:
     return lambda images: logits_fn(tf.stop_gradient(images)) + 0.0 * tf.reduce_sum(images)
 
 
-class Task(Protocol):
-    """A piece of work whose result is an array with an entry for each image on its last axis.
+class Filled(Protocol):
+    """An array with an entry for each image on its last axis.
 
     Attributes:
         key: names the array.
-        indices: of the images it takes, (n,).
-        batch_size: images at a time.
+        indices: of the images, (n,).
         shape, dtype, missing: of the array, without its last axis; what stands where nothing is.
         content: what else can stand there, by which an array on disk is checked; None: anything.
-        cost: gradients an image takes, about.
     """
 
     key: str
     indices: np.ndarray
-    batch_size: int
     shape: tuple[int, ...]
     dtype: str
     missing: float
     content: Content | None
+
+
+class Task(Filled, Protocol):
+    """A piece of work whose result is an array.
+
+    Attributes:
+        batch_size: images at a time.
+        cost: gradients an image takes, about.
+        further: other arrays that are filled with it, none where a task has no such attribute.
+    """
+
+    batch_size: int
     cost: float
+    further: Sequence[Filled]
 
     def start(self, networks: Networks) -> Craft:
-        """Return the function of a batch: images, labels, its first index -> (*shape, batch)."""
+        """Return the function of a batch: images, labels, its first index -> (*shape, batch).
+
+        Where there are further arrays it returns a list, of the task's own and of theirs.
+        """
+
+
+def arrays_of(task: Task) -> list[Filled]:
+    """Return what names the arrays that a task fills, its own first."""
+    return [task, *getattr(task, "further", ())]
 
 
 def run(
@@ -190,14 +209,24 @@ def run(
         if not batches:
             # Loading and tracing take seconds: only for what has to be computed.
             continue
-        array, step = open_array(task, arrays), task.start(networks)
+        filled, step = [open_array(each, arrays) for each in arrays_of(task)], task.start(networks)
         for batch in batches:
             indices = task.indices[batch]
-            array[..., batch] = step(images[indices], labels[indices], batch.start)
-            if isinstance(array, np.memmap):
-                with naming(array.filename):
-                    array.flush()
-            done += task.cost * len(indices)
+            cost = task.cost * len(indices)
+
+            def within(share: float, done: float = done, cost: float = cost) -> None:
+                progress(round(done + share * cost))
+
+            with progress_within(within):
+                found = step(images[indices], labels[indices], batch.start)
+            parts = found if len(filled) > 1 else [found]
+            # The task's own comes last: where it is there, all is.
+            for array, part in reversed(list(zip(filled, parts, strict=True))):
+                array[..., batch] = part
+                if isinstance(array, np.memmap):
+                    with naming(array.filename):
+                        array.flush()
+            done += cost
             progress(round(done))
 
 
@@ -210,10 +239,10 @@ def _missing_batches(task: Task, arrays: Arrays) -> list[slice]:
     return [batch for batch in batches if absent[batch].any()]
 
 
-def open_array(task: Task, arrays: Arrays) -> np.ndarray:
-    """Return a task's array."""
-    shape = (*task.shape, len(task.indices))
-    return arrays.open(task.key, shape, task.dtype, task.missing, task.content)
+def open_array(filled: Filled, arrays: Arrays) -> np.ndarray:
+    """Return a task's array, or a further one."""
+    shape = (*filled.shape, len(filled.indices))
+    return arrays.open(filled.key, shape, filled.dtype, filled.missing, filled.content)
 
 
 def work(tasks: Iterable[Task]) -> int:
@@ -250,11 +279,22 @@ def batch_of(attack: Attack, most: int) -> int:
     return max(1, min(most, _VERSIONS // len(attack.epsilons)))
 
 
-class Through(Protocol):
-    """What adversarial images go through on their way from the attack to the networks."""
+class Told:
+    """What attacks tell of each image, see ``stores.told_by``: int32 (numbers, epsilons, n).
 
-    def through(self, craft: Craft) -> Craft:
-        """Return the function that is called instead of the one that crafts."""
+    Args:
+        key: of the predictions that they go with.
+        attack: which.
+        indices: of the images.
+    """
+
+    dtype, missing = "int32", -1
+
+    def __init__(self, key: str, attack: Attack, indices: np.ndarray):
+        self.key, self.indices = f"{key}--told", indices
+        self.names = told_by(attack.name)
+        self.shape = (len(self.names), len(attack.epsilons))
+        self.content = Content(lambda told: told >= 0, "numbers of 0 and above", indices)
 
 
 class Predictions:
@@ -300,6 +340,8 @@ class Predictions:
         self.content = Content(
             lambda seen: (seen >= 0) & (seen < classes), f"the classes 0..{classes - 1}", indices
         )
+        told = Told(self.key, attack, indices)
+        self.further = (told,) if told.names else ()
         self.clock = clock
         self._through = through
 
@@ -307,11 +349,17 @@ class Predictions:
         """See ``Task``."""
         craft = self.crafter(networks)
 
-        def step(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            versions = self.clock.measure("crafting", craft, images, labels, first)
+        def classified(versions: np.ndarray, first: int) -> np.ndarray:
             return self.clock.measure("classifying", self._classify, networks, versions, first)
 
-        return step
+        def step(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+            return classified(self.clock.measure("crafting", craft, images, labels, first), first)
+
+        def telling(images: np.ndarray, labels: np.ndarray, first: int) -> list[np.ndarray]:
+            versions, told = self.clock.measure("crafting", craft.tell, images, labels, first)
+            return [classified(versions, first), told]
+
+        return telling if self.further else step
 
     def crafter(self, networks: Networks) -> Craft:
         """Return the function that makes the images of a batch, or takes those that were kept."""

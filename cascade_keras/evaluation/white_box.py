@@ -12,7 +12,7 @@ from cascade_keras import attacks
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.evaluation import crafting, tasks
 from cascade_keras.evaluation.crafting import Craft, Predict
-from cascade_keras.evaluation.stores import MemoryArrays
+from cascade_keras.evaluation.stores import MemoryArrays, shown_to
 
 _NAME = "network"
 Show = Callable[[Attack, int, np.ndarray], None]
@@ -136,12 +136,7 @@ class _Shown:
         self._attack, self._show = attack, show
 
     def through(self, craft: Craft) -> Craft:
-        def shown(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            versions = craft(images, labels, first)
-            self._show(self._attack, first, versions)
-            return versions
-
-        return shown
+        return shown_to(lambda versions, first: self._show(self._attack, first, versions), craft)
 
 
 def _result(attack: Attack, epsilon: float, right: np.ndarray) -> Result:
