@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cascade_keras.attacks.specs import Attack
-from cascade_keras.evaluation import diagnosis, summary
+from cascade_keras.evaluation import checklist, diagnosis, summary
 from cascade_keras.evaluation.cells import Cell
 
 
@@ -25,6 +25,8 @@ class Found:
         minimal_indices: (n,).
         extra: as ``predicted``, of what the diagnosis asked for, on its images only.
         gradients: of each target that is diagnosed, where they are zero.
+        short: as ``extra``, of what the checklist asked for.
+        probed: of each target that is diagnosed, what it was probed with.
     """
 
     labels: np.ndarray
@@ -33,6 +35,8 @@ class Found:
     minimal_indices: np.ndarray
     extra: Mapping[Cell, np.ndarray]
     gradients: Mapping[str, diagnosis.Gradients]
+    short: Mapping[Cell, np.ndarray] = dataclasses.field(default_factory=dict)
+    probed: Mapping[str, checklist.Probed] = dataclasses.field(default_factory=dict)
 
     def correct(self, predicted: Mapping[Cell, np.ndarray]) -> dict[Cell, np.ndarray]:
         """Return where predictions are right."""
@@ -101,6 +105,22 @@ def diagnose(
         ],
         "results": summary.accuracies(extra, _options(attacks)),
     }
+
+
+def checked(found: Found, targets: Sequence[str], num_classes: int) -> list[dict]:
+    """Return the items of the checklist, those of each target in turn."""
+    # What was asked for has more images.
+    correct = found.correct({**found.short, **found.extra, **found.predicted})
+    items = checklist.checklist(
+        targets,
+        correct,
+        found.predicted,
+        found.labels,
+        num_classes,
+        found.gradients,
+        found.probed,
+    )
+    return [dataclasses.asdict(item) for item in items]
 
 
 def _options(attacks: Mapping[str, Attack]) -> dict[str, Mapping]:

@@ -65,7 +65,8 @@ UNBOUNDED, LARGEST_EPSILON = "pgd", 255.0
 _UNKNOWN = AttackSpec("unknown", MINIMAL, "")  # nothing is expected of an attack without a row
 
 
-def _row(attack: str) -> AttackSpec:
+def row_of(attack: str) -> AttackSpec:
+    """Return the row of an attack by its label."""
     return ATTACKS.get(name_of(attack), _UNKNOWN)
 
 
@@ -116,7 +117,7 @@ class _Evidence(NamedTuple):
     words: dict
 
 
-class _View:
+class View:
     """One target's cells, by (attack, epsilon)."""
 
     def __init__(self, target: str, correct: Correct, gradients: Gradients | None, classes: int):
@@ -143,17 +144,18 @@ class _View:
             self.others.setdefault((cell.attack, cell.epsilon), {})[cell.source] = images
 
 
-def _shared(*cells: np.ndarray) -> list[np.ndarray]:
+def shared(*cells: np.ndarray) -> list[np.ndarray]:
     """Cut the cells to the images they share."""
     examples = min(map(len, cells))
     return [cell[:examples] for cell in cells]
 
 
-def _percent(images: np.ndarray) -> float:
+def per_cent(images: np.ndarray) -> float:
+    """Return how many of the images, bool (n,), in per cent."""
     return 100.0 * int(np.count_nonzero(images)) / len(images)
 
 
-def _clearly_above(first: np.ndarray, second: np.ndarray, least: float = LEAST_POINTS) -> bool:
+def clearly_above(first: np.ndarray, second: np.ndarray, least: float = LEAST_POINTS) -> bool:
     """Whether the first is correct more often by ``least`` points and beyond chance (McNemar)."""
     only_first = np.count_nonzero(first & ~second)
     only_second = np.count_nonzero(~first & second)
@@ -166,22 +168,22 @@ def _clear(
     first: np.ndarray, second: np.ndarray, least: float = LEAST_POINTS, **words
 ) -> Iterator[_Evidence]:
     """Yield evidence if the first is clearly above the second on the images they share."""
-    first, second = _shared(first, second)
-    if _clearly_above(first, second, least):
-        numbers = _percent(first), _percent(second)
+    first, second = shared(first, second)
+    if clearly_above(first, second, least):
+        numbers = per_cent(first), per_cent(second)
         yield _Evidence(*numbers, len(first), numbers[0] - numbers[1], words)
 
 
-def _reaches(spec: AttackSpec, epsilon: float) -> bool:
+def reaches(spec: AttackSpec, epsilon: float) -> bool:
     """Whether an attack gets as far as a single step of epsilon does."""
     return spec.kind != ITERATIVE or iteration_count(epsilon) >= epsilon
 
 
-def _iterative_weaker(view: _View) -> Iterator[_Evidence]:
+def _iterative_weaker(view: View) -> Iterator[_Evidence]:
     for (attack, epsilon), images in view.own.items():
-        spec = _row(attack)
+        spec = row_of(attack)
         weaker = view.own.get((spec.weaker, epsilon))
-        if weaker is None or not _reaches(spec, epsilon):
+        if weaker is None or not reaches(spec, epsilon):
             continue
         if not (spec.targeted and _untargeted_works(view, epsilon, weaker)):
             least = LEAST_POINTS_TARGETED if spec.targeted else LEAST_POINTS
@@ -189,50 +191,50 @@ def _iterative_weaker(view: _View) -> Iterator[_Evidence]:
             yield from _clear(images, weaker, least, **words)
 
 
-def _untargeted_works(view: _View, epsilon: float, one_step: np.ndarray) -> bool:
+def _untargeted_works(view: View, epsilon: float, one_step: np.ndarray) -> bool:
     """Whether many steps away from the true class do more harm than the targeted single step."""
     untargeted = (
         images
         for (attack, size), images in view.own.items()
-        if size == epsilon and _takes_many_steps(_row(attack)) and not _row(attack).targeted
+        if size == epsilon and _takes_many_steps(row_of(attack)) and not row_of(attack).targeted
     )
-    pairs = (_shared(images, one_step) for images in untargeted)
-    return any(_percent(many) < _percent(one) for many, one in pairs)
+    pairs = (shared(images, one_step) for images in untargeted)
+    return any(per_cent(many) < per_cent(one) for many, one in pairs)
 
 
-def _black_box_stronger(view: _View) -> Iterator[_Evidence]:
+def _black_box_stronger(view: View) -> Iterator[_Evidence]:
     for (attack, epsilon), sources in view.others.items():
         images = view.own.get((attack, epsilon))
         if images is None:
             continue
         for source, transferred in sources.items():
-            own = _percent(_shared(images, transferred)[0])
-            if own > view.near_chance or _row(attack).kind != ONE_STEP:
-                words = {"attack": attack, "epsilon": epsilon, "other": _one_line(source)}
+            own = per_cent(shared(images, transferred)[0])
+            if own > view.near_chance or row_of(attack).kind != ONE_STEP:
+                words = {"attack": attack, "epsilon": epsilon, "other": one_line(source)}
                 yield from _clear(images, transferred, **words)
 
 
-def _noise_as_strong(view: _View) -> Iterator[_Evidence]:
+def _noise_as_strong(view: View) -> Iterator[_Evidence]:
     for epsilon, random in view.noise.items():
         step = view.own.get(("step_fgsm", epsilon))
         if step is None or view.clean is None:
             continue
-        clean, noise, step = _shared(view.clean, random, step)
-        before, first, second = map(_percent, (clean, step, noise))
+        clean, noise, step = shared(view.clean, random, step)
+        before, first, second = map(per_cent, (clean, step, noise))
         harm = before - second
-        no_weaker = harm >= NOISE_SHARE * (before - first) and not _clearly_above(noise, step)
-        as_strong = no_weaker and _clearly_above(clean, noise)
-        if second > view.near_chance and (as_strong or _clearly_above(step, noise)):
+        no_weaker = harm >= NOISE_SHARE * (before - first) and not clearly_above(noise, step)
+        as_strong = no_weaker and clearly_above(clean, noise)
+        if second > view.near_chance and (as_strong or clearly_above(step, noise)):
             words = {"epsilon": epsilon, "clean": before}
             # The more harm noise does, the more the gradient ought to have done.
             yield _Evidence(first, second, len(step), harm + first - second, words)
 
 
-def _survives_any_epsilon(view: _View) -> Iterator[_Evidence]:
+def _survives_any_epsilon(view: View) -> Iterator[_Evidence]:
     large = [
-        (_percent(images), attack, epsilon)
+        (per_cent(images), attack, epsilon)
         for (attack, epsilon), images in view.own.items()
-        if epsilon >= ANY_EPSILON and _takes_many_steps(_row(attack))
+        if epsilon >= ANY_EPSILON and _takes_many_steps(row_of(attack))
     ]
     # What a smaller ball of these takes, a larger one holds too: the strongest of all counts.
     for _, attack, epsilon in sorted(large)[:1]:
@@ -241,21 +243,21 @@ def _survives_any_epsilon(view: _View) -> Iterator[_Evidence]:
         yield from _clear(images, none, SURVIVING_POINTS, attack=attack, epsilon=epsilon)
 
 
-def _zero_gradients(view: _View, *, flat: bool) -> Iterator[_Evidence]:
+def _zero_gradients(view: View, *, flat: bool) -> Iterator[_Evidence]:
     """Yield the shares of zero gradients of both losses, where the margin's are so too or not."""
     if view.gradients is None:
         return
     gradients = view.gradients.zero, view.gradients.zero_margin
-    zero, margin = _shared(*(np.asarray(each, bool) for each in gradients))
+    zero, margin = shared(*(np.asarray(each, bool) for each in gradients))
     if not len(zero):
         return
-    share = _percent(zero)
+    share = per_cent(zero)
     if share > LEAST_ZERO_PERCENT and flat == bool(np.mean(margin[zero]) >= FLAT_SHARE):
         words = {"attacks": _margin_comparison(view)}
-        yield _Evidence(share, _percent(margin), len(zero), share, words)
+        yield _Evidence(share, per_cent(margin), len(zero), share, words)
 
 
-def _margin_comparison(view: _View) -> str:
+def _margin_comparison(view: View) -> str:
     """Say what the two losses' attacks leave at the largest epsilon that both were run at."""
     both = [
         eps for name, eps in view.own if name == "iter_fgsm" and ("iter_margin", eps) in view.own
@@ -264,30 +266,30 @@ def _margin_comparison(view: _View) -> str:
         return ""
     epsilon = max(both)
     names = "iter_fgsm", "iter_margin"
-    entropy, margin = _shared(*(view.own[name, epsilon] for name in names))
+    entropy, margin = shared(*(view.own[name, epsilon] for name in names))
     return (
-        f", and at epsilon {epsilon:g} iter_fgsm leaves {_percent(entropy):.1f} %, iter_margin "
-        f"{_percent(margin):.1f} % ({len(margin)} images)"
+        f", and at epsilon {epsilon:g} iter_fgsm leaves {per_cent(entropy):.1f} %, iter_margin "
+        f"{per_cent(margin):.1f} % ({len(margin)} images)"
     )
 
 
-def _label_leaking(view: _View) -> Iterator[_Evidence]:
+def _label_leaking(view: View) -> Iterator[_Evidence]:
     for (attack, epsilon), images in view.own.items():
         if attack == "step_fgsm" and view.clean is not None:
             yield from _clear(images, view.clean, epsilon=epsilon)
 
 
-def _iterative_overstates(view: _View) -> Iterator[_Evidence]:
+def _iterative_overstates(view: View) -> Iterator[_Evidence]:
     for (attack, epsilon), images in view.own.items():
         iterative = view.own.get(("iter_fgsm", epsilon))
-        if _row(attack).strongest and iterative is not None:
+        if row_of(attack).strongest and iterative is not None:
             words = {"epsilon": epsilon, "other": attack}
             yield from _clear(iterative, images, LEAST_POINTS_OVERSTATED, **words)
 
 
 class _Rule(NamedTuple):
     kind: str
-    find: Callable[[_View], Iterator[_Evidence]]
+    find: Callable[[View], Iterator[_Evidence]]
     sentence: str
 
 
@@ -396,19 +398,19 @@ def at_chance(
         "its numbers under attack mean nothing; check value_range, the order of the classes, and "
         "whether it was trained"
     )
-    first, second = _percent(right), 100 * chance
+    first, second = per_cent(right), 100 * chance
     if other is not None:
         (low, high), better = other
-        if _clearly_above(better, right[: len(better)], LEAST_POINTS_OF_RANGE):
+        if clearly_above(better, right[: len(better)], LEAST_POINTS_OF_RANGE):
             kind = kind or OTHER_RANGE
             mend = (
-                f"is value_range ({low:g}, {high:g}) meant? With it, {_percent(better):.1f} % of "
+                f"is value_range ({low:g}, {high:g}) meant? With it, {per_cent(better):.1f} % of "
                 f"{len(better)} are right"
             )
     if kind is not None:
         alike = f", all taken for class {int(predicted[0])}" if constant else ""
         sentence = (
-            f"{_one_line(target)}: the network is right about {first:.1f} % of clean images, "
+            f"{one_line(target)}: the network is right about {first:.1f} % of clean images, "
             f"chance is {second:.3g} % ({examples} images{alike}): {mend}"
         )
         yield Finding(target, kind, sentence, first, second, examples)
@@ -430,7 +432,7 @@ def diagnose(
     """
     findings = []
     for target in dict.fromkeys(itertools.chain((cell.target for cell in correct), gradients)):
-        view = _View(target, correct, gradients.get(target), num_classes)
+        view = View(target, correct, gradients.get(target), num_classes)
         for rule in _RULES:
             evidence = max(rule.find(view), key=lambda each: each.gap, default=None)
             if evidence is not None:
@@ -441,10 +443,10 @@ def diagnose(
 def _finding(target: str, rule: _Rule, evidence: _Evidence) -> Finding:
     numbers = {key: getattr(evidence, key) for key in ("first", "second", "examples")}
     sentence = rule.sentence.format(**numbers, **evidence.words)
-    return Finding(target, rule.kind, f"{_one_line(target)}: {sentence}", **numbers)
+    return Finding(target, rule.kind, f"{one_line(target)}: {sentence}", **numbers)
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     """Return a user's name of a network without line breaks and control characters."""
     return "".join(each if each.isprintable() else " " for each in name)
 
@@ -454,7 +456,7 @@ def summary(findings: Sequence[Finding], targets: Sequence[str]) -> list[str]:
     lines = []
     for target in dict.fromkeys([*targets, *(finding.target for finding in findings)]):
         nothing = (
-            f"{_one_line(target)}: nothing suspicious in these numbers, which does not prove "
+            f"{one_line(target)}: nothing suspicious in these numbers, which does not prove "
             "robustness"
         )
         lines += [each.sentence for each in findings if each.target == target] or [nothing]

@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from cascade_keras.attacks.specs import ATTACKS, Attack, Chosen, in_words
-from cascade_keras.evaluation import tables
+from cascade_keras.evaluation import checklist, tables
 from cascade_keras.evaluation.asked import name_of
 from cascade_keras.evaluation.cells import CLEAN, Cell
 from cascade_keras.evaluation.content import Found
@@ -205,6 +205,11 @@ class Measured:
         """
         found = self._content["diagnosis"]
         return list(found["sentences"] if found else self._content["warnings"])
+
+    @property
+    def checklist(self) -> list[checklist.Item]:
+        """What the numbers have to stand: PASS, FAIL or NOT TRIED, each with its number."""
+        return [checklist.Item(**record) for record in self._content["checklist"]]
 
     def per_class(self, *key) -> dict[Any, Counted]:
         """Return the counts of each class that there are images of, by its name or number.

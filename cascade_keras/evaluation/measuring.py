@@ -111,6 +111,8 @@ class Measuring:
             plan.minimal[0].indices if plan.minimal else np.arange(0),
             dict(_predicted(plan.extra, arrays)),
             gradients,
+            dict(_predicted(plan.short, arrays)),
+            {task.network: task.probed(tasks.open_array(task, arrays)) for task in plan.indicators},
         )
 
     def content(self, found: Found) -> dict:
@@ -135,6 +137,7 @@ class Measuring:
             "notes": self.notes,
             **counted,
             "diagnosis": trusted,
+            "checklist": content.checked(found, plan.targets, given.num_classes),
             "sources": list(plan.sources),
             "networks": self._records,
             "attacks": [attack.record() for attack in asked.every.values()],

@@ -9,8 +9,9 @@ import numpy as np
 from cascade_keras.attacks.carlini_wagner import selection
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, in_words
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation import diagnosis
+from cascade_keras.evaluation import checklist, diagnosis
 from cascade_keras.evaluation.asked import Asked, Given
+from cascade_keras.evaluation.indicators import Indicators
 from cascade_keras.evaluation.stores import Through
 from cascade_keras.evaluation.tasks import (
     Clock,
@@ -43,6 +44,8 @@ class Plan:
         minimal: tasks of the minimal epsilons.
         gradients, extra: tasks of the diagnosis: zero gradients, and the attacks that nobody asked
             for.
+        indicators, short: tasks of the checklist: what targets are probed with, and short attacks
+            that nobody asked for.
         clock: the time that all of them take.
 
     Raises:
@@ -68,11 +71,21 @@ class Plan:
         self.minimal = self._minimal()
         self.gradients = self._gradients() if self.diagnosed else []
         self.extra = self._extra() if self.diagnosed else []
+        probed = self.diagnosed and max(asked.epsilons) > 0
+        self.indicators = self._indicators() if probed else []
+        self.short = self._short() if probed else []
 
     @property
     def tasks(self) -> list[Task]:
         """All tasks, in the order in which they are run."""
-        return [*self.main, *self.minimal, *self.gradients, *self.extra]
+        return [
+            *self.main,
+            *self.minimal,
+            *self.gradients,
+            *self.extra,
+            *self.indicators,
+            *self.short,
+        ]
 
     @property
     def work(self) -> int:
@@ -139,6 +152,34 @@ class Plan:
             if unbounded.epsilons[0] not in asked.epsilons:
                 planned.append(self._diagnostic(target, unbounded.name, unbounded, "unbounded"))
         return planned
+
+    def _indicators(self) -> list[Indicators]:
+        largest = (max(self.asked.epsilons),)
+        pgd = self.asked.attacks.get("pgd", self.asked.diagnostic("pgd"))
+        pgd = Attack("pgd", largest, pgd.options)
+        return [
+            Indicators(
+                target,
+                pgd,
+                np.arange(self.diagnosed),
+                seed=self.asked.seed,
+                batch_size=self.asked.batch_size,
+                clock=self.clock,
+            )
+            for target in self.targets
+        ]
+
+    def _short(self) -> list[Predictions]:
+        """Return a few queries of the square attack, where nobody asked for it."""
+        there = {(task.source, task.label) for task in self.main if task.source in task.shown}
+        if checklist.SHORT not in ATTACKS:
+            return []
+        short = Attack(checklist.SHORT, (max(self.asked.epsilons),), checklist.SHORT_OPTIONS)
+        return [
+            self._diagnostic(target, short.name, short, "checklist")
+            for target in self.targets
+            if (target, short.name) not in there
+        ]
 
     def _diagnostic(self, target: str, label: str, attack: Attack, purpose: str) -> Predictions:
         """Return a task of the diagnosis; attacks of other options have other arrays."""

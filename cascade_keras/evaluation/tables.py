@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cascade_keras.attacks.specs import in_words
+from cascade_keras.evaluation import checklist
 from cascade_keras.evaluation.cells import CLEAN
 from cascade_keras.evaluation.summary import gives_images
 from cascade_keras.printed import print_table
@@ -16,14 +17,14 @@ def markdown(content: Mapping) -> str:
     """Return the report as Markdown, from what report.json holds."""
     parts = [*warnings(content), _heading(content), *content["notes"], _accuracy_table(content)]
     parts += [_worst_case_table(content), _cw_table(content), _transfer_table(content)]
-    parts += [_diagnosis(content), _origin(content)]
+    parts += [_diagnosis(content), _origin(content), _checklist(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def short_markdown(content: Mapping) -> str:
     """Return what matters most of a report as Markdown: its table and its diagnosis."""
     parts = [*warnings(content), *content["notes"], _accuracy_table(content)]
-    parts += [_cw_table(content), _diagnosis(content)]
+    parts += [_cw_table(content), _diagnosis(content), _checklist(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -64,6 +65,11 @@ def print_report(content: Mapping, console, path: str | os.PathLike | None = Non
         )
     for sentence in (content["diagnosis"] or {}).get("sentences", []):
         if sentence not in content.get("warnings", ()):  # they came first
+            say(sentence)
+    if items := content.get("checklist"):
+        headings, rows = checklist.grid(items)
+        print_table(headings, rows, text_columns=len(headings), fixed_columns=1, console=console)
+        for sentence in checklist.sentences(items):
             say(sentence)
     if path is not None:
         say(f"written to {path}")
@@ -259,6 +265,16 @@ def _diagnosis(content: Mapping) -> str:
         f"## Can these numbers be trusted?\n\nWhite box, {found['examples']} images.{options}"
         f"\n\n{lines}"
     )
+
+
+def _checklist(content: Mapping) -> str:
+    items = content.get("checklist")
+    if not items:
+        return ""
+    headings, rows = checklist.grid(items)
+    lines = [f"- {plain(sentence)}" for sentence in checklist.sentences(items)]
+    text = f"## Checklist\n\n{table(headings, rows, left=len(headings))}"
+    return "\n\n".join([text, "\n".join(lines)] if lines else [text])
 
 
 def _origin(content: Mapping) -> str:
