@@ -175,8 +175,9 @@ class Plan:
         if checklist.SHORT not in ATTACKS:
             return []
         short = Attack(checklist.SHORT, (max(self.asked.epsilons),), checklist.SHORT_OPTIONS)
+        label = f"{short.name} ({in_words(short.options)})"
         return [
-            self._diagnostic(target, short.name, short, "checklist")
+            self._diagnostic(target, label, short, "checklist")
             for target in self.targets
             if (target, short.name) not in there
         ]
