@@ -37,7 +37,7 @@ class TrainerOptions(Settings):
     attack: str = setting(
         "step_ll",
         "makes the training images: a name, or attacks.PGD(steps=7)",
-        choices=lambda: specs.image_attacks(),
+        choices=lambda: specs.training_attacks(),
     )
     adversarial_batch_size: int | None = setting(
         None, "k; all images, or half of them where they are replaced, when None", POSITIVE

@@ -18,6 +18,7 @@ import tensorflow as tf
 from cascade_keras import attacks
 from cascade_keras.attacks.arguments import as_images, check_range
 from cascade_keras.attacks.entry import entry
+from cascade_keras.attacks.margins import targeted_dlr
 from cascade_keras.attacks.searches import Broken
 from cascade_keras.errors import InputError
 from cascade_keras.ranges import UNIT
@@ -27,22 +28,6 @@ BATCH_SIZE = 250
 _MISSING = (
     "autoattack needs the Adversarial Robustness Toolbox; pip install cascade_keras[autoattack]"
 )
-
-
-def targeted_dlr(labels: tf.Tensor, targets: tf.Tensor) -> attacks.Objective:
-    """Return logits -> targeted difference of logits ratio, (batch, classes) -> (batch,).
-
-    (z_target - z_label) / (z_1 - (z_3 + z_4) / 2), z_1 being the largest logit (equation 7 of Croce
-    & Hein, 2020). Above zero only if the image is misclassified. There must be four classes.
-    """
-
-    def objective(logits: tf.Tensor) -> tf.Tensor:
-        largest = tf.math.top_k(logits, 4).values
-        scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
-        gap = tf.gather(logits, targets, batch_dims=1) - tf.gather(logits, labels, batch_dims=1)
-        return gap / tf.maximum(scale, 1e-12)
-
-    return objective
 
 
 @entry

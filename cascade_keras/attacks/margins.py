@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from cascade_keras.attacks.objectives import Objective, classes_of, cross_entropy
+from cascade_keras.errors import InputError
 
 
 def margin(labels: tf.Tensor) -> Objective:
@@ -30,14 +31,43 @@ def dlr(labels: tf.Tensor) -> Objective:
 
     The margin divided by the distance of the largest logit from the third largest, so that it does
     not depend on the scale of the logits (Croce & Hein, 2020). There must be three classes.
+
+    Raises:
+        InputError: by the objective, logits of two classes.
     """
 
     def objective(logits: tf.Tensor) -> tf.Tensor:
+        _refuse_two(logits)
         largest = tf.math.top_k(logits, 3).values
         scale = largest[:, 0] - largest[:, 2]
         return margin(labels)(logits) / tf.maximum(scale, 1e-12)
 
     return objective
+
+
+def targeted_dlr(labels: tf.Tensor, targets: tf.Tensor) -> Objective:
+    """Return logits -> targeted difference of logits ratio, (batch, classes) -> (batch,).
+
+    (z_target - z_label) / (z_1 - (z_3 + z_4) / 2), z_1 being the largest logit (equation 7 of Croce
+    & Hein, 2020). Above zero only if the image is misclassified. There must be four classes.
+    """
+
+    def objective(logits: tf.Tensor) -> tf.Tensor:
+        largest = tf.math.top_k(logits, 4).values
+        scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
+        gap = tf.gather(logits, targets, batch_dims=1) - tf.gather(logits, labels, batch_dims=1)
+        return gap / tf.maximum(scale, 1e-12)
+
+    return objective
+
+
+@tf.autograph.experimental.do_not_convert  # in a graph it would be another error
+def _refuse_two(logits: tf.Tensor) -> None:
+    if logits.shape[-1] == 2:
+        raise InputError(
+            "dlr needs 3 classes, the network tells 2 apart; choose cross_entropy or margin",
+            "objective",
+        )
 
 
 # What pgd can ascend, by the name that its option takes: labels -> an ``Objective``.

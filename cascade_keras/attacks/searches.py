@@ -2,7 +2,8 @@
 
 A search of one epsilon is a function ``search(logits_fn, images, labels, epsilon, keys, ...)`` that
 returns ``Found``; ``ascending`` makes one of several epsilons of it. What an image becomes depends
-on no other image of its batch: its random numbers are those of its own key.
+on no other image of its batch: its random numbers are those of its own key. No network is given an
+empty batch, at which TensorFlow's max pooling ends the process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.attacks.objectives import LogitsFn, full_precision
+from cascade_keras.errors import InputError, shown
 
 
 class Found(NamedTuple):
@@ -57,6 +60,21 @@ def misclassified(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return wrong | ~tf.reduce_all(tf.math.is_finite(logits), axis=-1)
 
 
+def radius(epsilon, dtype: tf.DType) -> tf.Tensor:
+    """Return a scalar epsilon / 255 as the division of this type rounds it."""
+    # In float64: of a division by 255 optimisers of graphs make a product that rounds otherwise.
+    return tf.cast(tf.cast(epsilon, tf.float64) / PIXEL_LEVELS, dtype)
+
+
+def bounds(images: tf.Tensor, epsilon) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the lowest and the highest values of images in the ball of a scalar epsilon.
+
+    Those of the ball and of [0, 1]: clipped to these last, an image is in both.
+    """
+    reach = radius(epsilon, images.dtype)
+    return tf.maximum(images - reach, 0.0), tf.minimum(images + reach, 1.0)
+
+
 def rows_of(rows: tf.Tensor, parts):
     """Return the rows (n,) of a tensor, or of all tensors of a structure."""
     return tf.nest.map_structure(lambda part: tf.gather(part, rows), parts)
@@ -92,34 +110,53 @@ def ascending(
 
     Args:
         search: of one epsilon: ``search(logits_fn, images, labels, epsilon, keys, **options)``,
-            given only images that stand, with a scalar epsilon above 0.
-        epsilons: in 0..255 units, in any order.
+            given only images that stand, at least one, with a scalar epsilon above 0.
+        epsilons: numbers, in 0..255 units, in any order.
         keys: of the images, (batch, 2) int32; see ``draws.image_keys``.
 
     Returns:
         ``Found`` with a leading axis in the order of ``epsilons``; the one forward pass of the
         clean images is counted at the smallest.
+
+    Raises:
+        InputError: an epsilon that is no number known by now.
     """
-    sizes = sorted({float(epsilon) for epsilon in epsilons})
+    values = [_number(epsilon) for epsilon in epsilons]
+    sizes = sorted(set(values))
     clean = untouched(logits_fn, images, labels)
     arrays = Found(*(tf.TensorArray(part.dtype, len(sizes)) for part in clean))
 
     def step(number, last, kept):
         epsilon = tf.gather(tf.constant(sizes, images.dtype), number)
         rows = tf.where(~last.fooled & (epsilon > 0))[:, 0]
-        given = rows_of(rows, (images, labels, keys))
-        new = search(logits_fn, given[0], given[1], epsilon, given[2], **options)
         # Passes are of this epsilon; those that have fallen take none.
-        spent = tf.where(number == 0, last.forwards, 0)
-        gradients = put(tf.zeros_like(last.gradients), rows, new.gradients)
-        forwards = tf.tensor_scatter_nd_add(spent, rows[:, tf.newaxis], new.forwards)
-        best = put(last.images, rows, new.images)
-        found = Found(best, put(last.fooled, rows, new.fooled), gradients, forwards)
+        before = last._replace(
+            gradients=tf.zeros_like(last.gradients),
+            forwards=tf.where(number == 0, last.forwards, 0),
+        )
+
+        def searched() -> Found:
+            given = rows_of(rows, (images, labels, keys))
+            new = search(logits_fn, given[0], given[1], epsilon, given[2], **options)
+            spent = new.forwards + tf.gather(before.forwards, rows)
+            return put(before, rows, new._replace(forwards=spent))
+
+        found = tf.cond(tf.size(rows) > 0, searched, lambda: before)
         kept = Found(*(array.write(number, part) for array, part in zip(kept, found, strict=True)))
         return number + 1, found, kept
 
     *_, kept = tf.while_loop(
         lambda number, *_: number < len(sizes), step, (tf.constant(0), clean, arrays)
     )
-    order = [sizes.index(float(epsilon)) for epsilon in epsilons]
+    order = [sizes.index(value) for value in values]
     return Found(*(tf.gather(array.stack(), order) for array in kept))
+
+
+@tf.autograph.experimental.do_not_convert  # in a graph it would be another error
+def _number(epsilon) -> float:
+    try:
+        return float(epsilon)
+    except TypeError as error:
+        raise InputError(
+            f"must be one number for all images of this attack, got {shown(epsilon)}", "epsilon"
+        ) from error

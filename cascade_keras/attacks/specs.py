@@ -354,6 +354,11 @@ def image_attacks() -> tuple[str, ...]:
     return names(ONE_STEP, ITERATIVE, SEARCH, NESTED)
 
 
+def training_attacks() -> tuple[str, ...]:
+    """Return the attacks that make training images, each at an epsilon of its own."""
+    return names(ONE_STEP, ITERATIVE, SEARCH)
+
+
 def look_up(name: str, among: Sequence[str] | None = None) -> AttackSpec:
     """Return an attack's row.
 
@@ -376,6 +381,11 @@ def _square_cost(epsilons: Sequence[float], options: Mapping) -> float:
 
 def _fab_cost(epsilons: Sequence[float], options: Mapping) -> float:
     return (1 + FORWARD) * options["iterations"] * options["targets"]
+
+
+def _apgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    runs = options.get("restarts", 1) * options.get("targets", 1)
+    return len(epsilons) * options["iterations"] * runs * options["average"]
 
 
 def _autoattack_cost(epsilons: Sequence[float], options: Mapping) -> float:
@@ -424,6 +434,16 @@ for _row in (
         stages=("apgd", "apgd_targeted", "apgd_dlr", "fab", "square"),
     ),
     AttackSpec(
+        "apgd", NESTED, "auto_pgd:nested", seeded=True, weaker="step_fgsm", strongest=True,
+        options={"iterations": 100, "restarts": 1, "objective": "cross_entropy", "average": 1},
+        cost=_apgd_cost, style=13,
+    ),
+    AttackSpec(
+        "apgd_targeted", NESTED, "auto_pgd:nested_targeted", seeded=True, weaker="step_fgsm",
+        strongest=True, options={"iterations": 100, "targets": 9, "average": 1}, cost=_apgd_cost,
+        style=14,
+    ),
+    AttackSpec(
         "square", NESTED, "squares:nested", seeded=True, strongest=True, style=11,
         options={"queries": 5000}, cost=_square_cost,
     ),
@@ -437,6 +457,8 @@ for _row in (
 CLEAN_STYLE = 6
 
 PGD = _chooser("PGD", "pgd")
+APGD = _chooser("APGD", "apgd")
+APGDTargeted = _chooser("APGDTargeted", "apgd_targeted")
 AutoAttack = _chooser("AutoAttack", "autoattack")
 Square = _chooser("Square", "square")
 CWLinf = _chooser("CWLinf", "cw_linf")

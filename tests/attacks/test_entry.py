@@ -19,15 +19,11 @@ SEED = (3, 4)
 
 
 # Fewer steps than by default.
-SHORT = {
-    "pgd": {"steps": 3, "restarts": 2},
-    "square": {"queries": 20},
-    "fab": {"iterations": 4, "targets": 2},
-}
+SHORT = {"steps": 3, "restarts": 2, "iterations": 2, "targets": 2, "queries": 20}
 
 
 def options_of(name):
-    return SHORT.get(name, {})
+    return {option: SHORT[option] for option in SHORT if option in specs.ATTACKS[name].options}
 
 
 def of_range(images, value_range):

@@ -1,0 +1,468 @@
+"""Auto-PGD (Croce & Hein, 2020, algorithm 1): steps whose size follows from how the ascent goes.
+
+From a random start in the ball, with u = 0.75 (1 at the first step) and eta = 2 eps at first:
+
+    Z_{n+1} = Clip(X_n + eta sign(grad f(X_n)))
+    X_{n+1} = Clip(X_n + u (Z_{n+1} - X_n) + (1 - u) (X_n - X_{n-1}))
+
+At checkpoints, ever closer to each other, eta is halved and X_n becomes the best image so far, if f
+rose in fewer than 0.75 of the steps since the last one, or if neither eta nor the largest f has
+changed since. An image is done as soon as one of its iterates is misclassified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from cascade_keras import draws
+from cascade_keras.attacks.entry import as_objective, entry
+from cascade_keras.attacks.epsilons import at_epsilon
+from cascade_keras.attacks.margins import targeted_dlr
+from cascade_keras.attacks.objectives import (
+    LogitsFn,
+    Objective,
+    cross_entropy,
+    full_precision,
+    over_members,
+)
+from cascade_keras.attacks.searches import (
+    Found,
+    ascending,
+    bounds,
+    misclassified,
+    put,
+    radius,
+    rows_of,
+)
+from cascade_keras.errors import InputError, shown
+
+_MOMENTUM = 0.75  # u
+_LEAST_CLASSES = 4  # of the targeted ratio
+
+
+@entry
+def apgd(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilon: float,
+    *,
+    seed,
+    iterations: int = 100,
+    restarts: int = 1,
+    objective: str | Callable[[tf.Tensor], Objective] = cross_entropy,
+    average: int = 1,
+) -> tf.Tensor:
+    """Auto-PGD away from the true class: no step size to choose.
+
+    An image that is misclassified already is returned as it is. Of one that no iterate fools the
+    iterate with the largest objective is returned.
+
+    Args:
+        logits_fn, images, labels: as for ``step_fgsm``.
+        epsilon: a number, in 0..255 units.
+        seed: one integer or two, or a key for each image; see ``draws.image_keys``.
+        iterations: of each start: so many gradients, and a forward pass of the last iterate.
+        restarts: number of starts; those that stand after one are started again.
+        objective: what is ascended: "cross_entropy", "dlr", "margin", or a function of labels.
+        average: how many passes through a network that draws random numbers make a step; gradients,
+            objectives and the logits that decide whether it is fooled are means of these.
+
+    Raises:
+        InputError: an option that is no whole number of 1 or above, or "dlr" of two classes.
+    """
+    options = {"iterations": iterations, "restarts": restarts, "average": average}
+    return at_epsilon(
+        "apgd", logits_fn, images, labels, epsilon, seed=seed, objective=objective, **options
+    )
+
+
+@entry
+def apgd_targeted(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilon: float,
+    *,
+    seed,
+    iterations: int = 100,
+    targets: int = 9,
+    average: int = 1,
+) -> tf.Tensor:
+    """Auto-PGD towards each of the most likely other classes in turn, from the likeliest on.
+
+    It ascends the targeted difference of logits ratio; see ``margins.targeted_dlr``.
+
+    Args:
+        targets: number of classes, each with a start of its own; of fewer others, all.
+        others: as for ``apgd``.
+
+    Raises:
+        InputError: an option that is no whole number of 1 or above, or fewer than four classes.
+    """
+    options = {"iterations": iterations, "targets": targets, "average": average}
+    return at_epsilon("apgd_targeted", logits_fn, images, labels, epsilon, seed=seed, **options)
+
+
+def nested(logits_fn, images, labels, epsilons: Sequence[float], keys, **options) -> Found:
+    """Search at several epsilons by ``search``; see ``searches.ascending``."""
+    return ascending(search, logits_fn, images, labels, epsilons, keys, **options)
+
+
+def nested_targeted(logits_fn, images, labels, epsilons: Sequence[float], keys, **options) -> Found:
+    """Search at several epsilons by ``search_targeted``; see ``searches.ascending``."""
+    return ascending(search_targeted, logits_fn, images, labels, epsilons, keys, **options)
+
+
+def search(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilon,
+    keys: tf.Tensor,
+    *,
+    iterations: int = 100,
+    restarts: int = 1,
+    objective: str | Callable[[tf.Tensor], Objective] = cross_entropy,
+    average: int = 1,
+) -> Found:
+    """Search by ``apgd`` for images that stand; see ``searches.ascending``.
+
+    Args:
+        images: float (batch, H, W, C) in [0, 1], at least one.
+        labels: int32 (batch,).
+        epsilon: a scalar, in 0..255 units.
+        keys: of the images, int32 (batch, 2).
+        others: as for ``apgd``.
+    """
+    _check(iterations=iterations, restarts=restarts, average=average)
+    make = as_objective(objective)
+    ascent = _Ascent(logits_fn, lambda aims: make(aims[0]), iterations, average)
+    return _in_turn(ascent, images, epsilon, keys, restarts, lambda number: (labels,))
+
+
+def search_targeted(
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    epsilon,
+    keys: tf.Tensor,
+    *,
+    iterations: int = 100,
+    targets: int = 9,
+    average: int = 1,
+) -> Found:
+    """Search by ``apgd_targeted`` for images that stand, as ``search``.
+
+    The classes are ranked once, by one forward pass of the images.
+    """
+    _check(iterations=iterations, targets=targets, average=average)
+    logits = full_precision(logits_fn(images))
+    classes = _classes(logits)
+    others = tf.where(tf.one_hot(labels, classes, True, False), logits.dtype.min, logits)
+    ranking = tf.math.top_k(others, min(targets, classes - 1)).indices
+
+    def aims(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return labels, tf.gather(ranking, number, axis=1)
+
+    ascent = _Ascent(logits_fn, lambda aims: targeted_dlr(*aims), iterations, average)
+    found = _in_turn(ascent, images, epsilon, keys, ranking.shape[1], aims)
+    return found._replace(forwards=found.forwards + 1)
+
+
+def checkpoints(iterations: int) -> list[int]:
+    """Return after how many steps the step size is looked at, ascending.
+
+    They are ceil(p_j N), p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), below N.
+    """
+    # In hundredths, which are whole numbers: sums of fractions would be rounded upwards wrongly.
+    found, last, place = [], 0, 22
+    while place < 100:
+        steps = -(-place * iterations // 100)
+        if steps < iterations and steps not in found:
+            found.append(steps)
+        last, place = place, place + max(place - last - 3, 6)
+    return found
+
+
+@tf.autograph.experimental.do_not_convert
+def _check(**options: int) -> None:
+    for name, value in options.items():
+        if value != int(value) or value < 1:
+            raise InputError(f"must be a whole number of 1 or above, got {shown(value)}", name)
+
+
+@tf.autograph.experimental.do_not_convert
+def _classes(logits: tf.Tensor) -> int:
+    classes = logits.shape[-1]
+    if classes < _LEAST_CLASSES:
+        instead = "apgd with the objective dlr" if classes == 3 else "apgd"
+        raise InputError(
+            f"apgd_targeted needs {_LEAST_CLASSES} classes, the network tells {classes} apart; "
+            f"choose {instead}",
+            "attack",
+        )
+    return classes
+
+
+def _in_turn(
+    ascent: _Ascent,
+    images: tf.Tensor,
+    epsilon,
+    keys: tf.Tensor,
+    runs: int,
+    aims_of: Callable[[tf.Tensor], tuple[tf.Tensor, ...]],
+) -> Found:
+    """Ascend in several runs, each from a start of its own, those that still stand.
+
+    Args:
+        aims_of: the number of a run -> what the objectives of its images are made of.
+    """
+    reach = radius(epsilon, images.dtype)
+
+    def run(number, found, best):
+        rows = tf.where(~found.fooled)[:, 0]
+        clean, own, aims = rows_of(rows, (images, keys, aims_of(number)))
+        noise = draws.of_images(draws.uniform_of, own, number, tf.shape(images)[1:])
+        # As published: each image's largest value is as far from it as epsilon allows.
+        noise = tf.cast(noise, images.dtype)
+        noise = tf.math.divide_no_nan(
+            noise, tf.reduce_max(tf.abs(noise), axis=[1, 2, 3], keepdims=True)
+        )
+        lowest, highest = bounds(clean, epsilon)
+        start = tf.clip_by_value(clean + reach * noise, lowest, highest)
+        new, values = ascent(start, lowest, highest, aims, reach)
+        better = tf.where(new.fooled | (values > tf.gather(best, rows)))[:, 0]
+        spent = Found(
+            put(found.images, tf.gather(rows, better), tf.gather(new.images, better)),
+            put(found.fooled, rows, new.fooled),
+            tf.tensor_scatter_nd_add(found.gradients, rows[:, tf.newaxis], new.gradients),
+            tf.tensor_scatter_nd_add(found.forwards, rows[:, tf.newaxis], new.forwards),
+        )
+        best = put(best, tf.gather(rows, better), tf.gather(values, better))
+        return number + 1, spent, best
+
+    none = tf.zeros([tf.shape(images)[0]], tf.int32)
+    found = Found(images, none > 0, none, none)
+    lowest_value = tf.fill([tf.shape(images)[0]], -tf.constant(float("inf"), tf.float64))
+    _, found, _ = tf.while_loop(
+        lambda number, found, _: (number < runs) & ~tf.reduce_all(found.fooled),
+        run,
+        (tf.constant(0), found, lowest_value),
+    )
+    return found
+
+
+class _Standing(NamedTuple):
+    """What the images that stand take from one iterate to the next, (n, ...).
+
+    Attributes:
+        places: in the batch.
+        aims: what their objectives are made of.
+        lowest, highest: bounds of the image.
+        images, before: this iterate and the one before.
+        best, best_gradient, best_value: the iterate with the largest objective, what is there.
+        value: the objective at the iterate before.
+        rises: steps since the last checkpoint at which the objective rose.
+        stride: the step size, in units of [0, 1], (n, 1, 1, 1).
+        halved: whether the last checkpoint halved it.
+        then: the largest objective at the last checkpoint.
+    """
+
+    places: tf.Tensor
+    aims: tuple[tf.Tensor, ...]
+    lowest: tf.Tensor
+    highest: tf.Tensor
+    images: tf.Tensor
+    before: tf.Tensor
+    best: tf.Tensor
+    best_gradient: tf.Tensor
+    best_value: tf.Tensor
+    value: tf.Tensor
+    rises: tf.Tensor
+    stride: tf.Tensor
+    halved: tf.Tensor
+    then: tf.Tensor
+
+
+class _Ascent:
+    """One run of algorithm 1.
+
+    Args:
+        logits_fn: images in [0, 1] -> logits.
+        make: what an image aims at -> its objective.
+        iterations: steps.
+        average: passes that make one step.
+    """
+
+    def __init__(self, logits_fn: LogitsFn, make: Callable, iterations: int, average: int):
+        self.logits_fn, self.make = logits_fn, make
+        self.iterations, self.average = int(iterations), int(average)
+        # How many steps since the last checkpoint; 0 where there is none.
+        self.widths = [0] * self.iterations
+        last = 0
+        for place in checkpoints(self.iterations):
+            self.widths[place], last = place - last, place
+
+    def __call__(self, start, lowest, highest, aims, reach) -> tuple[Found, tf.Tensor]:
+        """Ascend from a start, (n, H, W, C), n at least 1.
+
+        Returns:
+            ``Found``, of each image that stands the best iterate, and its objective, (n,) float64.
+        """
+        count = tf.shape(start)[0]
+        least = tf.fill([count], -tf.constant(float("inf"), tf.float64))
+        standing = _Standing(
+            places=tf.range(count),
+            aims=aims,
+            lowest=lowest,
+            highest=highest,
+            images=start,
+            before=start,
+            best=start,
+            best_gradient=tf.zeros_like(start),
+            best_value=least,
+            value=-least,  # at the start nothing rises
+            rises=tf.zeros([count], tf.int32),
+            stride=tf.fill([count, 1, 1, 1], 2 * reach),
+            halved=tf.zeros([count], tf.bool),
+            then=least,
+        )
+        none = tf.zeros([count], tf.int32)
+        found = Found(start, none > 0, none, none)
+        variables = (tf.constant(0), standing, found)
+        # Images leave, so the number of those that stand is no constant of the loop.
+        shapes = tf.nest.map_structure(lambda part: part.shape, variables)
+        shapes = (
+            shapes[0],
+            tf.nest.map_structure(lambda part: tf.TensorShape([None, *part.shape[1:]]), standing),
+            shapes[2],
+        )
+        _, standing, found = tf.while_loop(
+            lambda number, standing, _: (number < self.iterations) & (tf.size(standing.places) > 0),
+            self._step,
+            variables,
+            shape_invariants=shapes,
+        )
+        # No network is given nothing.
+        found, last = tf.cond(
+            tf.size(standing.places) > 0,
+            lambda: self._finished(standing, found),
+            lambda: (found, least),
+        )
+        return found, last
+
+    def _step(self, number, standing: _Standing, found: Found):
+        wrong, values, gradients = self._look(standing.images, standing.aims, gradient=True)
+        fallen = tf.where(wrong)[:, 0]
+        places = tf.gather(standing.places, fallen)
+        passes = tf.fill([tf.size(places)], self.average * (number + 1))
+        found = found._replace(
+            images=put(found.images, places, tf.gather(standing.images, fallen)),
+            fooled=put(found.fooled, places, tf.ones_like(places, tf.bool)),
+            gradients=put(found.gradients, places, passes),
+        )
+        left = tf.where(~wrong)[:, 0]
+        standing, values, gradients = rows_of(left, (standing, values, gradients))
+        standing, gradients = self._judged(number, standing, values, gradients)
+        return number + 1, _moved(number, standing, gradients), found
+
+    def _judged(self, number, standing: _Standing, values, gradients):
+        """Keep the best iterates; at a checkpoint halve the steps of those that go on badly."""
+        better = values > standing.best_value
+        standing = standing._replace(
+            best=tf.where(_wide(better), standing.images, standing.best),
+            best_gradient=tf.where(_wide(better), gradients, standing.best_gradient),
+            best_value=tf.where(better, values, standing.best_value),
+            rises=standing.rises + tf.cast(values > standing.value, tf.int32),
+            value=values,
+            # The start counts as a checkpoint.
+            then=tf.where(number == 0, values, standing.then),
+        )
+        width = tf.gather(self.widths, number)
+
+        def halved():
+            few = 4 * standing.rises < 3 * width
+            stuck = ~standing.halved & (standing.best_value <= standing.then)
+            bad = few | stuck
+            after = standing._replace(
+                images=tf.where(_wide(bad), standing.best, standing.images),
+                value=tf.where(bad, standing.best_value, standing.value),
+                rises=tf.zeros_like(standing.rises),
+                stride=tf.where(_wide(bad), standing.stride / 2, standing.stride),
+                halved=bad,
+                then=standing.best_value,
+            )
+            return after, tf.where(_wide(bad), standing.best_gradient, gradients)
+
+        return tf.cond(width > 0, halved, lambda: (standing, gradients))
+
+    def _finished(self, standing: _Standing, found: Found) -> tuple[Found, tf.Tensor]:
+        """Look at the last iterates, and give of those that stand the best."""
+        wrong, values, _ = self._look(standing.images, standing.aims, gradient=False)
+        last = wrong | (values > standing.best_value)
+        passes = tf.fill([tf.size(standing.places)], self.average)
+        best = tf.where(_wide(last), standing.images, standing.best)
+        found = Found(
+            put(found.images, standing.places, best),
+            put(found.fooled, standing.places, wrong),
+            put(found.gradients, standing.places, self.iterations * passes),
+            put(found.forwards, standing.places, passes),
+        )
+        reached = tf.where(last, values, standing.best_value)
+        least = tf.zeros([tf.shape(found.fooled)[0]], tf.float64)
+        return found, put(least, standing.places, reached)
+
+    def _look(self, images, aims, *, gradient: bool):
+        """Return who is misclassified, the objectives in float64, and the gradients of these.
+
+        Of several passes the logits, objectives and gradients are means.
+        """
+        objective = over_members(self.make(aims))
+
+        def once():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                logits = full_precision(self.logits_fn(images))
+                values = objective(logits)
+            slope = tf.zeros_like(images)
+            if gradient:
+                # A network without gradients does not move its images.
+                slope = tape.gradient(values, images, unconnected_gradients="zero")
+            return tf.cast(logits, tf.float64), tf.cast(values, tf.float64), slope
+
+        if self.average == 1:
+            logits, values, slope = once()
+            return misclassified(logits, aims[0]), values, slope
+
+        def again(number, logits, values, slope):
+            drawn = once()
+            return number + 1, logits.write(number, drawn[0]), values + drawn[1], slope + drawn[2]
+
+        zero = tf.zeros([tf.shape(images)[0]], tf.float64)
+        _, logits, values, slope = tf.while_loop(
+            lambda number, *_: number < self.average,
+            again,
+            (tf.constant(0), tf.TensorArray(tf.float64, self.average), zero, tf.zeros_like(images)),
+        )
+        logits = tf.reduce_mean(logits.stack(), axis=0)
+        return misclassified(logits, aims[0]), values / self.average, slope / self.average
+
+
+def _wide(each: tf.Tensor) -> tf.Tensor:
+    """Return a number an image, (n,), in a shape that broadcasts against images."""
+    return each[:, tf.newaxis, tf.newaxis, tf.newaxis]
+
+
+def _moved(number, standing: _Standing, gradients: tf.Tensor) -> _Standing:
+    """Take one step, with the momentum of the one before."""
+    # What is no number says nothing of a direction.
+    signs = tf.where(tf.math.is_nan(gradients), 0.0, tf.sign(gradients))
+    own = tf.where(number == 0, 1.0, tf.constant(_MOMENTUM, gradients.dtype))
+    images, limits = standing.images, (standing.lowest, standing.highest)
+    aim = tf.clip_by_value(images + standing.stride * signs, *limits)
+    moved = images + own * (aim - images) + (1 - own) * (images - standing.before)
+    return standing._replace(images=tf.clip_by_value(moved, *limits), before=images)
