@@ -55,7 +55,6 @@ setup(
             "mkdocstrings-python>=2.0,<3",
             "griffelib>=2.4,<3",
         ],
-        "autoattack": ["adversarial-robustness-toolbox>=1.20,<2"],
         "benchmark": [
             "torch>=2.2",
             "foolbox>=3.3.4,<4",

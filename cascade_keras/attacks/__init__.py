@@ -40,6 +40,7 @@ _HOMES = {
     "apgd_targeted": "auto_pgd",
     "at_epsilon": "epsilons",
     "at_epsilons": "epsilons",
+    "search": "epsilons",
     "APGD": "specs",
     "APGDTargeted": "specs",
     "ATTACKS": "specs",

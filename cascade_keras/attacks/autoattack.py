@@ -2,246 +2,307 @@
 
 A network's robustness is easily overestimated by one attack that is badly tuned. AutoAttack has
 nothing to tune: each of its attacks is tried on the images that are still classified correctly, and
-an image counts as robust if all of them fail. The attacks are those of the Adversarial Robustness
-Toolbox (ART), an optional extra; what departs from the published ones is said at ``autoattack``.
+an image counts as robust if all of them fail.
+
+    standard   apgd on the cross entropy; apgd_targeted, on the difference of logits ratio towards
+               nine classes; fab towards nine classes; square, 5,000 queries: the published one
+    fast       its first two
+    rand       apgd on the cross entropy and on the untargeted ratio, for networks that draw random
+               numbers: each step takes the mean of 20 gradients
+
+Each attack is compiled once. An image that has fallen is given to the network no more: not to a
+later attack, and not at a larger epsilon, at which its image stands too.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks
-from cascade_keras.attacks.arguments import as_images, check_range
-from cascade_keras.attacks.entry import entry
-from cascade_keras.attacks.margins import targeted_dlr
-from cascade_keras.attacks.searches import Broken
-from cascade_keras.errors import InputError
-from cascade_keras.ranges import UNIT
+from cascade_keras import draws
+from cascade_keras.attacks import auto_pgd, boundary, squares
+from cascade_keras.attacks.arguments import check_range
+from cascade_keras.attacks.entry import as_logits_fn, entry, given_images, given_labels
+from cascade_keras.attacks.objectives import LogitsFn, classes_of
+from cascade_keras.attacks.searches import Broken, Found, untouched
+from cascade_keras.attacks.specs import ATTACKS, FORWARD
+from cascade_keras.attacks.versions import AVERAGE, TARGETS, VERSIONS, left_out, stages_of
+from cascade_keras.errors import InputError, shown
+from cascade_keras.progress import report_share
+from cascade_keras.ranges import UNIT, ValueRange, check_value_range, scaled_from_unit
 
-TARGETS = 9  # classes that the published attack aims at
 BATCH_SIZE = 250
-_MISSING = (
-    "autoattack needs the Adversarial Robustness Toolbox; pip install cascade_keras[autoattack]"
-)
+_NAMES = ATTACKS["autoattack"].stage_names
+_STANDS = 0
 
 
 @entry
 def autoattack(
-    logits_fn: attacks.LogitsFn,
+    logits_fn: LogitsFn,
     images: np.ndarray,
     labels: np.ndarray,
     epsilons: Sequence[float],
     *,
-    seed: int | Sequence[int],
+    seed: int,
     num_classes: int | None = None,
+    version: str = "fast",
     iterations: int = 100,
     queries: int = 5000,
     batch_size: int | None = None,
 ) -> np.ndarray:
     """Return the images of AutoAttack for several epsilons; white box, L-infinity, true labels.
 
-    In turn, each on the images that are still classified correctly: auto-PGD on the cross entropy;
-    auto-PGD on the targeted difference of logits ratio, towards each of the nine classes that the
-    network takes for the most likely after the true one; the square attack, which uses no gradient.
-    All start once and at random, auto-PGD with a step of 2 epsilon. With three classes auto-PGD
-    ascends ``attacks.dlr`` instead; with two that is not defined either and is left out.
-
-    What departs from the standard version of the paper:
-
-    - FAB is missing: ART does not have it. ART's DeepFool, which it offers in FAB's place, looks
-      for the nearest misclassified image in L2 without regard to epsilon.
-    - ART's auto-PGD returns its last iterate, which it has moved to the best one where it halved
-      its step; the published one returns any iterate that is misclassified.
-    - ART's square attack draws one square and one colour a query for all of its images, not for
-      each, and fits the shrinking of its squares to ``queries``; the published one shrinks them as
-      for 10,000 and stops at 5,000.
+    What ``AutoAttack`` gives, of all images at once and without what it tells of them.
 
     Args:
-        logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
         images: in ``value_range``, (N, H, W, C).
         labels: the true classes, (N,), or soft ones, of which the largest is meant.
-        epsilons: in 0..255 units.
-        seed: of all random numbers; each epsilon begins with it anew, so its images are the same
-            alone as in a list.
-        num_classes: number of logits; looked up where None.
-        iterations: of auto-PGD, for each of its objectives.
-        queries: of the square attack; 0 leaves it out.
-        batch_size: images given to the network at once; ``BATCH_SIZE`` when None.
+        batch_size: images attacked together; ``BATCH_SIZE`` when None.
         value_range: the lowest and the highest value of a pixel, which ``logits_fn`` takes.
+        others: as for ``AutoAttack``.
 
     Returns:
-        float32 (len(epsilons), N, H, W, C), in ``value_range``. Images that no attack fools, or
-        that are misclassified already, are returned as they are.
-
-    Raises:
-        InputError: ART is not installed.
-        ValueError: images that are not floats, or an epsilon that is negative, NaN or infinite.
+        float32 (len(epsilons), N, H, W, C), in ``value_range``. Images that no attack fools are
+        those of its first attack with the largest cross entropy.
     """
-    check_range(list(epsilons), "epsilons")
-    images = as_images(images).numpy().astype(np.float32)
-    labels = np.asarray(attacks.classes_of(labels))
-    try:
-        from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
-    except ImportError as error:
-        raise InputError(_MISSING, "attack") from error
-    # Not in a graph: what gives no logits is refused here.
-    classes = int(logits_fn(tf.constant(images[:1])).shape[-1])
-    if num_classes not in (None, classes):
-        raise InputError(f"is {num_classes}, the network tells {classes} apart", "num_classes")
-    num_classes = classes
-    network = _estimator(logits_fn, images.shape[1:], num_classes, batch_size or BATCH_SIZE)
-    logits = network.predict(images)
-    correct = logits.argmax(axis=1) == labels
-    ranking = np.argsort(-logits, axis=1)  # of images classified correctly, the true class first
-    stages = [("cross_entropy", 1)]
-    if num_classes == 3:
-        stages += [("dlr", 1)]
-    if num_classes > 3:
-        stages += [("targeted_dlr", rank) for rank in range(1, min(TARGETS, num_classes - 1) + 1)]
-    if queries:
-        stages += [("square", 1)]
-
-    def generate(stage: str, radius: float, *batch: np.ndarray) -> np.ndarray:
-        if stage == "square":
-            return SquareAttack(
-                network, eps=radius, max_iter=queries, p_init=0.8, verbose=False
-            ).generate(*batch)
-        network.objective = stage
-        return AutoProjectedGradientDescent(
-            network,
-            eps=radius,
-            eps_step=2 * radius,
-            max_iter=iterations,
-            nb_random_init=1,
-            batch_size=network.batch_size,
-            verbose=False,
-        ).generate(*batch)
-
-    def attack(radius: float) -> np.ndarray:
-        # ART's own AutoAttack would give all of its attacks the same targets, and it imports a
-        # package that installing ART does not bring.
-        found, robust = images.copy(), correct & (radius > 0)
-        for stage, rank in stages:
-            rows = np.flatnonzero(robust)
-            if not len(rows):
-                break
-            clean = images[rows]
-            # To ART the largest mark is the true class; it hands all of them to the estimator.
-            marks = np.zeros([len(rows), num_classes], np.float32)
-            marks[np.arange(len(rows)), ranking[rows, rank]] = 0.5
-            marks[np.arange(len(rows)), labels[rows]] = 1
-            crafted = generate(stage, radius, clean, marks)
-            crafted = np.clip(crafted, np.maximum(clean - radius, 0), np.minimum(clean + radius, 1))
-            fooled = network.predict(crafted).argmax(axis=1) != labels[rows]
-            found[rows[fooled]] = crafted[fooled]
-            robust[rows[fooled]] = False
-        return found
-
-    results = []
-    for epsilon in epsilons:
-        with _seeded(seed):
-            results.append(attack(float(epsilon) / attacks.PIXEL_LEVELS))
-    return np.stack(results)
+    options = {"version": version, "iterations": iterations, "queries": queries}
+    attack = AutoAttack(
+        logits_fn, images.shape[1:], epsilons, num_classes=num_classes, seed=seed, **options
+    )
+    size = batch_size or BATCH_SIZE
+    parts = [slice(first, first + size) for first in range(0, max(len(images), 1), size)]
+    found = [attack(images[part], labels[part], part.start).images for part in parts]
+    return np.concatenate(found, axis=1)
 
 
 class AutoAttack:
-    """``autoattack`` of a network, as suites are called."""
+    """AutoAttack of one network; what is compiled of it is kept.
 
-    def __init__(self, logits_fn, image_shape, epsilons, *, value_range=UNIT, version, **options):
-        self._options = {**options, "value_range": value_range}
-        self._given = logits_fn, list(epsilons)
+    With fewer than four classes some attacks are not defined and are left out, see ``left_out``.
+    Logits that are no finite numbers count as misclassified.
 
-    def __call__(self, images: np.ndarray, labels: np.ndarray, first: int = 0) -> Broken:
-        logits_fn, epsilons = self._given
-        options = {**self._options, "seed": self._options["seed"] + first}
-        found = np.asarray(autoattack(logits_fn, images, labels, epsilons, **options))
-        nothing = np.zeros(found.shape[:2], np.int32)
-        return Broken(found, nothing.astype(np.int8), nothing, nothing)
+    Args:
+        logits_fn: images (batch, H, W, C) -> logits (batch, classes), in inference mode.
+        image_shape: (H, W, C).
+        epsilons: in 0..255 units, in any order.
+        num_classes: number of logits; looked up where None.
+        seed: of all random numbers. An image's follow from it and its place alone: what is found
+            depends neither on the batch nor on the other epsilons' order.
+        version: "fast", "standard" or "rand", see above.
+        iterations: of each start of apgd and of each target of fab.
+        queries: of the square attack; 0 leaves it out.
+        stages: other attacks than those of the version, in turn.
+        value_range: the lowest and the highest value of a pixel, which ``logits_fn`` takes.
 
+    Attributes:
+        stages: its attacks, in turn.
+        left_out: what few classes leave out, a sentence each.
 
-def _estimator(
-    logits_fn: attacks.LogitsFn, image_shape: Sequence[int], num_classes: int, batch_size: int
-):
-    """Return the network as ART wants it, compiled; ART's own calls of it are not.
+    Raises:
+        InputError: an unknown version, numbers that cannot be, or outputs that are no logits.
+        ValueError: an epsilon that is negative, NaN or infinite.
 
-    ART's auto-PGD asks for the loss of each new iterate and then for the gradient there: both are
-    computed together, and kept until other images come. Its square attack asks three times for the
-    logits of nearly every image: those of the last calls are kept.
+    Example::
+
+        attack = AutoAttack(logits_fn, (28, 28, 1), [76.5], version="standard")
+        found = attack(images, labels)
+        (found.stages[0] == 0).mean()  # robust accuracy
     """
-    from art.estimators.classification import TensorFlowV2Classifier
 
-    batch = tf.TensorSpec([None, *image_shape], tf.float32)
-    predict = tf.function(logits_fn, input_signature=[batch])
-    objectives = {
-        "cross_entropy": lambda labels, targets: attacks.cross_entropy(labels),
-        "dlr": lambda labels, targets: attacks.dlr(labels),
-        "targeted_dlr": targeted_dlr,
-    }
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        image_shape: Sequence[int],
+        epsilons: Sequence[float],
+        *,
+        num_classes: int | None = None,
+        seed: int = 0,
+        version: str = "fast",
+        iterations: int = 100,
+        queries: int = 5000,
+        stages: Sequence[str] | None = None,
+        value_range: ValueRange = UNIT,
+    ):
+        if version not in VERSIONS:
+            expected = f"must be one of {', '.join(VERSIONS)}, got {shown(version)}"
+            raise InputError(expected, "version")
+        _check_count("iterations", iterations, 1)
+        _check_count("queries", queries, 0)
+        _check_count("seed", seed, 0)
+        if not len(epsilons):
+            raise InputError("name one or several, in 0..255 units", "epsilons")
+        check_range(list(epsilons), "epsilons")
+        self.epsilons = tuple(map(float, epsilons))
+        self._range = check_value_range(value_range)
+        self._shape, self._seed = tuple(image_shape), int(seed)
+        self._network = as_logits_fn(logits_fn, self._range)
+        # Not in a graph: what gives no logits is refused here.
+        classes = self._network(tf.fill([1, *self._shape], 0.5)).shape[-1]
+        if num_classes not in (None, classes):
+            raise InputError(f"is {num_classes}, the network tells {classes} apart", "num_classes")
+        self.num_classes = int(classes)
+        self.stages = tuple(stages or stages_of(version, self.num_classes, queries))
+        self.left_out = [] if stages else left_out(version, self.num_classes)
+        self._sizes = sorted(set(self.epsilons))
+        average = AVERAGE if version == "rand" else 1
+        self._searches, self._costs = self._made(int(iterations), average, int(queries))
 
-    def compiled(make_objective: Callable) -> Callable:
-        @tf.function(input_signature=[batch, tf.TensorSpec([None, num_classes], tf.float32)])
-        def loss_and_gradient(images, marks):
-            labels, targets = tf.unstack(tf.math.top_k(marks, 2).indices, axis=1)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(images)
-                loss = make_objective(labels, targets)(logits_fn(images))
-            return loss, tape.gradient(loss, images)
+    def _made(self, steps: int, average: int, queries: int) -> tuple[Mapping, Mapping]:
+        """Return the compiled search of each stage, and about how many gradients an image takes."""
+        targets = min(TARGETS, self.num_classes - 1)
+        apgd = functools.partial(auto_pgd.search, iterations=steps, average=average)
+        aimed = {"iterations": steps, "targets": targets}
+        searches = {
+            "apgd": apgd,
+            "apgd_dlr": functools.partial(apgd, objective="dlr"),
+            "apgd_targeted": functools.partial(auto_pgd.search_targeted, **aimed),
+            "square": functools.partial(squares.search, queries=queries),
+        }
+        sizes = [size for size in self._sizes if size > 0]
+        searches["fab"] = lambda logits_fn, images, labels, epsilon, keys: boundary.several(
+            logits_fn, images, labels, sizes, keys, **aimed
+        )
+        costs = {"apgd": steps * average, "apgd_dlr": steps * average, "square": FORWARD * queries}
+        costs |= dict.fromkeys(("apgd_targeted", "fab"), steps * targets)
+        functions = {name: self._compiled(searches[name]) for name in self.stages}
+        functions["clean"] = self._compiled(
+            lambda logits_fn, images, labels, *_: untouched(logits_fn, images, labels)
+        )
+        return functions, {name: costs[name] for name in self.stages}
 
-        return loss_and_gradient
+    def _compiled(self, search: Callable[..., Found]) -> Callable[..., Found]:
+        """Return a function of arrays; it is traced when it is first called."""
+        signature = [
+            tf.TensorSpec([None, *self._shape], tf.float32),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([], tf.float32),
+            tf.TensorSpec([None, 2], tf.int32),
+        ]
 
-    class Estimator(TensorFlowV2Classifier):
-        def __init__(self):
-            super().__init__(
-                model=lambda images, training: logits_fn(images),
-                nb_classes=num_classes,
-                input_shape=tuple(image_shape),
-                clip_values=(0, 1),
+        @tf.function(input_signature=signature)
+        def found(images, labels, epsilon, keys):
+            return search(self._network, images, labels, epsilon, keys)
+
+        traced = functools.cache(found.get_concrete_function)
+        return lambda *given: Found(*(part.numpy() for part in traced()(*map(tf.constant, given))))
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        first: int = 0,
+        *,
+        fallen: np.ndarray | None = None,
+    ) -> Broken:
+        """Attack a batch.
+
+        Args:
+            images: in ``value_range``, (batch, H, W, C).
+            labels: the true classes, (batch,), or soft ones, of which the largest is meant.
+            first: the place of the first image among all.
+            fallen: the numbers of the stages that are known to break images, (epsilons, batch);
+                those are not attacked, and what is returned of them is the clean image. None: of
+                none.
+
+        Returns:
+            ``Broken``, in the order of ``epsilons``, images in ``value_range``.
+
+        Raises:
+            InputError: images outside of the range, or labels of other classes.
+        """
+        images = given_images(images, self._range).numpy().astype(np.float32)
+        labels = np.asarray(classes_of(given_labels(labels, len(images))), np.int32)
+        if labels.size and labels.max() >= self.num_classes:
+            raise InputError(
+                f"classes up to {labels.max()} for logits of {self.num_classes} classes", "labels"
             )
-            self.batch_size = batch_size
-            self.objective = "cross_entropy"
-            self._functions = {name: compiled(make) for name, make in objectives.items()}
-            self._known = None
-            self._logits = collections.deque(maxlen=3)  # of an image's bytes, for each call
-
-        def predict(self, x, *args, **kwargs):
-            x = np.asarray(x, np.float32)
-            keys = [image.tobytes() for image in x]
-            known = collections.ChainMap(*self._logits)
-            new = [i for i, key in enumerate(keys) if key not in known]
-            for first in range(0, len(new), batch_size):
-                rows = new[first : first + batch_size]
-                found = predict(tf.constant(x[rows])).numpy()
-                known = known.new_child({keys[i]: row for i, row in zip(rows, found, strict=True)})
-            self._logits.append({key: known[key] for key in keys})
-            return np.stack([known[key] for key in keys])
-
-        def compute_loss(self, x, y, *args, **kwargs):
-            return self._loss_and_gradient(x, y)[0]
-
-        def loss_gradient(self, x, y, *args, **kwargs):
-            return self._loss_and_gradient(x, y)[1]
-
-        def _loss_and_gradient(self, x, y):
-            asked = (self.objective, np.array(x, np.float32), np.array(y, np.float32))
-            if self._known is None or not all(map(np.array_equal, asked, self._known[0])):
-                found = self._functions[self.objective](*asked[1:])
-                self._known = asked, [value.numpy() for value in found]
-            return self._known[1]
-
-    return Estimator()
+        keys = draws.image_keys(self._seed, first + tf.range(len(images))).numpy()
+        batch = _Batch((images, labels, keys), self._searches, self._sizes, self.stages[0])
+        work = len(self._sizes) * sum(self._costs.values()) or 1
+        found, done = {}, 0.0
+        for size in self._sizes:
+            batch.begin(size)
+            if fallen is not None:
+                batch.know(np.asarray(fallen)[self.epsilons.index(size)])
+            for name in self.stages:
+                batch.attack(name)
+                done += self._costs[name]
+                report_share(done / work)
+            found[size] = batch.found()
+        versions, *rest = map(np.stack, zip(*(found[size] for size in self.epsilons), strict=True))
+        return Broken(scaled_from_unit(versions, self._range), *rest)
 
 
-@contextlib.contextmanager
-def _seeded(seed: int | Sequence[int]) -> Iterator[None]:
-    """Seed NumPy's global generator, which ART draws from, and put it back as it was."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+class _Batch:
+    """The images of one call, and what is known of them from one attack and epsilon to the next.
+
+    Args:
+        given: images, labels and keys.
+        searches: of each stage, compiled.
+        sizes: epsilons, ascending.
+        first: the first stage.
+    """
+
+    def __init__(self, given: tuple, searches: Mapping, sizes: Sequence[float], first: str):
+        self._given, self._searches, self._first = given, searches, first
+        self._sizes = [size for size in sizes if size > 0]
+        self._images = given[0].copy()
+        self._stages = np.zeros(len(self._images), np.int8)
+        self._passes: np.ndarray | None = None
+        self._near: tuple[np.ndarray, Found] | None = None  # what FAB found, of whom
+
+    def begin(self, size: float) -> None:
+        """Go on to the next epsilon; its passes are counted anew."""
+        first, self._passes = self._passes is None, np.zeros([2, len(self._images)], np.int32)
+        self._size = size
+        if first:
+            self._search("clean")
+        if self._near is not None:
+            rows, found = self._near
+            number = self._sizes.index(size)
+            still = self._stages[rows] == _STANDS
+            none = np.zeros_like(rows[still])
+            images, fooled = found.images[number][still], found.fooled[number][still]
+            self._take("fab", rows[still], Found(images, fooled, none, none), fooled)
+
+    def know(self, stages: np.ndarray) -> None:
+        """Leave out images of which it is known what breaks them."""
+        self._stages = np.where(self._stages == _STANDS, stages, self._stages).astype(np.int8)
+
+    def attack(self, name: str) -> None:
+        """Attack what stands, where there is anything to do."""
+        if self._size > 0 and not (name == "fab" and self._near is not None):
+            self._search(name)
+
+    def found(self) -> tuple[np.ndarray, ...]:
+        """Return what there is at this epsilon, as ``Broken`` has it."""
+        return self._images.copy(), self._stages.copy(), *self._passes
+
+    def _search(self, name: str) -> None:
+        rows = np.flatnonzero(self._stages == _STANDS)
+        if not len(rows):
+            return
+        images, labels, keys = (part[rows] for part in self._given)
+        found = self._searches[name](images, labels, np.float32(self._size), keys)
+        if name == "fab":  # one search of all epsilons, the smallest of which counts its passes
+            self._near = rows, found
+            found = Found(*(part[0] for part in found))
+        # Where all fail the images of the first attack stay.
+        self._take(name, rows, found, found.fooled | (name == self._first))
+
+    def _take(self, name: str, rows: np.ndarray, found: Found, taken: np.ndarray) -> None:
+        """Note what an attack found of images, and take some of these."""
+        self._passes[:, rows] += found.gradients, found.forwards
+        self._images[rows[taken]] = found.images[taken]
+        self._stages[rows[found.fooled]] = _NAMES.index(name)
+
+
+def _check_count(name: str, value, least: int) -> None:
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == int(value)
+    if not whole or value < least:
+        expected = f"must be a whole number of at least {least}, got {shown(value)}"
+        raise InputError(expected, name)

@@ -16,6 +16,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cascade_keras.attacks.versions import AVERAGE, TARGETS, VERSIONS
 from cascade_keras.errors import InputError, shown
 from cascade_keras.lazy import resolve
 
@@ -30,8 +31,6 @@ KINDS = (ONE_STEP, ITERATIVE, SEARCH, NESTED, SUITE, MINIMAL)
 
 FORWARD = 1 / 3  # of the time of a gradient
 _CW_GRADIENTS = 1_000  # an image takes about so many by descent; for the time left only
-TARGETS = 9  # classes that AutoAttack aims at
-AVERAGE = 20  # gradients that it averages a step where a network is randomised
 
 
 def iteration_count(epsilon: float) -> int:
@@ -211,7 +210,7 @@ class Chosen:
 
 
 _WORDS = {
-    "version": ("fast", "standard", "rand"),
+    "version": VERSIONS,
     "objective": ("margin", "cross_entropy", "dlr"),  # margins.OBJECTIVES
     "search": ("descent", "grid"),
 }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
+from cascade_keras.attacks.versions import VERSIONS
 from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
@@ -116,7 +117,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         _AUTOATTACK["version"],
         "fast: its gradient attacks, and Square where the diagnosis finds these wanting; standard: "
         "the published one; rand: for randomised networks.",
-        choices=("fast", "standard", "rand"),
+        choices=VERSIONS,
     )
     autoattack_iterations: int = setting(
         _AUTOATTACK["iterations"], "Of each gradient attack in it.", POSITIVE

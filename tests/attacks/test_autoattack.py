@@ -1,18 +1,23 @@
-"""AutoAttack by the Adversarial Robustness Toolbox on small networks."""
+"""AutoAttack on small networks: what its attacks find together, and what it tells of them."""
 
-import sys
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cascade_keras import attacks
-from cascade_keras.attacks import autoattack
+from cascade_keras import attacks, draws
+from cascade_keras.attacks import boundary, versions
+from cascade_keras.attacks.autoattack import AutoAttack, autoattack
+from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
+from cascade_keras.progress import progress_within
 
-COUNT = 40
-EPSILONS = (24, 12)
-SHORT = {"iterations": 10, "queries": 20}
+COUNT, SEED = 24, 7
+EPSILONS = (24.0, 12.0)  # the larger first
+SHORT = {"iterations": 5, "queries": 20}
+NAMES = ATTACKS["autoattack"].stage_names
+STANDS, CLEAN = 0, 1
 
 
 @pytest.fixture(scope="module")
@@ -25,118 +30,244 @@ def batch(digits):
     return digits[0][:COUNT], digits[1][:COUNT]
 
 
-def craft(logits_fn, batch, epsilons=EPSILONS, **options):
-    settings = {"seed": 7, "num_classes": 10, **SHORT, **options}
-    return autoattack.autoattack(logits_fn, *batch, epsilons, **settings)
+def made(logits_fn, epsilons=EPSILONS, version="standard", shape=(8, 8, 1), **options):
+    options = {"seed": SEED, **SHORT, **options}
+    return AutoAttack(logits_fn, shape, epsilons, version=version, **options)
 
 
 @pytest.fixture(scope="module")
-def crafted(logits_fn, batch):
-    """The images of both epsilons, and that NumPy's generator was left alone on the way."""
-    np.random.seed(123)
-    expected = np.random.random(5)
-    np.random.seed(123)
-    images = craft(logits_fn, batch)
-    np.testing.assert_array_equal(np.random.random(5), expected)
-    return images
+def attack(logits_fn):
+    return made(logits_fn)
+
+
+@pytest.fixture(scope="module")
+def found(attack, batch):
+    shares = []
+    with progress_within(shares.append):
+        broken = attack(*batch)
+    assert shares == sorted(shares) and len(shares) == 8 and shares[-1] == pytest.approx(1)
+    return broken
 
 
 def correct(logits_fn, images, labels):
     return np.argmax(logits_fn(tf.constant(images)), axis=-1) == labels
 
 
-def test_stays_in_the_ball_and_in_the_valid_range(crafted, batch):
-    assert crafted.shape == (2, *batch[0].shape)
-    assert crafted.dtype == np.float32
-    assert crafted.min() >= 0 and crafted.max() <= 1
-    reach = 255 * np.abs(crafted - batch[0]).max(axis=(1, 2, 3, 4))
-    assert (reach <= np.array(EPSILONS) + 1e-4).all()
-    assert (reach > 0.9 * np.array(EPSILONS)).all()
+def test_images_lie_in_the_ball_and_the_valid_range(found, batch):
+    assert found.images.shape == (2, *batch[0].shape) and found.images.dtype == np.float32
+    assert found.images.min() >= 0 and found.images.max() <= 1
+    reach = np.abs(found.images - batch[0]).max(axis=(2, 3, 4))
+    assert (reach <= np.array(EPSILONS, np.float32)[:, None] / np.float32(255) + 1e-7).all()
+    assert (reach[found.stages == STANDS] > 0.9 * 12 / 255).all()  # not the clean image
 
 
-def test_leaves_alone_what_it_does_not_fool(crafted, batch, logits_fn):
+def test_stages_say_who_broke_what(found, batch, logits_fn):
+    assert found.stages.dtype == np.int8
+    assert 0 < np.sum(found.stages == STANDS) < np.sum(found.stages != CLEAN)
+    for stages, images in zip(found.stages, found.images):
+        np.testing.assert_array_equal(stages == STANDS, correct(logits_fn, images, batch[1]))
+    wrong = ~correct(logits_fn, *batch)
+    assert wrong.any()
+    np.testing.assert_array_equal(found.stages == CLEAN, np.stack([wrong, wrong]))
+    np.testing.assert_array_equal(found.images[:, wrong], np.stack([batch[0][wrong]] * 2))
+
+
+def test_what_falls_falls_at_larger_epsilons_to_the_same(found):
+    large, small = found.stages
+    fell = small != STANDS
+    np.testing.assert_array_equal(large[fell], small[fell])
+    np.testing.assert_array_equal(found.images[0][fell], found.images[1][fell])
+    assert not found.gradients[0][fell].any() and not found.forwards[0][fell].any()
+
+
+def test_stages_are_the_attacks_alone(found, attack, batch, logits_fn):
+    """Each of them finds what it finds without the others, of the images that these leave."""
     images, labels = batch
-    clean = correct(logits_fn, images, labels)
-    assert 0 < clean.sum() < COUNT
-    for found in crafted:
-        robust = correct(logits_fn, found, labels)
-        unchanged = (found == images).all(axis=(1, 2, 3))
-        np.testing.assert_array_equal(unchanged, robust | ~clean)
-        assert 0 < robust.sum() < clean.sum()
+    standing = np.flatnonzero(found.stages[1] != CLEAN)
+    gradients, forwards = np.zeros(COUNT, int), np.ones(COUNT, int)
+    for name, options in (("apgd", {}), ("apgd_targeted", {}), ("fab", {}), ("square", {})):
+        known = {"square": {"queries": 20}}.get(name, {"iterations": 5}) | options
+        keys = draws.image_keys(SEED, standing)
+        search = tf.function(functools.partial(attacks.search, name, logits_fn, **known))
+        alone = search(images[standing], labels[standing], [12.0], seed=keys)
+        fell = alone.fooled[0].numpy()
+        np.testing.assert_array_equal(
+            found.stages[1][standing] == NAMES.index(name), fell, err_msg=name
+        )
+        gradients[standing] += alone.gradients[0]
+        # Alone, they look at the clean images first; FAB needs that.
+        forwards[standing] += alone.forwards[0] - (name != "fab")
+        standing = standing[~fell]
+    np.testing.assert_array_equal(found.gradients[1], gradients)
+    np.testing.assert_array_equal(found.forwards[1], forwards)
 
 
-def test_is_no_weaker_than_pgd_of_as_many_steps(crafted, batch, logits_fn):
-    for epsilon, found in zip(EPSILONS, crafted):
-        pgd = attacks.pgd(logits_fn, *batch, float(epsilon), steps=SHORT["iterations"], seed=(0, 0))
-        survivors = [correct(logits_fn, images, batch[1]).sum() for images in (found, pgd)]
-        assert survivors[0] <= survivors[1] + 1
+def test_depends_on_no_other_image_and_no_other_epsilon(found, attack, batch, logits_fn):
+    images, labels = batch
+    parts = [attack(images[i : i + 5], labels[i : i + 5], i) for i in range(0, COUNT, 5)]
+    again = [np.concatenate(part, axis=1) for part in zip(*parts)]
+    np.testing.assert_array_equal(again[1], found.stages)
+    np.testing.assert_allclose(again[0], found.images, atol=1e-5)
+    alone = made(logits_fn, [12, 0], "fast")(*batch)
+    fast = np.isin(found.stages[1], [NAMES.index(name) for name in ("apgd", "apgd_targeted")])
+    np.testing.assert_array_equal(alone.stages[0][fast], found.stages[1][fast])
+    np.testing.assert_array_equal(alone.images[0][fast], found.images[1][fast])
+    assert set(alone.stages[0][~fast]) == {STANDS, CLEAN}
+    np.testing.assert_array_equal(alone.stages[1] == STANDS, found.stages[1] != CLEAN)
+    np.testing.assert_array_equal(alone.images[1], images)
+    np.testing.assert_array_equal(alone.forwards[1], np.ones(COUNT))
 
 
-def test_depends_on_the_seed_only_but_for_the_rounding_of_smaller_batches(
-    crafted, batch, logits_fn
-):
-    first = EPSILONS[:1]
-    np.testing.assert_array_equal(craft(logits_fn, batch, first), crafted[:1])
-    assert not np.array_equal(craft(logits_fn, batch, first, seed=8), crafted[:1])
-    found = craft(logits_fn, batch, [0, *first], batch_size=7)
-    np.testing.assert_array_equal(found[0], batch[0])
-    survivors = [correct(logits_fn, images, batch[1]).sum() for images in (found[1], crafted[0])]
-    assert abs(survivors[0] - survivors[1]) <= 2
+def test_one_search_of_fab_serves_all_epsilons(batch, logits_fn):
+    attack = made(logits_fn, (6, 12, 24), stages=("fab",))
+    broken = attack(*batch)
+    stood = broken.stages[0] != CLEAN
+    assert (broken.gradients[0] > 0).tolist() == stood.tolist()
+    assert not broken.gradients[1:].any() and not broken.forwards[1:].any()
+    alone = boundary.minimal(logits_fn, *batch, iterations=5).epsilon
+    for epsilon, stages in zip((6, 12, 24), broken.stages):
+        np.testing.assert_array_equal(stages != STANDS, alone <= epsilon)
+    assert (np.diff(np.sum(broken.stages == STANDS, axis=1)) < 0).all()
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4])
-def test_few_classes(classes):
+def test_what_is_known_to_fall_is_not_attacked(found, logits_fn, batch):
+    attack = made(logits_fn, stages=("square",))
+    fast = made(logits_fn, version="fast")(*batch)
+    then = attack(*batch, fallen=fast.stages)
+    np.testing.assert_array_equal(
+        np.where(fast.stages > CLEAN, 0, then.gradients + then.forwards)[fast.stages > CLEAN], 0
+    )
+    stood = fast.stages == STANDS
+    assert stood.any() and np.isin(then.stages[stood], [STANDS, NAMES.index("square")]).all()
+    np.testing.assert_array_equal(then.stages[~stood], fast.stages[~stood])
+
+
+def test_the_function_attacks_in_batches(batch, logits_fn):
+    options = {"seed": SEED, "version": "rand", "iterations": 2}
+    made_in_parts = autoattack(logits_fn, *batch, [12], batch_size=9, **options)
+    attack = made(logits_fn, [12], "rand", iterations=2)
+    found = attack(*batch)
+    np.testing.assert_allclose(made_in_parts, found.images, atol=1e-5)
+    stood = found.stages[0] == STANDS
+    assert stood.any() and (found.gradients[0][stood] == 2 * 2 * versions.AVERAGE).all()
+    other = autoattack(logits_fn, *batch, [12], **{**options, "seed": SEED + 1})
+    assert not np.array_equal(other, found.images)
+
+
+# Few classes.
+
+
+@pytest.mark.parametrize(
+    ("classes", "version"), [(2, "fast"), (2, "rand"), (3, "standard"), (4, "fast")]
+)
+def test_few_classes(classes, version):
     """A linear network falls where the corner of the ball in its direction is across the border."""
     rng = np.random.default_rng(0)
-    weights = tf.constant(rng.normal(size=(64, classes)), tf.float32)
-    images = rng.uniform(0.3, 0.7, (30, 8, 8, 1)).astype("float32")
+    weights = tf.constant(rng.normal(size=(16, classes)), tf.float32)
+    images = rng.uniform(0.3, 0.7, (30, 4, 4, 1)).astype("float32")
 
     def linear(x):
-        return tf.reshape(x - 0.5, [-1, 64]) @ weights
+        return tf.reshape(x - 0.5, [-1, 16]) @ weights
 
     logits = linear(images).numpy()
     labels = logits.argmax(axis=1)
-    reach = np.abs(weights - weights.numpy()[:, labels].T[:, :, None]).sum(axis=1)  # (30, classes)
-    epsilon = 4
-    others = np.arange(classes) != labels[:, None]
-    gaps = np.max(
-        logits - logits.max(axis=1, keepdims=True) + epsilon / 255 * reach,
-        1,
-        where=others,
-        initial=-np.inf,
+    reach = np.abs(weights - weights.numpy()[:, labels].T[:, :, None]).sum(axis=1)
+    gaps = logits - logits.max(axis=1, keepdims=True) + 12 / 255 * reach
+    gaps[np.arange(30), labels] = -np.inf
+    falls = gaps.max(axis=1) > 0
+    assert 0 < falls.sum() < 30
+
+    attack = made(linear, [12], version, (4, 4, 1), iterations=20)
+    np.testing.assert_array_equal(attack(images, labels).stages[0] != STANDS, falls)
+    assert len(attack.left_out) == (classes == 2 or (classes == 3 and version != "rand"))
+
+
+def test_what_is_left_out_is_said():
+    def stages(version, classes):
+        return versions.stages_of(version, classes, 5000)
+
+    for classes, second in ((2, ()), (3, ("apgd_dlr",)), (4, ("apgd_targeted",))):
+        assert stages("standard", classes) == ("apgd", *second, "fab", "square")
+        assert stages("fast", classes) == ("apgd", *(second or ("fab",)))
+        assert stages("rand", classes) == ("apgd", *(second and ("apgd_dlr",)))
+    assert versions.left_out("standard", 10) == versions.left_out("rand", 3) == []
+    (sentence,) = versions.left_out("fast", 2)
+    assert sentence == (
+        "autoattack (fast) leaves out apgd_targeted, which needs 4 classes and is given 2; fab "
+        "stands in for it."
     )
-
-    found = craft(linear, (images, labels), [epsilon], num_classes=classes)[0]
-
-    assert 0 < np.sum(gaps > 0) < 30
-    np.testing.assert_array_equal(correct(linear, found, labels), gaps < 0)
+    assert "square" not in versions.stages_of("standard", 10, 0)
 
 
-def test_the_square_attack_uses_no_gradient(batch, logits_fn):
-    """Where rounding takes all gradients away, the square attack is what is left."""
+# Networks whose gradients mislead.
 
+
+def broken_by(network, images, **options):
+    labels = np.argmax(network(tf.constant(images)), axis=1)
+    return {NAMES[number] for number in made(network, [16], **options)(images, labels).stages[0]}
+
+
+def test_square_breaks_what_has_no_gradient(batch, logits_fn):
     def rounded(images):
         return logits_fn(tf.round(4 * images) / 4 + 0 * images)
 
     images = np.round(4 * batch[0]) / 4 + 0.12 - 0.24 * (batch[0] > 0.5)  # near the edges
-    images = images.astype("float32")
-    labels = np.argmax(rounded(images), axis=1)
-    stuck = craft(rounded, (images, labels), [16], queries=0)
-    found = craft(rounded, (images, labels), [16], queries=100)
-    survivors = [correct(rounded, made[0], labels).sum() for made in (found, stuck)]
-    assert survivors[0] < survivors[1]
+    images = np.clip(images, 0, 1).astype("float32")
+    stages = ("apgd", "square")
+    assert "square" in broken_by(rounded, images, stages=stages, queries=100)
 
 
-def test_targeted_dlr():
-    logits = tf.constant([[5.0, 1.0, 2.0, 4.0, 0.0], [1.0, 9.0, 3.0, 2.0, 5.0]])
-    labels, targets = tf.constant([0, 0]), tf.constant([3, 4])
-    expected = [(4 - 5) / (5 - (2 + 1) / 2), (5 - 1) / (9 - (3 + 2) / 2)]
-    objective = autoattack.targeted_dlr(labels, targets)
-    np.testing.assert_allclose(objective(logits), expected, rtol=1e-6)
-    np.testing.assert_allclose(objective(10 * logits + 3), expected, rtol=1e-6)
+def test_fab_breaks_what_saturates(batch, logits_fn):
+    """Of logits times 1e4 the cross entropy has no gradient; those of the logits are as before."""
+
+    def saturated(images):
+        return 1e4 * logits_fn(images)
+
+    assert "fab" in broken_by(saturated, batch[0], stages=("apgd", "fab"))
 
 
-def test_without_art_one_line_says_what_to_install(monkeypatch, batch):
-    monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)
-    with pytest.raises(InputError, match=r"^attack: .*pip install cascade_keras\[autoattack\]"):
-        craft(None, batch)
+# What cannot be.
+
+
+def test_numbers_that_are_none_are_never_robust(batch, logits_fn):
+    def failing(images):
+        logits = logits_fn(images)
+        return tf.where(tf.range(tf.shape(logits)[0])[:, None] % 2 == 0, float("nan"), logits)
+
+    found = made(failing, [12], "fast")(*batch)
+    np.testing.assert_array_equal(found.stages[0][::2], CLEAN)
+
+
+REFUSED = [
+    ("classes up to 10", {"labels": np.full(COUNT, 10)}),
+    ("0 or above", {"labels": -np.ones(COUNT, int)}),
+    ("outside of", {"images": 2.0}), ("one of fast, standard, rand", {"version": "slow"}),
+    ("iterations: must be a whole", {"iterations": 0}), ("queries: ", {"queries": -1}),
+    ("num_classes: is 9", {"num_classes": 9}), ("epsilons: name", {"epsilons": []}),
+    ("gives probabilities", {"network": tf.nn.softmax}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "wrong"), REFUSED)
+def test_what_cannot_be_is_refused(words, wrong, batch, logits_fn):
+    images, labels = batch
+    wrong = dict(wrong)
+    given = images * wrong.pop("images", 1.0), wrong.pop("labels", labels)
+    last = wrong.pop("network", lambda logits: logits)
+    with pytest.raises(InputError, match=words):
+        made(lambda x: last(logits_fn(x)), **{"version": "fast", **wrong})(*given)
+
+
+def test_epsilons_that_cannot_be_are_refused(logits_fn):
+    for epsilon in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="0 or above"):
+            made(logits_fn, [epsilon])
+
+
+def test_labels_of_few_bits_are_taken(batch, logits_fn):
+    attack = made(logits_fn, [12], "fast")
+    expected = attack(*batch).images
+    np.testing.assert_array_equal(attack(batch[0], batch[1].astype(np.uint8)).images, expected)
+    hot = tf.one_hot(batch[1], 10)
+    np.testing.assert_array_equal(attack(batch[0], hot).images, expected)
+    assert attack(batch[0][:0], batch[1][:0]).images.shape == (1, 0, 8, 8, 1)

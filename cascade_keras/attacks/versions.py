@@ -1,0 +1,44 @@
+"""Which attacks make up AutoAttack: its versions, and what few classes leave of them.
+
+Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+VERSIONS = ("fast", "standard", "rand")
+TARGETS = 9  # classes that the targeted attacks aim at
+AVERAGE = 20  # gradients that a step averages where a network is randomised
+
+
+def stages_of(version: str, classes: int, queries: int) -> tuple[str, ...]:
+    """Return the attacks of a version, in turn: names of ``AttackSpec.stages`` of its row.
+
+    The difference of logits ratio needs three classes, the targeted one four. With three, APGD
+    ascends the untargeted ratio in its place; with two FAB, which needs no more, stands in for it.
+
+    Args:
+        version: one of ``VERSIONS``.
+        classes: that the network tells apart.
+        queries: of the square attack; 0 leaves it out.
+    """
+    ratio = {2: (), 3: ("apgd_dlr",)}
+    if version == "rand":
+        return ("apgd", *ratio.get(classes, ("apgd_dlr",)))
+    targeted = ratio.get(classes, ("apgd_targeted",))
+    if version == "fast":
+        return ("apgd", *(targeted or ("fab",)))
+    return ("apgd", *targeted, "fab", *(("square",) if queries else ()))
+
+
+def left_out(version: str, classes: int) -> list[str]:
+    """Return what there is to say of stages that few classes leave out: a sentence, or none."""
+    name = f"autoattack ({version}) leaves out"
+    if classes == 2:
+        without = "apgd_dlr, which needs 3" if version == "rand" else "apgd_targeted, which needs 4"
+        instead = "; fab stands in for it" if version == "fast" else ""
+    elif classes == 3 and version != "rand":
+        without = "apgd_targeted, which needs 4"
+        instead = "; apgd ascends the untargeted difference of logits ratio instead"
+    else:
+        return []
+    return [f"{name} {without} classes and is given {classes}{instead}."]
