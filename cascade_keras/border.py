@@ -125,7 +125,7 @@ def guard_images(images, value_range: ValueRange, what: str = "images") -> tf.Te
 def adapt(
     network: Callable,
     *,
-    value_range: Sequence[float] = UNIT,
+    value_range: Sequence[float] | None = None,
     from_logits: bool | str = "auto",
     logits: str | None = None,
     embedding: str | None = None,
@@ -138,7 +138,7 @@ def adapt(
             probabilities (m, classes), to one output (m, 1) or (m,) of a binary classifier, or to a
             dict or a list of several outputs; an ``AdversarialTrainer`` stands for its network,
             with what it was told of it.
-        value_range: of the images that the network takes.
+        value_range: of the images that the network takes; (0, 1) where None.
         from_logits: whether the outputs are logits. "auto" looks: where they are probabilities, of
             a softmax or of one sigmoid, the logits are taken from in front of it. False says that
             they are probabilities, of several sigmoids too, whose classes then exclude each other.
@@ -153,10 +153,11 @@ def adapt(
             Where the images' size is not known it is raised when the network is first called.
     """
     own = getattr(network, "border", None)
+    value_range = None if value_range is None else check_value_range(value_range)
     if not isinstance(own, Adapted):
-        return Adapted(network, value_range, from_logits, logits, embedding, image_shape)
+        return Adapted(network, value_range or UNIT, from_logits, logits, embedding, image_shape)
     told = {
-        "value_range": (check_value_range(value_range), UNIT, own.value_range),
+        "value_range": (value_range, None, own.value_range),
         "from_logits": (from_logits, "auto", own.from_logits),
         "logits": (logits, None, own.logits_name),
         "embedding": (embedding, None, own.embedding_name),
@@ -164,7 +165,8 @@ def adapt(
     for name, (given, default, known) in told.items():
         if given not in (default, known):
             raise InputError(
-                f"is {given!r} here, but {known!r} of the trainer that was given", name
+                f"{name}={given!r}, but the trainer that was given says {known!r}; leave it out",
+                name,
             )
     return own
 

@@ -6,6 +6,7 @@ Those of a run, with its checkpoints and reports, are in ``runs/callbacks.py``.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import keras
@@ -13,8 +14,8 @@ import tensorflow as tf
 
 from cascade_keras import attacks
 from cascade_keras.attacks import Chosen
-from cascade_keras.attacks.specs import Attack, image_attacks
-from cascade_keras.border import UNIT, Adapted, adapt, guard_images
+from cascade_keras.attacks.specs import Attack, image_attacks, short_steps
+from cascade_keras.border import Adapted, adapt, guard_images
 from cascade_keras.data.given import in_one_line
 from cascade_keras.errors import InputError, shown
 from cascade_keras.keras_private import as_dataset
@@ -63,7 +64,8 @@ class RobustValidation(keras.callbacks.Callback):
         batch_size: of arrays.
         seed: of the attack's random starts.
         name: in the logs, after ``val_``; "pgd_accuracy" for pgd.
-        value_range: of the images, where the model is not an ``AdversarialTrainer``.
+        value_range: of the images, where the model is not an ``AdversarialTrainer``; (0, 1) where
+            None.
 
     Raises:
         InputError: another attack, numbers outside their range, or no data.
@@ -80,7 +82,7 @@ class RobustValidation(keras.callbacks.Callback):
         batch_size: int = 250,
         seed: int = 0,
         name: str | None = None,
-        value_range: Sequence[float] = UNIT,
+        value_range: Sequence[float] | None = None,
     ):
         super().__init__()
         self.attack = Chosen.of(attack)
@@ -99,6 +101,8 @@ class RobustValidation(keras.callbacks.Callback):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.name = name or f"{self.attack.name}_accuracy"
         self.value_range = value_range
+        for note in short_steps(Attack.at(self.attack, [epsilon]).options, [epsilon]):
+            warnings.warn(note, stacklevel=2)
         self._border: Adapted | None = None
         self._count: Callable | None = None
         self._last: float | None = None

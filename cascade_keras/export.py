@@ -47,7 +47,6 @@ from cascade_keras.provenance import (
     version_of,
     weights_hash,
 )
-from cascade_keras.ranges import UNIT
 from cascade_keras.recorded import read_config, read_metrics
 from cascade_keras.settings import Settings, said_of_logits, setting
 from cascade_keras.startup import import_tensorflow
@@ -274,7 +273,7 @@ def export_saved_model(
     input_shape = _input_shape(network, input_shape)
     adapted = adapt(
         network,
-        value_range=UNIT if value_range is None else value_range,
+        value_range=value_range,
         from_logits=said_of_logits(recorded.get("from_logits"))
         if from_logits == "auto"
         else from_logits,

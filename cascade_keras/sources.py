@@ -326,11 +326,8 @@ def _of_function(
 
 
 def _adapted(network: Callable, where, told: _Told, image_shape=None) -> Adapted:
-    options = told._asdict()
-    if told.value_range is None:
-        options["value_range"] = UNIT
     try:
-        return adapt(network, image_shape=image_shape, **options)
+        return adapt(network, image_shape=image_shape, **told._asdict())
     except InputError as error:
         raise InputError(f"{where}: {error.message}") from error
 

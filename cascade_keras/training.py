@@ -139,6 +139,8 @@ class AdversarialTrainer(SteppedModel):
                 "pixel value; 8 of 255 is max_epsilon=8",
                 stacklevel=2,
             )
+        for note in specs.short_steps(self.attack.in_training(), [self.options.max_epsilon]):
+            warnings.warn(note, stacklevel=2)
         self.spec = losses.LOSSES[loss]
         self.steps = self.add_weight(
             shape=(),
@@ -734,7 +736,9 @@ class AdversarialTrainer(SteppedModel):
         """Return a source between the borders."""
         own = self.border.input_shape
         size = None if own is None or None in own else own
-        value_range = self.border.value_range if isinstance(network, keras.Layer) else UNIT
+        # A trainer says itself what its network takes, a function takes [0, 1].
+        own_range = isinstance(network, keras.Layer) and not isinstance(network, AdversarialTrainer)
+        value_range = self.border.value_range if own_range else None
         taken = getattr(network, "input_shape", None)
         known = size and isinstance(taken, tuple) and len(taken) in (3, 4)
         if known and not takes(taken[-3:], size):

@@ -20,7 +20,7 @@ _LADDERS = {iter_fgsm: "iter_fgsm", iter_ll: "iter_ll"}
 
 @entry
 def at_epsilon(
-    attack: str,
+    attack: str | specs.Chosen,
     logits_fn: LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
@@ -33,7 +33,7 @@ def at_epsilon(
 
     Args:
         attack: the name of a row of ``specs.ATTACKS`` whose function takes tensors: one step,
-            iterative or a search.
+            iterative or a search; or what ``attacks.PGD(steps=100)`` returns.
         logits_fn, images, labels, epsilon: as for ``step_fgsm``.
         seed: one integer or two, given to the attacks that draw random numbers. Members of
             AutoAttack also take a key for each image, (batch, 2), see ``draws.image_keys``.
@@ -42,6 +42,7 @@ def at_epsilon(
     Raises:
         ValueError: another attack, or what the attack itself refuses.
     """
+    attack, options = _named(attack, options)
     spec = specs.look_up(attack, specs.image_attacks())
     if spec.kind == specs.NESTED:
         return at_epsilons(attack, logits_fn, images, labels, [epsilon], seed=seed, **options)[0]
@@ -50,7 +51,7 @@ def at_epsilon(
 
 @entry
 def at_epsilons(
-    attack: str,
+    attack: str | specs.Chosen,
     logits_fn: LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
@@ -78,6 +79,7 @@ def at_epsilons(
     Raises:
         ValueError: no epsilon, one outside its range, or what ``at_epsilon`` refuses.
     """
+    attack, options = _named(attack, options)
     spec = specs.look_up(attack, specs.image_attacks())
     images, values = as_images(images), list(epsilons)
     if not values:
@@ -125,6 +127,13 @@ def search(
     labels = tf.cast(classes_of(labels), tf.int32)
     arguments = {**spec.options, **options, **spec.fixed}
     return _function(spec)(logits_fn, images, labels, list(epsilons), keys, **arguments)
+
+
+def _named(attack: str | specs.Chosen, options: dict) -> tuple[str, dict]:
+    """Return an attack's name and the options that are set, those beside it last."""
+    if isinstance(attack, specs.Chosen):
+        return attack.name, {**attack.options, **options}
+    return attack, options
 
 
 # AutoGraph would warn that it cannot convert the import of a module.

@@ -216,6 +216,16 @@ def test_names_seeds_and_labels_of_one_convention(batch):
         one = attack(smooth, images, labels, 4, seed=5)
         np.testing.assert_array_equal(one, attack(smooth, images, labels, 4, seed=[5, 0]))
         assert np.any(one != attack(smooth, images, labels, 4, seed=[5, 1]))
+    # An attack may be chosen with its options; those beside it count more.
+    chosen = attacks.PGD(steps=2, restarts=2)
+    np.testing.assert_array_equal(
+        attacks.at_epsilon(chosen, smooth, images, labels, 4, seed=5, restarts=1),
+        attacks.pgd(smooth, images, labels, 4, seed=5, **pgd),
+    )
+    np.testing.assert_array_equal(
+        attacks.at_epsilons(chosen, smooth, images, labels, [4], seed=5)[0],
+        attacks.pgd(smooth, images, labels, 4, seed=5, steps=2, restarts=2),
+    )
     expected = attacks.step_fgsm(smooth, images, labels, 4)
     for other in (labels[:, None], labels.numpy().astype(np.uint8), tf.one_hot(labels, 10)):
         np.testing.assert_array_equal(attacks.step_fgsm(smooth, images, other, 4), expected)

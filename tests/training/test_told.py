@@ -4,10 +4,13 @@ A network of (0, 256) that divides by 256 is, in numbers of base 2, the network 
 made of the two is equal to the last bit.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 
+import cascade_keras as ck
 from cascade_keras import (
     Crafting,
     CraftSettings,
@@ -15,6 +18,7 @@ from cascade_keras import (
     FigureSettings,
     Training,
     TrainingSettings,
+    border,
     load_source,
 )
 from cascade_keras.errors import InputError
@@ -101,6 +105,37 @@ def test_outputs_that_are_told_are_trained_exported_and_loaded_again(tmp_path):
     for place in (result.path, result.saved):
         logits = load_source(place).logits(images).numpy()
         np.testing.assert_allclose(1 / (1 + np.exp(-logits)), chances, atol=1e-6)
+
+
+def test_a_trainer_knows_its_range_and_takes_no_other(twins):
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(),
+                                keras.layers.Dense(10)])  # fmt: skip
+    own = ck.AdversarialTrainer(network, value_range=(0, 255))
+    assert border.adapt(own) is border.adapt(own, value_range=(0, 255)) is own.border
+    with pytest.raises(
+        InputError, match=r"value_range=\(0.0, 1.0\), but the trainer .* says \(0.0, 255.0\)"
+    ):
+        ck.evaluate(own, np.zeros((4, 8, 8, 1)), np.zeros(4, int), "step_fgsm", 8,
+                    value_range=(0, 1), progress=False)  # fmt: skip
+    # As a source of others it keeps its range, whatever theirs is.
+    for value_range in ((0, 1), (-1, 1)):
+        other = keras.models.clone_model(network)
+        trainer = ck.AdversarialTrainer(other, value_range=value_range, ensemble_sources=[own])
+        (source,) = trainer._state.sources["ensemble_sources"]
+        assert source.value_range == (0, 255)
+
+
+@pytest.mark.parametrize("make", [
+    lambda attack: ck.callbacks.RobustValidation(attack, epsilon=8),
+    lambda attack: ck.AdversarialTrainer(keras.Sequential([keras.Input((8, 8, 1)),
+        keras.layers.Flatten(), keras.layers.Dense(2)]), attack=attack),
+])  # fmt: skip
+def test_steps_of_another_unit_are_warned_of(make):
+    with pytest.warns(UserWarning, match="7 steps of 0.01 do not reach epsilon"):
+        make(ck.attacks.PGD(steps=7, step_size=0.01))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(ck.attacks.PGD(steps=7, step_size=2))
 
 
 def test_an_application_without_weights_is_no_network_to_measure():
