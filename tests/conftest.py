@@ -1,4 +1,6 @@
+import compileall
 import os
+import pathlib
 import shutil
 import sys
 
@@ -12,6 +14,8 @@ from sklearn.datasets import load_digits
 from tensorflow.python.util import _pywrap_determinism
 
 sys.dont_write_bytecode = True
+# But not every process is to compile the package again.
+compileall.compile_dir(pathlib.Path(__file__).parents[1] / "cascade_keras", quiet=2)
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,15 @@ def train(values):
     Training(settings).run()
     print("temperature", settings.temperature)
 
-program, *rest = sys.argv[1:]
-if program == "train":
-    values = flags.define(outside.Settings)
-    sys.exit(common.run_program("train", "", values, train, ["train", *rest]))
-main = {"evaluate": evaluate, "craft": craft, "analyze": analyze}[program].main
-sys.exit(main([program, *rest]))
+for command in " ".join(sys.argv[1:]).split(" then "):
+    program, *rest = command.split()
+    if program == "train":
+        values = flags.define(outside.Settings)
+        sys.exit(common.run_program("train", "", values, train, ["train", *rest]))
+    main = {"evaluate": evaluate, "craft": craft, "analyze": analyze}[program].main
+    status = main([program, *rest])
+    if status:
+        sys.exit(status)
 """
 RUN = ["--dataset=bars", "--model=mlp24", "--loss=cosine", "--attack=step_dark", "--name=bars",
        "--temperature=3", "--batch_size=32", "--adversarial_batch_size=16", "--log_steps=20",
@@ -87,19 +90,19 @@ def test_an_outside_panel_is_shown(trained, place):
 
 def test_an_outside_attack_is_evaluated_banked_and_drawn(trained, place):
     run("evaluate", "--target=saved/bars", "--attack=step_dark,step_fgsm", "--epsilon=8,32",
-        "--output=report", "--diagnosis_images=20")  # fmt: skip
+        "--output=report", "--diagnosis_images=20",
+        "then", "craft", "--source=saved/bars", "--attack=step_dark", "--epsilons=8,32",
+        "--split=test", "--output=bank",
+        "then", "analyze", "--figure=accuracy_curve", "--model=saved/bars", "--attack=step_dark",
+        "--epsilons=0,32", "--num_images=40")  # fmt: skip
     report = json.loads(pathlib.Path("report/report.json").read_text())
     assert {result["attack"] for result in report["results"]} >= {"step_dark", "step_fgsm"}
-    run("craft", "--source=saved/bars", "--attack=step_dark", "--epsilons=8,32", "--split=test",
-        "--output=bank")  # fmt: skip
     images = np.load("bank/images.npy").astype(int)
     from support import outside  # in this process for its numbers only
 
     _, (clean, _) = outside.load_bars(None, None)
     for level, epsilon in enumerate((8, 32)):
         np.testing.assert_array_equal(images[level], np.maximum(clean.astype(int) - epsilon, 0))
-    run("analyze", "--figure=accuracy_curve", "--model=saved/bars", "--attack=step_dark",
-        "--epsilons=0,32", "--num_images=40")  # fmt: skip
     assert pathlib.Path("figures/accuracy_curve.png").exists()
 
 
