@@ -163,14 +163,8 @@ class Chosen:
     def __post_init__(self):
         if self.name != "clean" and self.name not in ATTACKS:
             raise InputError(f"{shown(self.name)} is none of clean, {', '.join(ATTACKS)}", "attack")
+        check_options(self.name, self.options)
         known = {} if self.name == "clean" else ATTACKS[self.name].options
-        for option, value in self.options.items():
-            if option not in known:
-                has = f"it has {', '.join(known)}" if known else "it has none"
-                raise InputError(f"{self.name} has no option {shown(option)}; {has}", "attack")
-            wrong = _wrong(option, value, known[option])
-            if wrong:
-                raise InputError(f"{self.name}'s {option} must be {wrong}", "attack")
         options = {name: _plain(value, known[name]) for name, value in self.options.items()}
         object.__setattr__(self, "options", options)
 
@@ -209,6 +203,22 @@ class Chosen:
         return f"{self.name} ({shown_options})" if shown_options else self.name
 
 
+def check_options(attack: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that an attack does not have, or not of this value.
+
+    Raises:
+        InputError: the first of them.
+    """
+    known = {} if attack == "clean" else ATTACKS[attack].options
+    for option, value in options.items():
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"{attack} has no option {shown(option)}; {has}", "attack")
+        wrong = _wrong(attack, option, value)
+        if wrong:
+            raise InputError(f"{attack}'s {option} must be {wrong}", "attack")
+
+
 _WORDS = {
     "version": VERSIONS,
     "objective": ("margin", "cross_entropy", "dlr"),  # margins.OBJECTIVES
@@ -216,8 +226,17 @@ _WORDS = {
 }
 
 
-def _wrong(option: str, value: Any, default: Any) -> str | None:
+# Of options that are numbers with limits of their own: what holds of a finite number, in words.
+_LIMITS = {
+    "momentum": (lambda value: value >= 0, "0 or above"),
+    "diversity": (lambda value: 0 <= value <= 1, "a probability, 0 to 1"),
+    "translation": (lambda value: value % 2 == 1 and value > 0, "odd: a kernel has a middle"),
+}
+
+
+def _wrong(attack: str, option: str, value: Any) -> str | None:
     """Return what an option's value ought to be, None where it is."""
+    default = ATTACKS[attack].options[option]
     if option in _WORDS:
         fine = value in _WORDS[option]
         return None if fine else f"one of {', '.join(_WORDS[option])}, got {shown(value)}"
@@ -226,9 +245,15 @@ def _wrong(option: str, value: Any, default: Any) -> str | None:
         if value is None or (number and 0 < value < math.inf):
             return None
         return f"a number above 0 in 0..255 units, or None, got {shown(value)}"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else f"True or False, got {shown(value)}"
+    if option in _LIMITS:
+        holds, words = _LIMITS[option]
+        fine = number and math.isfinite(value) and holds(value)
+        return None if fine else f"{words}, got {shown(value)}"
     if isinstance(default, int):
-        least = 0 if option == "queries" else 1
-        if number and value == int(value) and value >= least:
+        least = 0 if (attack, option) == ("autoattack", "queries") else 1
+        if number and math.isfinite(value) and value == int(value) and value >= least:
             return None
         return f"a whole number of at least {least}, got {shown(value)}"
     return None
@@ -236,7 +261,7 @@ def _wrong(option: str, value: Any, default: Any) -> str | None:
 
 def _plain(value: Any, default: Any) -> Any:
     """Return an option's value as JSON holds it: a number of Python's, a count a whole one."""
-    if isinstance(value, numbers.Real):
+    if isinstance(value, numbers.Real) and not isinstance(default, bool):
         return int(value) if isinstance(default, int) else getattr(value, "tolist", lambda: value)()
     return value
 
@@ -374,6 +399,10 @@ def _pgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
     return len(epsilons) * options["steps"] * options["restarts"]
 
 
+def _momentum_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    return len(epsilons) * options["steps"] * options["scales"]
+
+
 def _square_cost(epsilons: Sequence[float], options: Mapping) -> float:
     return FORWARD * len(epsilons) * options["queries"]
 
@@ -422,6 +451,15 @@ for _row in (
         options={"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"},
         training={"steps": 7, "restarts": 1, "objective": "cross_entropy"}, cost=_pgd_cost,
     ),
+    # No ``weaker``: what makes its images carry over to other networks may cost it on its own.
+    AttackSpec(
+        "mi_fgsm", SEARCH, "momentum:mi_fgsm", seeded=True, style=15,
+        options={
+            "steps": 10, "step_size": None, "momentum": 1.0, "diversity": 0.0, "translation": 1,
+            "scales": 1, "nesterov": False, "objective": "cross_entropy",
+        },
+        cost=_momentum_cost,
+    ),
     # One search serves all epsilons; nothing is drawn in it.
     AttackSpec(
         "fab", NESTED, "boundary:several", seeded=True, strongest=True, style=12,
@@ -455,6 +493,7 @@ for _row in (
     register(_row)
 CLEAN_STYLE = 6
 
+MIFGSM = _chooser("MIFGSM", "mi_fgsm")
 PGD = _chooser("PGD", "pgd")
 APGD = _chooser("APGD", "apgd")
 APGDTargeted = _chooser("APGDTargeted", "apgd_targeted")

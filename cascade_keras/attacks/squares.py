@@ -8,19 +8,17 @@ as queries go by. A network whose gradients mislead, or that has none, hides not
 
 from __future__ import annotations
 
-import numbers
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from cascade_keras import draws
-from cascade_keras.attacks.arguments import to_unit_range
+from cascade_keras.attacks import specs
 from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.epsilons import at_epsilon
 from cascade_keras.attacks.margins import margin
-from cascade_keras.attacks.objectives import LogitsFn
-from cascade_keras.attacks.searches import Found, ascending, misclassified, put, rows_of
-from cascade_keras.errors import InputError, shown
+from cascade_keras.attacks.objectives import LogitsFn, over_members
+from cascade_keras.attacks.searches import Found, ascending, bounds, misclassified, put, rows_of
 
 QUERIES = 5000
 LARGEST = 0.8  # share of the image that the first squares cover
@@ -63,8 +61,7 @@ def square(
 
 def nested(logits_fn: LogitsFn, images, labels, epsilons, keys, *, queries: int = QUERIES) -> Found:
     """Search at several epsilons, see ``searches.ascending`` and ``square``."""
-    if not (isinstance(queries, numbers.Real) and queries >= 1 and float(queries).is_integer()):
-        raise InputError(f"must be a whole number of 1 or above, got {shown(queries)}", "queries")
+    specs.check_options("square", {"queries": queries})
     return ascending(search, logits_fn, images, labels, epsilons, keys, queries=int(queries))
 
 
@@ -105,16 +102,16 @@ def search(
         keys: of the images, (batch, 2).
         queries: forward passes of an image at most, its first stripes among them.
     """
-    radius = tf.cast(to_unit_range(epsilon), images.dtype)
-    corners = tf.maximum(images - radius, 0.0), tf.minimum(images + radius, 1.0)
+    corners = bounds(images, epsilon)
     count, height, width, channels = (
         known if known is not None else tf.shape(images)[axis]
         for axis, known in enumerate(images.shape)
     )
 
     def shown_to_network(made, classes):
-        logits = tf.cast(logits_fn(made), tf.float64)
-        return -margin(classes)(logits), misclassified(logits, classes)
+        logits = logits_fn(made)
+        harm = over_members(lambda own: margin(classes)(tf.cast(own, tf.float64)))
+        return -harm(logits), misclassified(logits, classes)
 
     def step(number, last: _State, inputs):
         rows = tf.where(~last.fooled)[:, 0]

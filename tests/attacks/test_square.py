@@ -233,5 +233,5 @@ def test_saturated_logits_hide_nothing(batch):
 
 @pytest.mark.parametrize("queries", [0, 2.5, float("nan"), "many"])
 def test_no_queries_are_refused(queries, batch):
-    with pytest.raises(InputError, match="queries: must be a whole number of 1 or above"):
+    with pytest.raises(InputError, match="square's queries must be a whole number of at least 1"):
         attacks.square(smooth, *batch, 8, seed=1, queries=queries)
