@@ -31,6 +31,7 @@ _HOMES = {
     "lenet": "models.networks",
     "load_source": "sources",
     "resnet": "models.networks",
+    "verify": "evaluation.verify",
     "attacks": "",
     "bank": "",
     "callbacks": "",

@@ -9,11 +9,12 @@ from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.datasets import check
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.evaluation.asked import Given
+from cascade_keras.evaluation.estimate import Estimate, estimate
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.report import Report, Seconds, check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
-from cascade_keras.evaluation.stores import ImageStore, file_name
+from cascade_keras.evaluation.stores import DiskArrays, ImageStore, file_name
 from cascade_keras.evaluation.tasks import batch_of
 from cascade_keras.files import expand
 from cascade_keras.provenance import package_versions
@@ -33,6 +34,7 @@ class Evaluation:
     Attributes:
         settings: with everything filled in that follows from the networks.
         report: its directory; nothing is written before ``run``.
+        measuring: the networks, the images and the tasks.
         notes: what can be computed and is likely not what was meant, a sentence each.
         work: how many gradients it takes, about, with those that were taken before.
         seconds: what crafting and classifying took, all runs with this output together.
@@ -101,7 +103,7 @@ class Evaluation:
             preset.class_names,
         )
         stores = _Stores(settings, given, targets, sources)
-        self._measuring = Measuring(
+        self.measuring = Measuring(
             settings.asked(),
             given,
             data.NetworkImages(images, data.crop_of(targets.shape[:2])),
@@ -109,19 +111,28 @@ class Evaluation:
             sources,
             stores.keep if settings.images_dir is not None else None,
         )
-        self.notes = self._measuring.notes
+        self.notes = self.measuring.notes
         for store in stores.all:
             store.check()
 
     @property
     def work(self) -> int:
         """How many gradients it takes, about, with those that were taken before."""
-        return self._measuring.plan.work
+        return self.measuring.plan.work
 
     @property
     def seconds(self) -> Seconds:
         """The ``crafting`` and ``classifying`` seconds that the output's runs took so far."""
         return self.report.seconds()
+
+    def estimate(self) -> Estimate:
+        """Return the tasks, their passes and the time by a gradient that is measured now.
+
+        Nothing is written; what was computed before is not counted.
+        """
+        return estimate(
+            self.measuring, DiskArrays(self.report.arrays.path, writable=False, absent=True)
+        )
 
     def run(self, progress: Callable[[int], None] | None = None) -> dict:
         """Compute what is missing, write the report, and return what report.json holds.
@@ -133,8 +144,9 @@ class Evaluation:
             InputError: the output is in use, or of another evaluation; or a network gives logits
                 that are not finite.
         """
-        measuring, settings = self._measuring, self.settings
-        with self.report.opened({**measuring.plan.config(), "versions": package_versions()}):
+        measuring, settings = self.measuring, self.settings
+        told = {"settings": settings.decisive(), "versions": package_versions()}
+        with self.report.opened({**measuring.plan.config(), **told}):
             found = measuring.run(self.report.arrays, progress)
             written = measuring.content(found)
             measuring.write(

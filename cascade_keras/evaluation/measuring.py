@@ -13,12 +13,12 @@ import numpy as np
 
 from cascade_keras.attacks.specs import short_steps
 from cascade_keras.ensembles import Ensemble
-from cascade_keras.evaluation import content, diagnosis, pictures, tables, tasks
+from cascade_keras.evaluation import checklist, content, diagnosis, pictures, tables, tasks
 from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.diagnosis import Finding, Gradients
-from cascade_keras.evaluation.networks import Loaded
+from cascade_keras.evaluation.networks import Loaded, is_loaded
 from cascade_keras.evaluation.plan import Keep, Plan
 from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.stores import Arrays
@@ -83,7 +83,7 @@ class Measuring:
         self._records = [
             _record(name, source, name in targets) for name, source in everyone.items()
         ]
-        self.notes = _notes(asked, everyone.values())
+        self.notes = _notes(asked, everyone.values()) + list(_randomised(targets, asked))
         self._images = images
         hashes = {name: source.weights_hash for name, source in everyone.items()}
         self.plan = Plan(asked, given, targets.names, sources.names, hashes, keep)
@@ -100,6 +100,11 @@ class Measuring:
         plan, labels = self.plan, self.plan.given.labels
         progress = progress or (lambda done: None)
         tasks.run(plan.tasks, self.networks, arrays, self._images, labels, progress)
+        return self.found(arrays)
+
+    def found(self, arrays: Arrays) -> Found:
+        """Return what the tasks' arrays hold."""
+        plan, labels = self.plan, self.plan.given.labels
         gradients = {}
         for task in plan.gradients:
             zero, zero_margin = tasks.open_array(task, arrays) == 1
@@ -114,6 +119,21 @@ class Measuring:
             dict(_predicted(plan.short, arrays)),
             {task.network: task.probed(tasks.open_array(task, arrays)) for task in plan.indicators},
         )
+
+    def part(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return images as networks see them, (n, H, W, C), and their true classes, (n,)."""
+        indices = np.asarray(indices)
+        return self._images[indices], self.plan.given.labels[indices]
+
+    def again(self, task: tasks.Task) -> Callable[[slice], np.ndarray]:
+        """Return the function that computes a batch of a task's array, and keeps nothing."""
+        step = task.start(self.networks)
+
+        def compute(batch: slice) -> np.ndarray:
+            found = step(*self.part(task.indices[batch]), batch.start)
+            return found[0] if len(tasks.arrays_of(task)) > 1 else found
+
+        return compute
 
     def content(self, found: Found) -> dict:
         """Return what report.json holds."""
@@ -245,6 +265,29 @@ def _notes(asked: Asked, sources: Iterable[Source]) -> list[str]:
     for attack in asked.every.values():
         notes += short_steps(attack.options, attack.epsilons)
     return list(dict.fromkeys(notes))
+
+
+def _randomised(networks: Loaded, asked: Asked) -> Iterator[str]:
+    """Yield a sentence for each network that is asked twice and does not answer the same."""
+    averaged = any(
+        attack.options.get("version") == "rand" or attack.options.get("average", 1) > 1
+        for attack in asked.every.values()
+    )
+    for name, source, before in zip(networks.names, networks.sources, networks.probed, strict=True):
+        if not is_loaded(source):
+            continue
+        now = source.on_probes(networks.shape)
+        if np.abs(now - before).max() > checklist.MOST_DIFFERENCE * np.abs(before).max():
+            yield (
+                f"{name} is randomised: it answers the same images otherwise each time. Attacks "
+                "are judged by other draws than they were made with, and single gradients mislead "
+                "them"
+                + (
+                    "."
+                    if averaged
+                    else "; ask for autoattack in its version rand, which averages gradients."
+                )
+            )
 
 
 def small_epsilon_note(epsilons: Sequence[float], trained: float | None = None) -> list[str]:

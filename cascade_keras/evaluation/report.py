@@ -44,6 +44,7 @@ from cascade_keras.records import (
     Count,
     Epsilon,
     Index,
+    OpenRecord,
     Record,
     Text,
     Values,
@@ -71,7 +72,7 @@ _DEFAULTS = {
 # What the attacks of a report meant whose configuration lacks the option: AutoAttack was ART's.
 _OPTIONS_BEFORE = {"autoattack": {"version": None}}
 # They may differ when a report goes on.
-_FREE = ("format", "versions")
+_FREE = ("format", "versions", "settings")
 # What is said of networks; compared first, as it makes other networks of the targets.
 _TOLD = ("value_range", "from_logits", "logits", "embedding", "ensemble")
 FOLDERS = ("predictions", "examples", "confusion")
@@ -102,6 +103,7 @@ class Config(Record):
     logits: str | None = None
     embedding: str | None = None
     ensemble: str | None = None
+    settings: Values | None = None
     format: Index = _DEFAULTS["format"]
 
     def __post_init__(self):
@@ -117,6 +119,13 @@ class Seconds(Record):
 
     crafting: _Spent
     classifying: _Spent
+
+
+class Written(OpenRecord):
+    """report.json: what is read of it again."""
+
+    results: list[Values]
+    networks: list[Values]
 
 
 def check_places(settings: EvaluationSettings) -> None:
@@ -189,12 +198,15 @@ class Report:
         self.check()
         config = json.loads(json.dumps({"format": FORMAT, **config}))  # as it will be read again
         if self._config_file.exists():
-            self._compare(config)
+            self.compare(config)
         self.arrays.path.mkdir(parents=True, exist_ok=True)
         in_use = f"{self.path} is in use by another process; wait for it, or name another"
         with hold(self.arrays.path, in_use, "output"):
             if self._config_file.exists():
-                self._compare(config)  # whoever held it may have made another
+                self.compare(config)  # whoever held it may have made another
+                before = self._read_config()
+                if config.get("settings") not in (None, before.get("settings")):
+                    write_json(self._config_file, {**before, "settings": config["settings"]})
             else:
                 write_json(self._config_file, config)
             for folder in (self.path, *(self.path / name for name in FOLDERS)):
@@ -207,7 +219,27 @@ class Report:
         mend = "restore it, go on with the version that made it, or name another directory"
         return read_values(self._config_file, Config, mend)
 
-    def _compare(self, config: Mapping) -> None:
+    def read(self) -> tuple[Values, Values]:
+        """Return what config.json and report.json of a finished report hold.
+
+        Raises:
+            InputError: there is none, or it cannot be read.
+        """
+        if not self._config_file.exists():
+            raise InputError(f"{self.path} is not a report (no config.json)", "verify")
+        if not self.finished:
+            raise InputError(f"{self.path} is not finished; run its command again", "verify")
+        with about("verify"):
+            content = read_values(self.path / "report.json", Written, "run its command again")
+            return self._read_config(), content
+
+    def compare(self, config: Mapping, mend: str = "name another output") -> None:
+        """Refuse a configuration that this report was not made with.
+
+        Raises:
+            InputError: naming the first setting that differs.
+        """
+        config = json.loads(json.dumps(config))
         with about("output"):
             before = self._read_config()
         keys = (key for key in Config.__struct_fields__ if key not in (*_FREE, *_TOLD))
@@ -217,9 +249,7 @@ class Report:
                 old, new = _with_options(old), _with_options(new)
             if old != new:
                 raise InputError(
-                    f"{self.path} was made with {_short(old)}, now it is {_short(new)}; name "
-                    "another output",
-                    key,
+                    f"{self.path} was made with {_short(old)}, now it is {_short(new)}; {mend}", key
                 )
 
     def seconds(self) -> Seconds:

@@ -49,6 +49,7 @@ _SETTINGS_OF_OPTIONS = {
     "square": {"queries": "queries"},
     CW: {"search": "cw_search", "images": "cw_images", "iterations": "cw_iterations"},
 }
+SHARE = Rule(lambda v: 0 < v <= 1, "above 0 and at most 1")
 # A pixel value cannot be changed by more in a step.
 _STEP_SIZE = Rule(lambda v: 0 < v <= 255, "above 0 and at most 255")
 
@@ -125,6 +126,18 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     queries: int = setting(_AUTOATTACK["queries"], "Of square, in autoattack too.", POSITIVE)
     diagnosis_images: int = setting(
         200, "Of the search for masked gradients; 0: none.", NOT_NEGATIVE
+    )
+
+    # Instead of measuring.
+    verify: str | None = setting(
+        None,
+        "A report: compute a share of it again and say whether it holds, by exit code 0 or 1.",
+        path=True,
+        operational=True,
+    )
+    verify_share: float = setting(0.1, "How much of it, of all gradients.", SHARE, operational=True)
+    dry_run: bool = setting(
+        False, "Print tasks, passes and how long they would take, and end.", operational=True
     )
 
     # What comes of it.

@@ -164,10 +164,17 @@ class MemoryArrays:
 
 
 class DiskArrays:
-    """Arrays in a directory."""
+    """Arrays in a directory.
 
-    def __init__(self, path: pathlib.Path):
+    Args:
+        path: of the directory.
+        writable: whether they are filled; otherwise nothing is written, and what is not there is
+            refused, or an array of this process where ``absent`` is true.
+    """
+
+    def __init__(self, path: pathlib.Path, *, writable: bool = True, absent: bool = False):
         self.path = path
+        self._writable, self._absent = writable, absent
 
     def open(
         self,
@@ -176,7 +183,7 @@ class DiskArrays:
         dtype: str,
         missing: float,
         content: Content | None = None,
-    ) -> np.memmap:
+    ) -> np.ndarray:
         """Return a map of the array, which is created full of ``missing`` where it is not there.
 
         Args:
@@ -188,9 +195,13 @@ class DiskArrays:
         file, again = self.path / f"{file_name(key)}.npy", "remove it to compute it again"
         with about("output"):
             if not os.path.lexists(file):
+                if self._absent:
+                    return np.full(shape, missing, dtype)
+                if not self._writable:
+                    raise InputError(f"{file} is not there")
                 check_writable(self.path)
                 reserve(file, shape, dtype, missing)
-            array = map_array(file, shape, dtype, again, writable=True)
+            array = map_array(file, shape, dtype, again, writable=self._writable)
             wrong = (
                 ()
                 if content is None

@@ -200,17 +200,17 @@ def run(
         images, labels: float32 (N, H, W, C) in [0, 1] and (N,); each task takes its indices.
         progress: called with the gradients done, see ``work``.
     """
-    missing = [(task, _missing_batches(task, arrays)) for task in tasks]
+    missing = [(task, missing_batches(task, arrays)) for task in tasks]
     done = work(tasks) - sum(
-        task.cost * len(task.indices[batch]) for task, batches in missing for batch in batches
+        task.cost * len(task.indices[batch]) for task, absent in missing for batch in absent
     )
     progress(round(done))
-    for task, batches in missing:
-        if not batches:
+    for task, absent in missing:
+        if not absent:
             # Loading and tracing take seconds: only for what has to be computed.
             continue
         filled, step = [open_array(each, arrays) for each in arrays_of(task)], task.start(networks)
-        for batch in batches:
+        for batch in absent:
             indices = task.indices[batch]
             cost = task.cost * len(indices)
 
@@ -230,13 +230,17 @@ def run(
             progress(round(done))
 
 
-def _missing_batches(task: Task, arrays: Arrays) -> list[slice]:
+def missing_batches(task: Task, arrays: Arrays) -> list[slice]:
     """Return the batches of which something has not been computed."""
     absent = is_missing(open_array(task, arrays), task.missing)
     absent = absent.reshape(-1, len(task.indices)).any(axis=0)
+    return [batch for batch in batches(task) if absent[batch].any()]
+
+
+def batches(task: Task) -> list[slice]:
+    """Return the batches in which a task's images are taken."""
     starts = range(0, len(task.indices), task.batch_size)
-    batches = [slice(first, first + task.batch_size) for first in starts]
-    return [batch for batch in batches if absent[batch].any()]
+    return [slice(first, first + task.batch_size) for first in starts]
 
 
 def open_array(filled: Filled, arrays: Arrays) -> np.ndarray:

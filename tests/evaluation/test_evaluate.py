@@ -601,6 +601,13 @@ def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(trained, 
     assert found["a"] == set() and diagnosis["sentences"][0].startswith("a: nothing suspicious")
     assert found["scaled"] >= {"zero_gradients", "iterative_overstates"}
     assert found["quantised"] == {"zero_gradients", "survives_any_epsilon"}
+    failed = {name: set() for name in found}
+    for item in report["checklist"]:
+        if item["verdict"] == "FAIL":
+            failed[item["target"]].add(item["check"])
+    assert failed["a"] == set()
+    assert failed["scaled"] == {"gradients", "loss_rises"}
+    assert failed["quantised"] == {"gradients", "loss_rises", "reaches_all", "gradient_free"}
     text = (tmp_path / "out" / "report.md").read_text()
     assert "\n- ".join(["", *diagnosis["sentences"]]) in text
     # It does not change what was asked for, where each target is its own source.

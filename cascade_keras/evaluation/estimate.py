@@ -1,0 +1,129 @@
+"""What an evaluation would take: its tasks, their passes, and the time by a gradient measured here.
+
+bin/evaluate --dry_run --target=saved/a --attack=autoattack
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from cascade_keras import attacks
+from cascade_keras.evaluation import tasks
+from cascade_keras.evaluation.measuring import Measuring
+from cascade_keras.evaluation.stores import Arrays
+
+_TIMES = 3  # that a gradient is taken; the fastest counts, as a machine may be busy with others
+
+
+class Estimated(NamedTuple):
+    """What one task would take.
+
+    Attributes:
+        task: its name, that of its array.
+        network: whose gradients it takes.
+        images: that it takes.
+        passes: an image, in gradients: a forward pass alone is a third of one.
+        left: images that have not been computed yet.
+        seconds: for these, about.
+    """
+
+    task: str
+    network: str
+    images: int
+    passes: float
+    left: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What an evaluation would take.
+
+    Attributes:
+        tasks: in their order.
+        gradient: by network, the seconds of an image's gradient.
+        batch_size: of how many images at a time it was measured.
+    """
+
+    tasks: tuple[Estimated, ...]
+    gradient: dict[str, float]
+    batch_size: int
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it takes, about."""
+        return sum(task.seconds for task in self.tasks)
+
+    @property
+    def passes(self) -> float:
+        """How many gradients are left."""
+        return sum(task.passes * task.left for task in self.tasks)
+
+    def grid(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and rows of a table."""
+        headings = ["task", "images", "passes an image", "images left", "about"]
+        rows = [
+            [t.task, str(t.images), f"{t.passes:.1f}", str(t.left), in_time(t.seconds)]
+            for t in self.tasks
+        ]
+        return headings, rows
+
+    def sentences(self) -> list[str]:
+        """Return what there is to say below the table."""
+        lines = [
+            f"a gradient of {name} takes {1000 * seconds:.2g} ms an image, {self.batch_size} at a "
+            "time"
+            for name, seconds in self.gradient.items()
+        ]
+        return [
+            *lines,
+            f"{self.passes:,.0f} gradients are left, about {in_time(self.seconds)}; less where "
+            "images fall early, and some seconds for the compilation of each task",
+        ]
+
+
+def in_time(seconds: float) -> str:
+    """Return a time in a unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def estimate(measuring: Measuring, arrays: Arrays) -> Estimate:
+    """Return what the tasks of an evaluation would take from where their arrays are.
+
+    Args:
+        measuring: of the evaluation.
+        arrays: what is there of it, see ``stores.DiskArrays``.
+    """
+    found, gradient = [], {}
+    size = min(measuring.plan.asked.batch_size, measuring.plan.count)
+    images, labels = measuring.part(range(size))
+    for task in measuring.plan.tasks:
+        # A task of clean images has no source; it is one of the network that sees them.
+        network = getattr(task, "network", None) or task.source or task.shown[0]
+        if network not in gradient:
+            gradient[network] = _gradient(measuring.networks.logits(network), images, labels)
+        left = sum(len(task.indices[batch]) for batch in tasks.missing_batches(task, arrays))
+        seconds = left * task.cost * gradient[network]
+        found.append(Estimated(task.key, network, len(task.indices), task.cost, left, seconds))
+    return Estimate(tuple(found), gradient, size)
+
+
+def _gradient(logits_fn: attacks.LogitsFn, images: Sequence, labels: Sequence) -> float:
+    """Return the seconds that the gradient of an image takes, once it is compiled."""
+    images, labels = tf.constant(images), tf.constant(labels, tf.int32)
+    objective = attacks.cross_entropy(labels)
+    function = tf.function(lambda given: attacks.input_gradient(logits_fn, given, objective))
+    function(images)
+    taken = []
+    for _ in range(_TIMES):
+        started = time.perf_counter()
+        function(images).numpy()
+        taken.append(time.perf_counter() - started)
+    return min(taken) / len(images)

@@ -1,0 +1,233 @@
+"""Whether a finished report holds: a share of it is computed again, from weights and seeds.
+
+    bin/evaluate --verify=reports/x --verify_share=0.1
+
+What report.json says has to follow from the predictions beside it, all of it; and these have to be
+what the same networks, known by the hashes of their weights, give once more for the same images.
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from cascade_keras import data, own_code
+from cascade_keras.errors import InputError
+from cascade_keras.evaluation import tasks
+from cascade_keras.evaluation.evaluation import Evaluation
+from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.settings import EvaluationSettings
+from cascade_keras.evaluation.stores import DiskArrays, is_missing
+from cascade_keras.sources import Network
+
+# On another machine sums are rounded otherwise, which changes the class of an image on a boundary.
+MOST_DIFFERENT = 0.01  # of what was computed again of an array
+_RELATIVE, _ABSOLUTE = 1e-2, 1e-3  # of numbers that are no classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What came of computing a part of a report again.
+
+    Attributes:
+        path: of the report.
+        share: how much was computed again, of all gradients.
+        batches, of_batches: the same in batches.
+        compared, different: predictions and other numbers that were, and those that are others now.
+        problems: a sentence for each thing that does not hold.
+    """
+
+    path: str
+    share: float
+    batches: int
+    of_batches: int
+    compared: int
+    different: int
+    problems: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        found = (
+            f"{self.path}: computed {100 * self.share:.1f} % of its gradients again "
+            f"({self.batches} of {self.of_batches} batches): {self.different} of {self.compared} "
+            "numbers differ"
+        )
+        verdict = "does not hold" if self.problems else "holds"
+        return "\n".join([found, *self.problems, f"{self.path} {verdict}"])
+
+
+def verify(
+    path: str | os.PathLike,
+    share: float = 0.1,
+    *,
+    targets: Sequence[Network] | None = None,
+    sources: Sequence[Network | Sequence[Network]] | None = None,
+    dataset: data.Dataset | None = None,
+    trust_source: bool = False,
+    progress: Callable[[int], None] = lambda per_cent: None,
+    **settings,
+) -> Verified:
+    """Compute a share of a finished report again and say whether it holds.
+
+    Whole batches are computed, as an image's random numbers may depend on its place in one: those
+    of the clean images first, then others at random until there is enough, at least one. An array
+    holds if at most ``MOST_DIFFERENT`` of what was computed differs.
+
+    Args:
+        path: of the report, which stays as it is.
+        share: how much is computed again, of all gradients, above 0 and at most 1.
+        targets, sources, dataset: those that the report was made with, where they were in memory;
+            as for ``Evaluation``.
+        trust_source: run networks that do more than compute, and Python code that the report names.
+        progress: called with the per cent of it that are done.
+        **settings: other operational ones of ``EvaluationSettings``, such as ``data_dir``.
+
+    Raises:
+        InputError: there is no finished report, or its networks, data or settings are not there or
+            are others by now: it cannot be said whether it holds.
+
+    Example::
+
+        found = verify("reports/cascade", share=0.2)
+        print(found)
+        assert found.holds
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"must be above 0 and at most 1, got {share:g}", "verify_share")
+    report = Report(path)
+    config, content = report.read()
+    told = _settings(report, config, content, trust_source, **settings)
+    evaluation = Evaluation(told, targets=targets, sources=sources, dataset=dataset)
+    measuring = evaluation.measuring
+    report.compare(measuring.plan.config(), "it cannot be verified with these")
+    arrays = DiskArrays(report.arrays.path, writable=False)
+    problems = []
+    try:
+        written = json.loads(json.dumps(measuring.content(measuring.found(arrays))))
+        problems += _what_differs(content, written)
+    except InputError as error:  # an array that is damaged or not there
+        problems.append(f"predictions: {error.message}")
+    plan = measuring.plan
+    chosen = _chosen(plan.tasks, share, plan.asked.seed)
+    total = sum(map(_cost, chosen))
+    done = 0.0
+    counts: dict[str, list[int]] = {}
+    for task, batches in itertools.groupby(chosen, key=lambda pair: pair[0]):
+        again = measuring.again(task)
+        for _, batch in batches:
+            progress(int(100 * done / total))
+            done += _cost((task, batch))
+            try:
+                then = tasks.open_array(task, arrays)[..., batch]
+            except InputError as error:  # said before
+                problems.append(f"predictions: {error.message}")
+                continue
+            unlike = int(np.count_nonzero(_differ(again(batch), then, task.missing)))
+            count = counts.setdefault(task.key, [0, 0])
+            count[0] += unlike
+            count[1] += then.size
+    progress(100)
+    for key, (unlike, size) in counts.items():
+        if unlike > MOST_DIFFERENT * size:
+            problems.append(f"{key}: {unlike} of {size} numbers are others when computed again")
+    whole = [(task, batch) for task in plan.tasks for batch in tasks.batches(task)]
+    different, compared = (sum(count[place] for count in counts.values()) for place in (0, 1))
+    return Verified(
+        str(path),
+        total / sum(map(_cost, whole)),
+        len(chosen),
+        len(whole),
+        compared,
+        different,
+        tuple(dict.fromkeys(problems)),
+    )
+
+
+def _settings(
+    report: Report, config: dict, content: dict, trust: bool, **others
+) -> EvaluationSettings:
+    """Return what the report was told, as far as it does not have Python code run by itself."""
+    told = config.get("settings")
+    if told is None:
+        raise InputError(
+            f"{report.path} does not say all that it was told, as earlier versions and evaluate() "
+            "in Python leave it; run its bin/evaluate command again, which adds that",
+            "verify",
+        )
+    texts = [told.get("dataset"), *told.get("target", ()), *told.get("source", ())]
+    code = [text for text in texts if text and own_code.names_function(text)]
+    if code and not trust and others.get("dataset") not in code:
+        raise InputError(
+            f"{report.path} names the Python code {code[0]}; say trust_source to have it run",
+            "verify",
+        )
+    paths = {record["name"]: record["path"] for record in content["networks"]}
+    targets = [
+        _version(given, paths.get(name, given))
+        for given, name in zip(told.get("target", ()), config["target"], strict=False)
+    ]
+    told = {**told, "target": targets, "output": str(report.path), **others}
+    try:
+        return EvaluationSettings(**told, trust_source=trust)
+    except TypeError as error:
+        raise InputError(
+            f"{report.path} was told what this version does not know ({error}); use the version "
+            "that made it",
+            "verify",
+        ) from error
+
+
+def _version(given: str, recorded: str) -> str:
+    """Return the version of a saved network that was measured, where only the network is named."""
+    return recorded if os.path.dirname(recorded) == given.rstrip("/") else given
+
+
+def _chosen(every: Sequence[tasks.Task], share: float, seed: int) -> list[tuple]:
+    """Return pairs of a task and a batch that make up a share of the gradients, or more."""
+    pairs = [(task, batch) for task in every for batch in tasks.batches(task)]
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    clean: dict[str, int] = {}
+    for place in order:
+        if getattr(pairs[place][0], "source", "") is None:
+            clean.setdefault(pairs[place][0].key, int(place))
+    first = list(clean.values())
+    rest = [int(place) for place in order if int(place) not in first]
+    wanted = share * sum(map(_cost, pairs))
+    chosen, spent = first, sum(_cost(pairs[place]) for place in first)
+    for number, place in enumerate(rest):
+        if number and spent >= wanted:
+            break
+        chosen.append(place)
+        spent += _cost(pairs[place])
+    return [pairs[place] for place in sorted(chosen)]
+
+
+def _cost(pair: tuple) -> float:
+    task, batch = pair
+    return task.cost * len(task.indices[batch])
+
+
+def _differ(now: np.ndarray, then: np.ndarray, missing: float) -> np.ndarray:
+    """Return which numbers are others now; what was not computed is."""
+    if np.issubdtype(then.dtype, np.floating):
+        same = np.isclose(now, then, rtol=_RELATIVE, atol=_ABSOLUTE)
+    else:
+        same = now == then
+    return ~same | is_missing(then, missing)
+
+
+def _what_differs(content: dict, written: dict) -> Iterator[str]:
+    """Yield a sentence for each key of report.json that does not follow from the predictions."""
+    for key, value in content.items():
+        if key not in ("versions", "networks") and written.get(key) != value:
+            yield f"report.json: {key} does not follow from its predictions"
