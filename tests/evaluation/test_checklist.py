@@ -180,7 +180,7 @@ def test_a_report_ends_with_the_checklist(data):
                             progress=False)  # fmt: skip
     verdicts = {each.check: each.verdict for each in found.checklist}
     assert verdicts["deterministic"] == FAIL and verdicts["transfer"] == NOT_TRIED
-    assert verdicts["gradients"] == verdicts["loss_rises"] == PASS
+    assert verdicts["gradients"] == PASS
     assert list(verdicts.values()).count(NOT_TRIED) == 1
     content = json.loads(json.dumps(found.to_dict()))
     assert [checklist.Item(**record) for record in content["checklist"]] == found.checklist
