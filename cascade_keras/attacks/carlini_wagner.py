@@ -20,6 +20,7 @@ Two searches share that iteration:
     do: the sum leaves a few pixels beyond tau, but the largest one counts. The step by which the
     box shrinks is halved where no lane succeeds any more; an image for which the smallest step
     fails is done. Half of the lanes aim at one class, the nearest or the second.
+    Where another attack has found a nearer image, the lanes go on from that, see ``starts``.
 
 The grid's result is where an iterate happened to pass on its way to one of the taus; the descent
 goes on until no lane gets any lower. Its epsilons are the smaller ones on average, though neither
@@ -165,6 +166,8 @@ class CarliniWagner:
         images: np.ndarray,
         labels: np.ndarray,
         progress: Callable[[int], None] = lambda done: None,
+        *,
+        starts: np.ndarray | None = None,
     ) -> Minimal:
         """Search the smallest perturbation of each image; the same at every call.
 
@@ -172,6 +175,10 @@ class CarliniWagner:
             images: in ``value_range``, (N, H, W, C).
             labels: the true classes, (N,), or soft ones, of which the largest is meant.
             progress: called with the number of images done, as it grows.
+            starts: what other attacks have made of the images, (N, H, W, C) or several of each,
+                (count, N, H, W, C), in ``value_range``. Where one is misclassified and nearer than
+                what the search finds, the descent goes on from there; the grid takes it as it is.
+                So no epsilon is above that of a start.
 
         Raises:
             ValueError: images of another shape or range, or not one label an image.
@@ -209,18 +216,42 @@ class CarliniWagner:
             verified = found & self._misclassified(candidates, labels[left])
             rows = left[verified]
             adversarial[rows] = candidates[verified]
-            apart = np.abs(adversarial[rows] - images[rows])
-            epsilon[rows] = PIXEL_LEVELS * apart.max(axis=(1, 2, 3))
+            epsilon[rows] = PIXEL_LEVELS * _apart(adversarial[rows], images[rows])
             left = left[found & ~verified]
         if len(left):
             raise RuntimeError(
                 "the network gives an image other logits each time; it must be in inference mode"
             )
+        if starts is not None and len(images):
+            gradients += self._start_over(images, labels, epsilon, adversarial, starts)
         found = scaled_from_unit(adversarial, self._value_range)
         attacked = np.isfinite(epsilon) & (epsilon > 0)
         # Images that are left alone are left as they are, to the last bit.
         found[~attacked] = given[~attacked]
         return Minimal(epsilon, found, gradients)
+
+    def _start_over(self, images, labels, epsilon, adversarial, starts) -> int:
+        """Improve epsilons and adversarial images, in place, from starts; return the gradients."""
+        nearest, from_ = epsilon.copy(), adversarial.copy()
+        for given in np.reshape(starts, (-1, *np.shape(starts)[-4:])):
+            start = given_images(given, self._value_range).numpy().astype(np.float32)
+            if start.shape != images.shape:
+                raise ValueError(f"starts of {images.shape} expected, got {start.shape}")
+            size = PIXEL_LEVELS * _apart(start, images)
+            rows = np.flatnonzero(size < nearest)
+            rows = rows[self._misclassified(start[rows], labels[rows])]
+            nearest[rows], from_[rows] = size[rows], start[rows]
+        rows = np.flatnonzero(nearest < epsilon)
+        epsilon[rows], adversarial[rows] = nearest[rows], from_[rows]
+        if self._search != self._descend or not len(rows):
+            return 0
+        _, candidates, gradients = self._descend(
+            images[rows], labels[rows], ROUNDING[0], lambda done: None, from_[rows]
+        )
+        size = PIXEL_LEVELS * _apart(candidates, images[rows])
+        better = (size < epsilon[rows]) & self._misclassified(candidates, labels[rows])
+        epsilon[rows[better]], adversarial[rows[better]] = size[better], candidates[better]
+        return gradients
 
     def _misclassified(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return where f(X) < 0, (N,) bool."""
@@ -358,8 +389,11 @@ class CarliniWagner:
         box = tf.minimum(1.0, best * (1 - lanes["shrink"]))
         return box, BELOW * box, lanes["rate"] * box
 
-    def _descend(self, images, labels, tolerance: float, progress: Callable) -> Found:
-        """Let tau follow the best of each image; an image that is done makes room for another."""
+    def _descend(self, images, labels, tolerance: float, progress: Callable, starts=None) -> Found:
+        """Let tau follow the best of each image; an image that is done makes room for another.
+
+        From d = 0, or from misclassified images, which then are the best from the beginning.
+        """
         rates = self._learning_rate * np.array(RATES[: self._lanes])
         count = len(rates)
         constants = np.resize(self._grid.constants[::-1][:count], count)
@@ -370,6 +404,8 @@ class CarliniWagner:
         targets = np.where(ranks == LARGEST, LARGEST, nearest[ranks].T)
         gradients = distances.size
         best, adversarial = np.full(len(images), np.inf, np.float32), images.copy()
+        if starts is not None:
+            best, adversarial = _apart(starts, images), starts.copy()
         under_way, begun = np.zeros(0, int), 0
         lanes = self._start(images[:0], labels[:0])
         while begun < len(images) or len(under_way):
@@ -383,7 +419,12 @@ class CarliniWagner:
                 rate=np.tile(rates, len(new)),
                 target=targets[new].ravel(),
                 shrink=SHRINK,
+                best=best[rows],
             )
+            fresh |= {
+                "best_image": adversarial[rows],
+                "perturbation": adversarial[rows] - images[rows],
+            }
             lanes = {name: np.concatenate([lanes[name], fresh[name]]) for name in lanes}
             under_way, begun = np.concatenate([under_way, new]), begun + len(new)
 
@@ -408,6 +449,11 @@ class CarliniWagner:
                 under_way = under_way[going_on]
                 progress(begun - len(under_way))
         return np.isfinite(best), adversarial, gradients
+
+
+def _apart(adversarial: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return the largest difference of each pair, (N,), in the range of [0, 1]."""
+    return np.abs(adversarial - images).max(axis=(1, 2, 3), initial=0)
 
 
 def as_grid(grid: Grid | Sequence[Sequence[float]] | None) -> Grid:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.linear import images_and_network, minimal_epsilons, step_to_plane
 from support.networks import smooth
 
 from cascade_keras import attacks, draws
@@ -10,18 +11,6 @@ from cascade_keras.attacks import boundary
 from cascade_keras.errors import InputError
 
 CHEAP = {"iterations": 8, "targets": 3}
-
-
-def to_plane(point, normal, value):
-    """The smallest step in L-infinity, by bisection of how far all coordinates go."""
-    direction = -np.sign(value) * np.sign(normal)
-    limit = np.where(direction > 0, 1 - point, point)
-    low, high = 0.0, 1.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        reached = np.abs(normal) @ np.minimum(limit, middle)
-        low, high = (middle, high) if reached < abs(value) else (low, middle)
-    return direction * np.minimum(limit, high)
 
 
 def compiled(logits_fn, images, labels, epsilons, **options):
@@ -67,7 +56,7 @@ def test_projections_are_the_smallest_steps_to_planes():
     values[:3] = 0
     steps = boundary.to_plane(*map(tf.constant, (points, normals, values))).numpy()
 
-    expected = np.array([*map(to_plane, points, normals, values)])
+    expected = np.array([*map(step_to_plane, points, normals, values)])
     np.testing.assert_allclose(steps, expected, atol=1e-12)
     missed = np.abs(values + (normals * steps).sum(1)) > 1e-9
     assert 5 < missed.sum() < 100  # corners that are nearest to a plane outside
@@ -79,23 +68,10 @@ def test_projections_are_the_smallest_steps_to_planes():
 @pytest.mark.parametrize("value_range", [(0, 1), (0, 255)])
 def test_the_nearest_plane_of_a_linear_network(classes, value_range):
     """Within a per cent, with pixels at the limits and without: an independent bisection."""
-    rng = np.random.default_rng(classes)
-    weights = rng.normal(size=(64, classes)).astype("float32")
-    images = rng.uniform(0, 1, (30, 8, 8, 1)).astype("float32")
-    images[10:] = np.clip(3 * images[10:] - 1, 0, 1)
-    bias = (-0.5 * weights.sum(0)).astype("float32")
-    flat = images.reshape(-1, 64)
-    logits = flat.astype(float) @ weights + bias
-    labels = logits.argmax(1)
+    images, weights, bias = images_and_network(classes)
+    labels = (images.reshape(-1, 64) @ weights + bias).argmax(1)
     labels[0] = (labels[0] + 1) % classes
-    expected = np.full(30, np.inf)
-    for i, y in enumerate(labels):
-        for other in {*range(classes)} - {y}:
-            normal, value = weights[:, other] - weights[:, y], logits[i, other] - logits[i, y]
-            step = to_plane(flat[i].astype(float), normal, value)
-            if abs(value + normal @ step) < 1e-6:
-                expected[i] = min(expected[i], 255 * np.abs(step).max())
-    expected[0] = 0
+    expected = minimal_epsilons(images, labels, weights, bias)
 
     def linear(images):
         return tf.reshape(images / value_range[1], [-1, 64]) @ weights + bias
@@ -130,7 +106,7 @@ def plain(logits_fn, image, label, iterations, targets):
                 logits = logits_fn(point)[0]
                 f = logits[target] - logits[label]
             w, f = tape.gradient(f, point).numpy().ravel(), f.numpy()
-            d, own = to_plane(z, w, f), to_plane(x, w, f + w @ (x - z))
+            d, own = step_to_plane(z, w, f), step_to_plane(x, w, f + w @ (x - z))
             share = np.abs(d).max() / (np.abs(d).max() + np.abs(own).max())
             share = min(share, 0.1)
             z = np.clip((1 - share) * (z + 1.05 * d) + share * (x + 1.05 * own), 0, 1)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from art.attacks.evasion import CarliniLInfMethod
+from support.linear import images_and_network, minimal_epsilons
 from support.peers import art_classifier
 
+from cascade_keras import attacks
 from cascade_keras.attacks import carlini_wagner as cw
 
 SHAPE = (4, 4, 1)
@@ -104,6 +106,66 @@ def test_grid_finds_no_less_than_that_distance(classes):
     assert found.gradients == 4 * 2 * len(taus) * 300
     assert (found.epsilon >= shortest - ROUNDING).all()
     assert np.median(found.epsilon / shortest) < 2
+
+
+@pytest.mark.parametrize("classes", [2, 6])
+def test_descent_is_near_the_minimum_where_pixels_are_at_their_limits(classes):
+    images, weights, bias = images_and_network(classes)
+
+    def logits_fn(images):
+        return tf.reshape(images, [-1, 64]) @ weights + bias
+
+    labels = np.argmax(logits_fn(images), -1)
+    least = minimal_epsilons(images, labels, weights, bias)
+    searching = attack(logits_fn, (8, 8, 1))
+    found = searching(images, labels)
+    check(found, logits_fn, images, labels)
+    assert (found.epsilon >= least - ROUNDING).all()
+    assert (found.epsilon <= 1.05 * least + ROUNDING).all()
+
+
+# Starts from elsewhere.
+
+
+def test_no_epsilon_is_above_that_of_a_start(trained, descended):
+    logits_fn, images, labels = trained
+    fab = attacks.minimal(logits_fn, images, labels, iterations=30)
+    nearer = fab.epsilon < descended.epsilon
+    assert 0 < nearer.sum() < len(images)
+    beyond = np.clip(images + 1.2 * (fab.images - images), 0, 1)
+    searching = attack(logits_fn, (8, 8, 1))
+    found = searching(images, labels, starts=np.stack([beyond, fab.images]))
+
+    check(found, *trained)
+    assert (found.epsilon <= np.minimum(fab.epsilon, descended.epsilon)).all()
+    # From there the descent goes on.
+    assert (found.epsilon < fab.epsilon)[nearer].any()
+    assert found.gradients > descended.gradients
+    np.testing.assert_array_equal(found.images[~nearer], descended.images[~nearer])
+    farther = searching(images, labels, starts=images)  # none is misclassified
+    np.testing.assert_array_equal(farther.images, descended.images)
+    assert farther.gradients == descended.gradients
+    with pytest.raises(ValueError, match="starts of"):
+        searching(images, labels, starts=images[:3])
+
+
+def test_the_grid_takes_a_start_as_it_is():
+    logits_fn, _ = linear(3)
+    images, labels = in_the_middle(logits_fn, 4)
+    fab = attacks.minimal(
+        lambda images: logits_fn(images / 255),
+        255 * images,
+        labels,
+        value_range=(0, 255),
+        iterations=20,
+    )
+    searching = cw.CarliniWagner(
+        lambda images: logits_fn(images / 255), SHAPE, grid=SMALL, search="grid",
+        iterations=1, value_range=(0, 255),
+    )  # fmt: skip
+    found = searching(255 * images, labels, starts=fab.images)
+    np.testing.assert_array_equal(found.images, fab.images)
+    np.testing.assert_allclose(found.epsilon, fab.epsilon, rtol=1e-6)
 
 
 # Images that need no attack, and networks that withstand it.
