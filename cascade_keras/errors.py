@@ -24,6 +24,9 @@ class InputError(ValueError):
         setting: the setting or argument that it is about, None where it is about none.
     """
 
+    # TensorFlow's AutoGraph makes other errors of those that are raised where a graph is built.
+    ag_pass_through = True
+
     def __init__(self, message: str, setting: str | None = None):
         super().__init__(message)
         self.message = message

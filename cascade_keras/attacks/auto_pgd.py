@@ -188,14 +188,12 @@ def checkpoints(iterations: int) -> list[int]:
     return found
 
 
-@tf.autograph.experimental.do_not_convert
 def _check(**options: int) -> None:
     for name, value in options.items():
         if value != int(value) or value < 1:
             raise InputError(f"must be a whole number of 1 or above, got {shown(value)}", name)
 
 
-@tf.autograph.experimental.do_not_convert
 def _classes(logits: tf.Tensor) -> int:
     classes = logits.shape[-1]
     if classes < _LEAST_CLASSES:
@@ -460,8 +458,8 @@ def _wide(each: tf.Tensor) -> tf.Tensor:
 def _moved(number, standing: _Standing, gradients: tf.Tensor) -> _Standing:
     """Take one step, with the momentum of the one before."""
     # What is no number says nothing of a direction.
-    signs = tf.where(tf.math.is_nan(gradients), 0.0, tf.sign(gradients))
-    own = tf.where(number == 0, 1.0, tf.constant(_MOMENTUM, gradients.dtype))
+    signs = tf.sign(tf.where(tf.math.is_nan(gradients), tf.zeros_like(gradients), gradients))
+    own = tf.cast(tf.where(number == 0, 1.0, _MOMENTUM), gradients.dtype)
     images, limits = standing.images, (standing.lowest, standing.highest)
     aim = tf.clip_by_value(images + standing.stride * signs, *limits)
     moved = images + own * (aim - images) + (1 - own) * (images - standing.before)

@@ -61,7 +61,6 @@ def targeted_dlr(labels: tf.Tensor, targets: tf.Tensor) -> Objective:
     return objective
 
 
-@tf.autograph.experimental.do_not_convert  # in a graph it would be another error
 def _refuse_two(logits: tf.Tensor) -> None:
     if logits.shape[-1] == 2:
         raise InputError(

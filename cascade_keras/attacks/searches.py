@@ -152,7 +152,6 @@ def ascending(
     return Found(*(tf.gather(array.stack(), order) for array in kept))
 
 
-@tf.autograph.experimental.do_not_convert  # in a graph it would be another error
 def _number(epsilon) -> float:
     try:
         return float(epsilon)
