@@ -77,6 +77,8 @@ class AttackSpec:
         strongest: whether it is a reference for what withstands attack (see the diagnosis).
         targeted: whether it seeks the least likely class, which says less about robustness.
         stages: of a suite, the attacks in it, by which ``searches.Broken`` counts.
+        gradient_free: whether it asks a network for its outputs alone: a black box without any
+            source, so that its images are the target's own.
         style: its place among the looks of lines in figures; names without one follow.
 
     A suite's function is ``f(logits_fn, image_shape, epsilons, *, num_classes, seed, **options)``
@@ -96,6 +98,7 @@ class AttackSpec:
     weaker: str | None = None
     strongest: bool = False
     targeted: bool = False
+    gradient_free: bool = False
     stages: tuple[str, ...] = ()
     style: int | None = None
 
@@ -482,7 +485,7 @@ for _row in (
     ),
     AttackSpec(
         "square", NESTED, "squares:nested", seeded=True, strongest=True, style=11,
-        options={"queries": 5000}, cost=_square_cost,
+        options={"queries": 5000}, cost=_square_cost, gradient_free=True,
     ),
     AttackSpec(
         "cw_linf", MINIMAL, "carlini_wagner:CarliniWagner", style=10,

@@ -198,6 +198,17 @@ class Measured:
         }
 
     @property
+    def black_box(self) -> dict | None:
+        """What the sources leave of each model, and what they are to it; None without sources.
+
+        As report.json has it: ``marks`` (is a source seen in a model's training, of the same
+        family, unseen), ``results`` and, for each image by the worst of the sources, ``worst``;
+        each also counted, in ``all_correct``, among the images that every network classifies
+        correctly when clean.
+        """
+        return copy.deepcopy(self._content["black_box"])
+
+    @property
     def diagnosis(self) -> list[str]:
         """Whether the numbers can be trusted: a sentence for each finding, or that there is none.
 

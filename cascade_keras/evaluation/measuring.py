@@ -13,7 +13,15 @@ import numpy as np
 
 from cascade_keras.attacks.specs import short_steps
 from cascade_keras.ensembles import Ensemble
-from cascade_keras.evaluation import checklist, content, diagnosis, pictures, tables, tasks
+from cascade_keras.evaluation import (
+    black_box,
+    checklist,
+    content,
+    diagnosis,
+    pictures,
+    tables,
+    tasks,
+)
 from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.content import Found
@@ -85,6 +93,11 @@ class Measuring:
         ]
         self.notes = _notes(asked, everyone.values()) + list(_randomised(targets, asked))
         self._images = images
+        self._marks = {
+            (target, source): black_box.mark_of(everyone[target], everyone[source])
+            for target in targets.names
+            for source in sources.names
+        }
         hashes = {name: source.weights_hash for name, source in everyone.items()}
         self.plan = Plan(asked, given, targets.names, sources.names, hashes, keep)
 
@@ -156,6 +169,9 @@ class Measuring:
             "warnings": [finding.sentence for finding in chance],
             "notes": self.notes,
             **counted,
+            "black_box": black_box.black_box(found.correct(found.predicted), self._marks)
+            if plan.sources
+            else None,
             "diagnosis": trusted,
             "checklist": content.checked(found, plan.targets, given.num_classes),
             "sources": list(plan.sources),

@@ -42,8 +42,11 @@ def draw_accuracies(
     if sources:
         for label, attack in attacks.items():
             for epsilon in attack.epsilons:
-                values = [[cells[t, s, label, epsilon] for t in targets] for s in sources]
                 name = file_name(f"{label}-{epsilon:g}")
+                if summary.needs_no_source(label):
+                    draw(name, [[cells[t, t, label, epsilon] for t in targets]], [label], "attack")
+                    continue
+                values = [[cells[t, s, label, epsilon] for t in targets] for s in sources]
                 draw(name, values, sources, _crafted_from(attack))
     elif attacks:
         for epsilon in next(iter(attacks.values())).epsilons:

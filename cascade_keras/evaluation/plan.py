@@ -9,7 +9,7 @@ import numpy as np
 from cascade_keras.attacks.carlini_wagner import selection
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, in_words
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation import checklist, diagnosis
+from cascade_keras.evaluation import checklist, diagnosis, summary
 from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.indicators import Indicators
 from cascade_keras.evaluation.stores import Through
@@ -105,6 +105,14 @@ class Plan:
             planned += [
                 self._predictions(source, label, attack, shown)
                 for label, attack in self.asked.attacks.items()
+                if not (self.sources and summary.needs_no_source(label))
+            ]
+        if self.sources:
+            planned += [
+                self._predictions(target, label, attack, (target,))
+                for target in self.targets
+                for label, attack in self.asked.attacks.items()
+                if summary.needs_no_source(label)
             ]
         return planned
 

@@ -26,6 +26,12 @@ def gives_images(attack: str) -> bool:
     return attack != CLEAN and not (row is not None and row.kind == MINIMAL)
 
 
+def needs_no_source(attack: str) -> bool:
+    """Whether an attack, by its label, asks the target alone, though others have sources."""
+    row = ATTACKS.get(name_of(attack))
+    return row is not None and row.gradient_free
+
+
 def accuracies(correct: Correct, options: Options) -> list[dict]:
     """Return a record of each cell, in the report's form."""
     return [

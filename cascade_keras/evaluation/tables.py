@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cascade_keras.attacks.specs import in_words
-from cascade_keras.evaluation import checklist
+from cascade_keras.evaluation import black_box, checklist
 from cascade_keras.evaluation.cells import CLEAN
-from cascade_keras.evaluation.summary import gives_images
+from cascade_keras.evaluation.summary import gives_images, needs_no_source
 from cascade_keras.printed import print_table
 
 
@@ -17,14 +17,14 @@ def markdown(content: Mapping) -> str:
     """Return the report as Markdown, from what report.json holds."""
     parts = [*warnings(content), _heading(content), *content["notes"], _accuracy_table(content)]
     parts += [_worst_case_table(content), _cw_table(content), _transfer_table(content)]
-    parts += [_diagnosis(content), _origin(content), _checklist(content)]
+    parts += [_black_box(content), _diagnosis(content), _origin(content), _checklist(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def short_markdown(content: Mapping) -> str:
     """Return what matters most of a report as Markdown: its table and its diagnosis."""
     parts = [*warnings(content), *content["notes"], _accuracy_table(content)]
-    parts += [_cw_table(content), _diagnosis(content), _checklist(content)]
+    parts += [_black_box(content), _cw_table(content), _diagnosis(content), _checklist(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -57,6 +57,12 @@ def print_report(content: Mapping, console, path: str | os.PathLike | None = Non
         )
     if options := options_used(content["results"]):
         say(options)
+    if content.get("black_box"):
+        say(f"black box: {black_box.explained(content)}")
+        headings, rows = black_box.worst_of_all(content)
+        print_table(headings, rows, text_columns=1, fixed_columns=2, console=console)
+        for line in _marks(content):
+            say(line)
     for record in content["cw_linf"]:
         above = ", ".join(f"{a['count']} above {a['epsilon']:g}" for a in record["above"])
         median = "none found" if record["median"] is None else f"median {record['median']:.1f}"
@@ -121,11 +127,12 @@ def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
     images that withstand all attacks. Without other sources there is no column of sources.
     """
     targets = [network["name"] for network in content["networks"] if network["target"]]
-    black_box = bool(content["sources"])
+    from_others = bool(content["sources"])
     rows: dict[tuple, dict[str, Mapping]] = {}
     for record in content["results"]:
         source = record["source"]
-        if not black_box or not gives_images(record["attack"]):
+        own = needs_no_source(record["attack"])
+        if not from_others or own or not gives_images(record["attack"]):
             source = "" if record["attack"] == CLEAN else "itself"
         key = (source, record["attack"], record["epsilon"])
         rows.setdefault(key, {})[record["target"]] = record
@@ -145,7 +152,7 @@ def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
             worst = gives_images(attack) and record["accuracy"] == lowest[target, epsilon]
             few = "" if record["examples"] == content["examples"] else f" / {record['examples']}"
             shown.append(f"{record['accuracy']:.1f}{few}" + ("*" if worst else ""))
-        head = [source] * black_box + [attack, "" if attack == CLEAN else f"{epsilon:g}"]
+        head = [source] * from_others + [attack, "" if attack == CLEAN else f"{epsilon:g}"]
         lines.append([*head, *shown])
     for epsilon in sorted({record["epsilon"] for record in content["worst_case"]}):
         withstood = {
@@ -153,9 +160,9 @@ def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
             for record in content["worst_case"]
             if record["epsilon"] == epsilon
         }
-        head = [""] * black_box + ["all of them", f"{epsilon:g}"]
+        head = [""] * from_others + ["all of them", f"{epsilon:g}"]
         lines.append([*head, *(withstood.get(target, "") for target in targets)])
-    return ["crafted from"] * black_box + ["attack", "epsilon", *targets], lines
+    return ["crafted from"] * from_others + ["attack", "epsilon", *targets], lines
 
 
 def _accuracy_table(content: Mapping) -> str:
@@ -255,6 +262,30 @@ def _transfer_table(content: Mapping) -> str:
     )
 
 
+def _black_box(content: Mapping) -> str:
+    if not content.get("black_box"):
+        return ""
+    parts = ["## Black box", black_box.explained(content)]
+    for network in (network for network in content["networks"] if network["target"]):
+        headings, rows = black_box.of_target(content, network["name"])
+        parts += [f"### {plain(network['name'])}", table(headings, rows, left=1)]
+    used = {record["mark"] for record in content["black_box"]["results"]}
+    meanings = (item for item in black_box.MARKS.items() if item[0] in used)
+    parts.append("\n".join(f"- *{mark}*: {meaning}." for mark, meaning in meanings))
+    parts.append("\n".join(f"- {plain(line)}" for line in _marks(content)))
+    return "\n\n".join(parts)
+
+
+def _marks(content: Mapping) -> list[str]:
+    """Return a line for each target: what its sources are to it."""
+    found = []
+    for network in (network for network in content["networks"] if network["target"]):
+        marked = black_box.marked(content, network["name"])
+        said = "; ".join(f"{mark}: {', '.join(names)}" for mark, names in marked.items())
+        found.append(f"{network['name']}: {said}")
+    return found
+
+
 def _diagnosis(content: Mapping) -> str:
     found = content["diagnosis"]
     if not found:
@@ -277,9 +308,14 @@ def _checklist(content: Mapping) -> str:
     return "\n\n".join([text, "\n".join(lines)] if lines else [text])
 
 
+def _path(network: Mapping) -> str:
+    mean = network.get("mean")
+    return network["path"] + (f" (mean of the {mean})" if mean else "")
+
+
 def _origin(content: Mapping) -> str:
     networks = [
-        [network["name"], network["path"], network["weights_hash"][:16]]
+        [network["name"], _path(network), network["weights_hash"][:16]]
         for network in content["networks"]
     ]
     attacks = [
