@@ -287,9 +287,12 @@ def test_it_is_saved_as_the_program_saves(network, tmp_path):
         for name in ("mine", "programs")
     }
     assert files["mine"] > files["programs"]
-    for name in ("report.md", "report.csv", "config.json"):
+    for name in ("report.md", "report.csv"):
         texts = [(tmp_path / place / name).read_bytes() for place in files]
         assert texts[0] == texts[1], name
+    configs = [json.loads((tmp_path / place / "config.json").read_text()) for place in files]
+    assert configs[1].pop("settings") == settings.resolved([network]).decisive()
+    assert configs[0] == configs[1]
     kept = np.load(next((tmp_path / "mine/predictions").glob("*--step_fgsm.npy")))
     np.testing.assert_array_equal(kept[0, 1], report.predictions["step_fgsm", 30])
     with pytest.raises(InputError, match="with"):
