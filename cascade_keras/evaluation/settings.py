@@ -32,7 +32,9 @@ from cascade_keras.settings import (
 )
 
 CW = "cw_linf"
-_PGD, _CW, _AUTOATTACK = (ATTACKS[name].options for name in ("pgd", "cw_linf", "autoattack"))
+_PGD, _MI_FGSM, _CW, _AUTOATTACK = (
+    ATTACKS[name].options for name in ("pgd", "mi_fgsm", "cw_linf", "autoattack")
+)
 # The setting that gives an option of an attack; the options of other attacks are their rows'.
 _SETTINGS_OF_OPTIONS = {
     "pgd": {
@@ -40,6 +42,10 @@ _SETTINGS_OF_OPTIONS = {
         "step_size": "pgd_step_size",
         "restarts": "pgd_restarts",
         "objective": "pgd_loss",
+    },
+    "mi_fgsm": {
+        option: f"mi_fgsm_{option}"
+        for option in ("steps", "diversity", "translation", "scales", "nesterov")
     },
     "autoattack": {
         "version": "autoattack",
@@ -104,6 +110,21 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     pgd_loss: str = setting(
         _PGD["objective"], "What is ascended.", choices=("cross_entropy", "margin", "dlr")
     )
+    mi_fgsm_steps: int = setting(_MI_FGSM["steps"], "Of epsilon / steps each.", POSITIVE)
+    mi_fgsm_diversity: float = setting(
+        _MI_FGSM["diversity"],
+        "Probability that an image is shown to its source resized and padded.",
+        Rule(lambda v: 0 <= v <= 1, "in [0, 1]"),
+    )
+    mi_fgsm_translation: int = setting(
+        _MI_FGSM["translation"],
+        "Pixels across of the Gaussian that smooths its gradients, odd; 1: none.",
+        Rule(lambda v: v > 0 and v % 2 == 1, "odd and above 0"),
+    )
+    mi_fgsm_scales: int = setting(
+        _MI_FGSM["scales"], "Gradients a step, of the image divided by 1, 2, 4, ...", POSITIVE
+    )
+    mi_fgsm_nesterov: bool = setting(_MI_FGSM["nesterov"], "Take them where the momentum leads.")
     cw_search: str = setting(
         _CW["search"],
         "descent: down from the best so far; grid: the published one, hours.",

@@ -162,7 +162,7 @@ def test_epsilons_below_one_pixel_value_are_noted(tmp_path):
 
 def test_settings_follow_from_rows():
     asked = EvaluationSettings(target=["a"])
-    for name in ("pgd", "autoattack", "cw_linf"):
+    for name in ("pgd", "mi_fgsm", "autoattack", "square", "cw_linf"):
         assert Attack(name, (8,), asked.options(name)).options == ATTACKS[name].options
     fields = {field.name: field.metadata for field in dataclasses.fields(asked)}
     assert set(attacks.OBJECTIVES) >= set(fields["pgd_loss"]["choices"])
@@ -178,6 +178,7 @@ REFUSED = [
     ("epsilon", [float("nan")], "finite"), ("epsilon", [], "0..255"),
     ("cw_threshold", [300], "0..255"), ("num_images", 0, "above 0"), ("batch_size", 0, "above 0"),
     ("pgd_restarts", 0, "above 0"), ("pgd_step_size", 0, "above 0"), ("pgd_loss", "hinge", "dlr"),
+    ("mi_fgsm_diversity", 1.1, r"in \[0, 1\]"), ("mi_fgsm_translation", 4, "odd"),
     ("diagnosis_images", -1, "0 or above"), ("inference_noise", 256, "0..255"),
     ("seed", -1, "2147483647"), ("split", "both", "test, train"), ("dataset", "Svhn", "mnist"),
 ]  # fmt: skip
