@@ -4,7 +4,7 @@ from cascade_keras.lazy import exports
 
 _HOMES = {
     "NOT_FINITE": "crafting",
-    "Craft": "crafting",
+    "Craft": "stores",
     "Predict": "crafting",
     "Result": "white_box",
     "WhiteBox": "white_box",

@@ -118,7 +118,10 @@ def _deterministic(seen: _Seen) -> _Answer | None:
     number = float(differences.max())
     text = f"two passes of the same image differ by up to {number:.1g} of its largest logit"
     if number > MOST_DIFFERENCE:
-        text += ": the network is randomised; ask for --autoattack=rand, which averages gradients"
+        text += (
+            ": the network is randomised; ask for autoattack's version rand, which averages "
+            "gradients"
+        )
     return _Answer(number <= MOST_DIFFERENCE, number, "", len(differences), text)
 
 

@@ -301,7 +301,7 @@ def _randomised(networks: Loaded, asked: Asked) -> Iterator[str]:
                 + (
                     "."
                     if averaged
-                    else "; ask for autoattack in its version rand, which averages gradients."
+                    else "; ask for autoattack's version rand, which averages gradients."
                 )
             )
 
