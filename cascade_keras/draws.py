@@ -209,6 +209,17 @@ def attack_seed(seed: int, first) -> tf.Tensor | list:
     return [seed, first]
 
 
+def places(first, count: int) -> np.ndarray:
+    """Return the place of each of ``count`` images among all, (count,), of that of the first.
+
+    Args:
+        first: the place of the first one, or those of all, which are returned.
+    """
+    return (
+        np.asarray(first, np.int32) if np.ndim(first) else first + np.arange(count, dtype=np.int32)
+    )
+
+
 def image_keys(seed: int, images: tf.Tensor) -> tf.Tensor:
     """Return a key for each image of a search, int32 (n, 2), of their places among all, (n,)."""
 

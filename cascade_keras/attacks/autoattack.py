@@ -194,7 +194,7 @@ class AutoAttack:
         self,
         images: np.ndarray,
         labels: np.ndarray,
-        first: int = 0,
+        first: int | np.ndarray = 0,
         *,
         fallen: np.ndarray | None = None,
     ) -> Broken:
@@ -203,7 +203,7 @@ class AutoAttack:
         Args:
             images: in ``value_range``, (batch, H, W, C).
             labels: the true classes, (batch,), or soft ones, of which the largest is meant.
-            first: the place of the first image among all.
+            first: the place of the first image among all, or those of all, (batch,).
             fallen: the numbers of the stages that are known to break images, (epsilons, batch);
                 those are not attacked, and what is returned of them is the clean image. None: of
                 none.
@@ -220,7 +220,7 @@ class AutoAttack:
             raise InputError(
                 f"classes up to {labels.max()} for logits of {self.num_classes} classes", "labels"
             )
-        keys = draws.image_keys(self._seed, first + tf.range(len(images))).numpy()
+        keys = draws.image_keys(self._seed, draws.places(first, len(images))).numpy()
         batch = _Batch((images, labels, keys), self._searches, self._sizes, self.stages[0])
         work = len(self._sizes) * sum(self._costs.values()) or 1
         found, done = {}, 0.0

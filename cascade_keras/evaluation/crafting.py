@@ -39,7 +39,7 @@ def crafter(
 
     It takes images (batch, H, W, C), true labels (batch,) and the index of the first image, from
     which the noise follows, and returns float32 (epsilons, batch, H, W, C). That of AutoAttack or
-    of a member of it is a ``stores.Telling``.
+    of a member of it is a ``stores.Telling``, and takes the places of all images too, (batch,).
 
     Args:
         logits_fn: of the source, images (batch, H, W, C) -> logits (batch, classes), in inference
@@ -76,19 +76,21 @@ def crafter(
     @tf.function
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor | Found:
         given = attack, logits_fn, images, labels, epsilons
-        key = draws.attack_seed(seed, first)
         if nested:
-            return search(*given, seed=key, **options)
+            return search(*given, seed=draws.image_keys(seed, first), **options)
+        key = draws.attack_seed(seed, first)
         return attacks.at_epsilons(*given, seed=key, signed=signed, **options)
 
     # One trace serves every batch, the shorter last one too.
     make = make.get_concrete_function(
         tf.TensorSpec([None, *image_shape], tf.float32),
         tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([None] if nested else [], tf.int32),
     )
 
     def made(images: np.ndarray, labels: np.ndarray, first: int) -> tf.Tensor | Found:
+        if nested:
+            first = draws.places(first, len(images))
         return make(
             tf.constant(images), tf.constant(labels, tf.int32), tf.constant(first, tf.int32)
         )

@@ -12,7 +12,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation import checklist, diagnosis, summary
 from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.indicators import Indicators
-from cascade_keras.evaluation.stores import Through
+from cascade_keras.evaluation.stores import Through, told_by
 from cascade_keras.evaluation.tasks import (
     Clock,
     MinimalEpsilons,
@@ -131,6 +131,11 @@ class Plan:
                     grid=self.given.grid,
                     search=options["search"],
                     iterations=options["iterations"],
+                    starts=[
+                        task
+                        for task in self.main
+                        if task.source == target and told_by(task.attack.name)
+                    ],
                     clock=self.clock,
                 )
                 for target in self.targets

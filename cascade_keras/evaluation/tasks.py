@@ -392,7 +392,16 @@ class ZeroGradients:
 
 
 class MinimalEpsilons:
-    """The minimal epsilon of each image by Carlini and Wagner's attack, float32 (n,)."""
+    """The minimal epsilon of each image by Carlini and Wagner's attack, float32 (n,).
+
+    Args:
+        network: that is attacked.
+        indices: of the images.
+        grid, search, iterations: of the attack, see ``CarliniWagner``.
+        starts: tasks of AutoAttack and its members on the network, from whose images the search
+            goes on where they are nearer.
+        clock: seconds.
+    """
 
     dtype, missing, shape, batch_size = "float32", float("nan"), (), _CW_BATCH
 
@@ -404,6 +413,7 @@ class MinimalEpsilons:
         grid: Grid,
         search: str,
         iterations: int,
+        starts: Sequence[Predictions] = (),
         clock: Clock,
     ):
         self.key = f"{network}--cw_linf"
@@ -415,8 +425,10 @@ class MinimalEpsilons:
             indices,
         )
         self.grid, self.search, self.iterations = grid, search, iterations
+        self.starts = tuple(starts)
         pairs = len(grid.constants) * len(grid.taus) * iterations
         self.cost = pairs if search == "grid" else ATTACKS["cw_linf"].gradients((), {})
+        self.cost += sum(task.attack.gradients for task in self.starts)
 
     def start(self, networks: Networks) -> Craft:
         """See ``Task``."""
@@ -427,6 +439,18 @@ class MinimalEpsilons:
             search=self.search,
             iterations=self.iterations,
         )
-        return lambda images, labels, first: (
-            self.clock.measure("crafting", attack, images, labels).epsilon
-        )
+        crafts = [
+            networks.crafter(
+                self.network, task.attack, seed=task.seed, num_classes=task.num_classes
+            )
+            for task in self.starts
+        ]
+
+        def search(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+            # Their random numbers are those of the images' places in the split.
+            places = self.indices[first : first + len(images)]
+            made = [craft(images, labels, places) for craft in crafts]
+            starts = np.concatenate(made) if made else None
+            return attack(images, labels, starts=starts).epsilon
+
+        return lambda *batch: self.clock.measure("crafting", search, *batch)

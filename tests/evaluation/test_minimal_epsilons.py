@@ -1,0 +1,69 @@
+"""Minimal epsilons of a run: never above what AutoAttack and its members find in it."""
+
+import numpy as np
+import pytest
+from support.networks import features
+
+import cascade_keras as ck
+from cascade_keras import attacks, draws
+from cascade_keras.evaluation import crafter
+
+EPSILONS = (6.0, 12.0, 20.0)
+# So few iterations that CW alone finds little.
+SHORT = attacks.CWLinf(images=12, iterations=20)
+
+
+@pytest.fixture(scope="module")
+def measured(digits):
+    images, labels = digits
+    chosen = [attacks.FAB(iterations=10, targets=3), attacks.AutoAttack(iterations=5), SHORT]
+    return {
+        names: ck.evaluate(
+            features(0),
+            images[:40],
+            labels[:40],
+            some,
+            EPSILONS,
+            diagnosis_images=0,
+            progress=False,
+        )
+        for names, some in (("all", chosen), ("alone", [SHORT]))
+    }
+
+
+def test_no_minimal_epsilon_is_above_what_other_attacks_of_the_run_find(measured):
+    (minimal,), (alone,) = (measured[names].minimal.values() for names in ("all", "alone"))
+    rows = measured["all"].minimal_indices
+    assert (minimal <= alone).all() and (minimal < alone).any()
+    label = measured["all"].labels[rows]
+    predictions, broken = measured["all"].predictions, 0
+    assert len(predictions) == 1 + 2 * len(EPSILONS)
+    for attack, epsilon in predictions:
+        wrong = predictions[attack, epsilon][rows] != label
+        assert (minimal[wrong] <= epsilon + 1e-4).all()
+        broken += (alone[wrong] > epsilon).sum()
+    assert broken  # CW alone does not see to it
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [
+        ("apgd", {"iterations": 4}),
+        ("autoattack", {"iterations": 3, "queries": 10, "version": "standard"}),
+    ],
+)
+def test_images_are_crafted_by_their_places_alone(attack, options, digits):
+    """Not one after another: the random numbers are those of the places."""
+    images, labels = digits
+    craft = crafter(features(0), (8, 8, 1), attack, (6.0, 12.0), seed=3, **options)
+    whole = craft(images[:20], labels[:20], 5)
+    rows = np.array([1, 4, 17])
+    some = craft(images[rows], labels[rows], 5 + rows)
+    np.testing.assert_allclose(some, whole[:, rows], atol=1e-6)
+    elsewhere = craft(images[rows], labels[rows], rows)
+    assert np.abs(elsewhere - whole[:, rows]).max() > 1e-3
+
+
+def test_places_follow_the_first():
+    np.testing.assert_array_equal(draws.places(4, 3), [4, 5, 6])
+    np.testing.assert_array_equal(draws.places([9, 2], 2), [9, 2])
