@@ -45,8 +45,15 @@ def progress_bar():
 
 
 @contextlib.contextmanager
-def show_progress(what: str, total: int, seconds: float = 15) -> Iterator[Callable[[int], None]]:
+def show_progress(
+    what: str, total: int | Callable[[], int], seconds: float = 15
+) -> Iterator[Callable[[int], None]]:
     """Show how far a long piece of work is, and the time left, on standard error.
+
+    Args:
+        what: is done.
+        total: how much there is to do; a function of work that may grow.
+        seconds: between lines.
 
     A bar on a terminal; elsewhere a line, at most one in so many seconds.
 
@@ -55,19 +62,20 @@ def show_progress(what: str, total: int, seconds: float = 15) -> Iterator[Callab
     """
     bar = progress_bar()
     console = bar.console
-    task = bar.add_task(what, total=total)
+    in_all = total if callable(total) else lambda: total
+    task = bar.add_task(what, total=in_all())
     started = written = time.monotonic()
     before = None
 
     def show(done: int) -> None:
         nonlocal before, written
-        bar.update(task, completed=done)
+        bar.update(task, completed=done, total=in_all())
         before = done if before is None else before
         now = time.monotonic()
         if console.is_terminal or done == before or now - written < seconds:
             return
-        left = (total - done) * (now - started) / (done - before)
-        print(f"{what} {done}/{total}  {left / 60:.1f} min left", file=console.file, flush=True)
+        left = (in_all() - done) * (now - started) / (done - before)
+        print(f"{what} {done}/{in_all()}  {left / 60:.1f} min left", file=console.file, flush=True)
         written = now
 
     with bar:

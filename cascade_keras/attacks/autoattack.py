@@ -204,9 +204,9 @@ class AutoAttack:
             images: in ``value_range``, (batch, H, W, C).
             labels: the true classes, (batch,), or soft ones, of which the largest is meant.
             first: the place of the first image among all, or those of all, (batch,).
-            fallen: the numbers of the stages that are known to break images, (epsilons, batch);
-                those are not attacked, and what is returned of them is the clean image. None: of
-                none.
+            fallen: the numbers of the stages that are known to break images, (epsilons, batch),
+                0 of those that are to be attacked; what is returned of the others means nothing.
+                None: nothing is known.
 
         Returns:
             ``Broken``, in the order of ``epsilons``, images in ``value_range``.
@@ -228,6 +228,8 @@ class AutoAttack:
             batch.begin(size)
             if fallen is not None:
                 batch.know(np.asarray(fallen)[self.epsilons.index(size)])
+            elif size == self._sizes[0]:
+                batch.attack("clean")
             for name in self.stages:
                 batch.attack(name)
                 done += self._costs[name]
@@ -252,15 +254,12 @@ class _Batch:
         self._sizes = [size for size in sizes if size > 0]
         self._images = given[0].copy()
         self._stages = np.zeros(len(self._images), np.int8)
-        self._passes: np.ndarray | None = None
         self._near: tuple[np.ndarray, Found] | None = None  # what FAB found, of whom
 
     def begin(self, size: float) -> None:
         """Go on to the next epsilon; its passes are counted anew."""
-        first, self._passes = self._passes is None, np.zeros([2, len(self._images)], np.int32)
+        self._passes = np.zeros([2, len(self._images)], np.int32)
         self._size = size
-        if first:
-            self._search("clean")
         if self._near is not None:
             rows, found = self._near
             number = self._sizes.index(size)
@@ -271,11 +270,11 @@ class _Batch:
 
     def know(self, stages: np.ndarray) -> None:
         """Leave out images of which it is known what breaks them."""
-        self._stages = np.where(self._stages == _STANDS, stages, self._stages).astype(np.int8)
+        self._stages = np.where(stages == _STANDS, self._stages, stages).astype(np.int8)
 
     def attack(self, name: str) -> None:
         """Attack what stands, where there is anything to do."""
-        if self._size > 0 and not (name == "fab" and self._near is not None):
+        if name == "clean" or (self._size > 0 and not (name == "fab" and self._near is not None)):
             self._search(name)
 
     def found(self) -> tuple[np.ndarray, ...]:

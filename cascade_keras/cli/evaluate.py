@@ -56,7 +56,7 @@ def evaluate(values: flags.FlagValues) -> int:
         print_table(*found.grid(), text_columns=1, fixed_columns=1)
         print("\n".join(found.sentences()))
         return 0
-    with show_progress("evaluating, gradients", evaluation.work) as progress:
+    with show_progress("evaluating, gradients", lambda: evaluation.work) as progress:
         content = evaluation.run(progress)
     console = rich.console.Console(highlight=False)
     tables.print_report(content, console, evaluation.report.path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cascade_keras.attacks.specs import Attack
-from cascade_keras.evaluation import checklist, diagnosis, summary
+from cascade_keras.evaluation import checklist, diagnosis, stages, summary
 from cascade_keras.evaluation.cells import Cell
 
 
@@ -27,6 +27,7 @@ class Found:
         gradients: of each target that is diagnosed, where they are zero.
         short: as ``extra``, of what the checklist asked for.
         probed: of each target that is diagnosed, what it was probed with.
+        told: by the cell of each source itself, what attacks told of their images.
     """
 
     labels: np.ndarray
@@ -37,6 +38,7 @@ class Found:
     gradients: Mapping[str, diagnosis.Gradients]
     short: Mapping[Cell, np.ndarray] = dataclasses.field(default_factory=dict)
     probed: Mapping[str, checklist.Probed] = dataclasses.field(default_factory=dict)
+    told: Mapping[Cell, stages.Told] = dataclasses.field(default_factory=dict)
 
     def correct(self, predicted: Mapping[Cell, np.ndarray]) -> dict[Cell, np.ndarray]:
         """Return where predictions are right."""
@@ -69,6 +71,7 @@ def results(
         "worst_case": summary.worst_cases(shown, options),
         "transfer": summary.transfers(correct, options) if sources else [],
         "cw_linf": summary.minimal_epsilons(found.minimal, thresholds),
+        **stages.records(found.told, correct, attacks),
     }
 
 

@@ -18,6 +18,7 @@ from cascade_keras.evaluation.cells import CLEAN, Cell
 from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.report import Report
+from cascade_keras.evaluation.stages import Told
 from cascade_keras.evaluation.stores import DiskArrays, MemoryArrays
 from cascade_keras.evaluation.tasks import arrays_of, open_array
 from cascade_keras.provenance import package_versions
@@ -36,6 +37,26 @@ class Counted(NamedTuple):
     correct: int
     examples: int
     accuracy: float
+
+
+class Passes(NamedTuple):
+    """Passes through the network that each image took, int32 (N,).
+
+    Attributes:
+        gradients: forward and backward.
+        forwards: forward alone.
+    """
+
+    gradients: np.ndarray
+    forwards: np.ndarray
+
+
+def _passes(told: Told) -> Passes:
+    return Passes(told.gradients, told.forwards)
+
+
+def _names(told: Told, attack: Attack) -> np.ndarray:
+    return np.array(ATTACKS[attack.name].stage_names)[told.stages]
 
 
 class ByAttack(Mapping, Generic[T]):
@@ -137,6 +158,11 @@ class Measured:
             where ``images=True`` was said.
         labels: true classes, int32 (N,).
         class_names: of the classes; empty where there are none.
+        stages: of each image the attack of AutoAttack that broke it, ``.stages["autoattack", 8]``:
+            "apgd", "apgd_targeted", "fab", "square"; "clean" where it is wrong without any,
+            "stands" where all fail; strings (N,).
+        passes: that each image took, ``.passes["autoattack", 8].gradients``, of AutoAttack and of
+            its members; see ``Passes``.
         minimal: by network, the smallest epsilon that fools each image that ``cw_linf`` attacked,
             float32 (n,); 0 where it is wrong already, inf where none was found.
         minimal_indices: which images these are, (n,).
@@ -165,6 +191,13 @@ class Measured:
         self.accuracy: ByAttack[float] = ByAttack(list(accuracies), accuracies.__getitem__, every)
         self.predictions: ByAttack[np.ndarray] = ByAttack(
             list(predicted), lambda cell: predicted[cell].astype(np.int32), every
+        )
+        self.passes: ByAttack[Passes] = ByAttack(
+            list(found.told), lambda cell: _passes(found.told[cell]), every
+        )
+        broken = {cell: told for cell, told in found.told.items() if told.stages is not None}
+        self.stages: ByAttack[np.ndarray] = ByAttack(
+            list(broken), lambda cell: _names(broken[cell], every[cell.attack]), every
         )
         self._every, self._images, self._as_given = every, images, as_given
 

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from cascade_keras.attacks.specs import short_steps
+from cascade_keras.attacks.specs import Attack, short_steps
+from cascade_keras.attacks.versions import left_out
 from cascade_keras.ensembles import Ensemble
 from cascade_keras.evaluation import (
     black_box,
@@ -19,6 +20,7 @@ from cascade_keras.evaluation import (
     content,
     diagnosis,
     pictures,
+    stages,
     tables,
     tasks,
 )
@@ -26,6 +28,7 @@ from cascade_keras.evaluation.asked import Asked, Given
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.content import Found
 from cascade_keras.evaluation.diagnosis import Finding, Gradients
+from cascade_keras.evaluation.following import Following
 from cascade_keras.evaluation.networks import Loaded, is_loaded
 from cascade_keras.evaluation.plan import Keep, Plan
 from cascade_keras.evaluation.report import Report
@@ -91,7 +94,8 @@ class Measuring:
         self._records = [
             _record(name, source, name in targets) for name, source in everyone.items()
         ]
-        self.notes = _notes(asked, everyone.values()) + list(_randomised(targets, asked))
+        self.notes = _notes(asked, everyone.values(), given.num_classes)
+        self.notes += _randomised(targets, asked)
         self._images = images
         self._marks = {
             (target, source): black_box.mark_of(everyone[target], everyone[source])
@@ -104,18 +108,43 @@ class Measuring:
     def run(self, arrays: Arrays, progress: Callable[[int], None] | None = None) -> Found:
         """Compute what is missing of the tasks' arrays, and return what they hold.
 
+        Where the diagnosis says that a target's gradients mislead, a fast AutoAttack of it is gone
+        on with.
+
         Args:
-            progress: called with the gradients done of ``plan.work``.
+            progress: called with the gradients done of ``plan.work``, which grows by that.
 
         Raises:
             InputError: a network gives logits that are not finite.
         """
         plan, labels = self.plan, self.plan.given.labels
         progress = progress or (lambda done: None)
-        tasks.run(plan.tasks, self.networks, arrays, self._images, labels, progress)
-        return self.found(arrays)
+        given = self.networks, arrays, self._images, labels
+        tasks.run(plan.tasks, *given, progress)
+        done, before = plan.work, list(plan.following)
+        self._follow(arrays)
+        if plan.following != before:
+            tasks.run(plan.following, *given, lambda new: progress(done + new))
+        return self._held(arrays)
 
     def found(self, arrays: Arrays) -> Found:
+        """Return what the arrays of a finished evaluation hold."""
+        self._follow(arrays)
+        return self._held(arrays)
+
+    def _follow(self, arrays: Arrays) -> None:
+        """Plan what AutoAttacks are gone on with, where it was not yet."""
+        plan = self.plan
+        if plan.diagnosed and not plan.following:
+            given = plan.targets, plan.given.num_classes, self._ran()
+            findings = content.diagnose(self._held(arrays), *given)["findings"]
+            plan.follow(stages.flagged(findings), arrays)
+
+    def _ran(self) -> dict[str, Attack]:
+        """Return all attacks that are run, by their labels."""
+        return self.plan.asked.every | {task.label: task.attack for task in self.plan.extra}
+
+    def _held(self, arrays: Arrays) -> Found:
         """Return what the tasks' arrays hold."""
         plan, labels = self.plan, self.plan.given.labels
         gradients = {}
@@ -124,13 +153,14 @@ class Measuring:
             gradients[task.network] = Gradients(zero, zero_margin)
         return Found(
             labels,
-            dict(_predicted(plan.main, arrays)),
+            dict(_predicted([*plan.main, *plan.following], arrays)),
             {task.network: np.array(tasks.open_array(task, arrays)) for task in plan.minimal},
             plan.minimal[0].indices if plan.minimal else np.arange(0),
             dict(_predicted(plan.extra, arrays)),
             gradients,
             dict(_predicted(plan.short, arrays)),
             {task.network: task.probed(tasks.open_array(task, arrays)) for task in plan.indicators},
+            dict(_told([*plan.main, *plan.following], arrays)),
         )
 
     def part(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -156,8 +186,7 @@ class Measuring:
         chance = list(self._at_chance(found))
         trusted = None
         if plan.diagnosed:
-            ran = asked.every | {task.label: task.attack for task in plan.extra}
-            trusted = {"examples": plan.diagnosed}
+            ran, trusted = self._ran(), {"examples": plan.diagnosed}
             trusted |= content.diagnose(found, plan.targets, given.num_classes, ran, chance)
         return {
             "dataset": given.name,
@@ -209,17 +238,19 @@ class Measuring:
 
     def _draw_examples(self, report: Report, found: Found, most: int) -> None:
         """Draw images that a target classifies correctly when clean and not when attacked."""
+        followed = {task.base: task for task in self.plan.following}
         for task in (task for task in self.plan.main if task.source is not None):
             for target in (name for name in task.shown if name in self.plan.targets):
                 cell = Cell(target, task.source, task.label, task.attack.epsilons[-1])
                 chosen = pictures.fooled(found, cell, most)
                 if len(chosen):
-                    clean, adversarial = self._images[chosen], self._craft_again(task, chosen)
+                    again = self._craft_again(followed.get(task, task), chosen)
+                    clean, adversarial = self._images[chosen], again
                     pictures.draw_examples(
                         report, found, self.plan.given, cell, chosen, clean, adversarial
                     )
 
-    def _craft_again(self, task: tasks.Predictions, chosen: np.ndarray) -> np.ndarray:
+    def _craft_again(self, task: tasks.Predictions | Following, chosen: np.ndarray) -> np.ndarray:
         """Return the adversarial images with these indices at the largest epsilon.
 
         The whole batches are crafted, as they were: an image's noise depends on its batch.
@@ -274,12 +305,14 @@ def _record(name: str, source: Source, target: bool) -> dict:
     return record
 
 
-def _notes(asked: Asked, sources: Iterable[Source]) -> list[str]:
+def _notes(asked: Asked, sources: Iterable[Source], num_classes: int) -> list[str]:
     """Return what can be computed and is likely not what was meant, a sentence each."""
     trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
     notes = small_epsilon_note(asked.epsilons, max(filter(None, trained), default=None))
     for attack in asked.every.values():
         notes += short_steps(attack.options, attack.epsilons)
+        if attack.name == "autoattack":
+            notes += left_out(attack.options["version"], num_classes)
     return list(dict.fromkeys(notes))
 
 
@@ -323,7 +356,21 @@ def small_epsilon_note(epsilons: Sequence[float], trained: float | None = None) 
     ]
 
 
-def _predicted(planned: Sequence[tasks.Predictions], arrays) -> Iterator[tuple[Cell, np.ndarray]]:
+def _told(planned: Sequence[tasks.Predictions | Following], arrays) -> Iterator:
+    """Yield the cell of each source itself and what an attack told of its images there."""
+    for task in planned:
+        for part in task.further:
+            array = np.array(tasks.open_array(part, arrays))
+            for number, epsilon in enumerate(task.attack.epsilons):
+                told = stages.Told(**dict(zip(part.names, array[:, number], strict=True)))
+                if isinstance(task, Following):
+                    told = dataclasses.replace(told, stood=int(task.stood[number]))
+                yield Cell(task.source, task.source, task.label, epsilon), told
+
+
+def _predicted(
+    planned: Sequence[tasks.Predictions | Following], arrays
+) -> Iterator[tuple[Cell, np.ndarray]]:
     """Yield each cell and the classes that its target took the images for, (n,)."""
     for task in planned:
         array = tasks.open_array(task, arrays)

@@ -133,7 +133,7 @@ def evaluate(
         warnings.warn(note, stacklevel=2)
     arrays = MemoryArrays()
     if progress:
-        with show_progress("evaluating, gradients", measuring.plan.work) as show:
+        with show_progress("evaluating, gradients", lambda: measuring.plan.work) as show:
             results = measuring.run(arrays, show)
     else:
         results = measuring.run(arrays)
@@ -219,6 +219,10 @@ class _Kept:
             self._images[:, first : first + versions.shape[1]] = versions
 
         return shown_to(keep, craft)
+
+    def amend(self, versions: np.ndarray, first: int, places: np.ndarray) -> None:
+        """See ``stores.Amended``."""
+        self._images[:, first : first + versions.shape[1]][places] = versions[places]
 
 
 # What is asked.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from cascade_keras.attacks.carlini_wagner import selection
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, in_words
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation import checklist, diagnosis, summary
+from cascade_keras.evaluation import checklist, diagnosis, stages, summary
 from cascade_keras.evaluation.asked import Asked, Given
+from cascade_keras.evaluation.following import Following
 from cascade_keras.evaluation.indicators import Indicators
-from cascade_keras.evaluation.stores import Through, told_by
+from cascade_keras.evaluation.stores import Arrays, Through, told_by
 from cascade_keras.evaluation.tasks import (
     Clock,
     MinimalEpsilons,
     Predictions,
     Task,
     ZeroGradients,
+    arrays_of,
+    open_array,
     work,
 )
 
@@ -46,6 +49,7 @@ class Plan:
             for.
         indicators, short: tasks of the checklist: what targets are probed with, and short attacks
             that nobody asked for.
+        following: tasks of what an AutoAttack is gone on with, once ``follow`` has been called.
         clock: the time that all of them take.
 
     Raises:
@@ -74,6 +78,7 @@ class Plan:
         probed = self.diagnosed and max(asked.epsilons) > 0
         self.indicators = self._indicators() if probed else []
         self.short = self._short() if probed else []
+        self.following: list[Following] = []
 
     @property
     def tasks(self) -> list[Task]:
@@ -85,6 +90,7 @@ class Plan:
             *self.extra,
             *self.indicators,
             *self.short,
+            *self.following,
         ]
 
     @property
@@ -194,6 +200,20 @@ class Plan:
             for target in self.targets
             if (target, short.name) not in there
         ]
+
+    def follow(self, targets: Collection[str], arrays: Arrays) -> None:
+        """Plan what AutoAttacks are gone on with of targets whose gradients mislead.
+
+        Args:
+            arrays: in which the main tasks are complete.
+        """
+        self.following = []
+        for task in self.main:
+            if task.source in targets and stages.goes_on(task.attack):
+                parts = (np.array(open_array(each, arrays)) for each in arrays_of(task))
+                following = Following(task, *parts)
+                if following.stood.any():
+                    self.following.append(following)
 
     def _diagnostic(self, target: str, label: str, attack: Attack, purpose: str) -> Predictions:
         """Return a task of the diagnosis; attacks of other options have other arrays."""

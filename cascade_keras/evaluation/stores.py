@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from msgspec import Meta
@@ -60,6 +60,14 @@ class Through(Protocol):
 
     def through(self, craft: Craft) -> Craft:
         """Return what is called instead of what crafts: ``Telling`` where that is."""
+
+
+@runtime_checkable
+class Amended(Through, Protocol):
+    """What keeps images that may be replaced by others later."""
+
+    def amend(self, versions: np.ndarray, first: int, places: np.ndarray) -> None:
+        """Replace images of a batch where places, (epsilons, batch), are True."""
 
 
 class Telling:

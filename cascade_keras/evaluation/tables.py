@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cascade_keras.attacks.specs import in_words
-from cascade_keras.evaluation import black_box, checklist
+from cascade_keras.evaluation import black_box, checklist, stages
 from cascade_keras.evaluation.cells import CLEAN
 from cascade_keras.evaluation.summary import gives_images, needs_no_source
 from cascade_keras.printed import print_table
@@ -16,7 +16,8 @@ from cascade_keras.printed import print_table
 def markdown(content: Mapping) -> str:
     """Return the report as Markdown, from what report.json holds."""
     parts = [*warnings(content), _heading(content), *content["notes"], _accuracy_table(content)]
-    parts += [_worst_case_table(content), _cw_table(content), _transfer_table(content)]
+    parts += [_worst_case_table(content), _stages(content), _cw_table(content)]
+    parts += [_transfer_table(content)]
     parts += [_black_box(content), _diagnosis(content), _origin(content), _checklist(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -24,7 +25,8 @@ def markdown(content: Mapping) -> str:
 def short_markdown(content: Mapping) -> str:
     """Return what matters most of a report as Markdown: its table and its diagnosis."""
     parts = [*warnings(content), *content["notes"], _accuracy_table(content)]
-    parts += [_black_box(content), _cw_table(content), _diagnosis(content), _checklist(content)]
+    parts += [_stages(content), _black_box(content), _cw_table(content), _diagnosis(content)]
+    parts += [_checklist(content)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -63,6 +65,12 @@ def print_report(content: Mapping, console, path: str | os.PathLike | None = Non
         print_table(headings, rows, text_columns=1, fixed_columns=2, console=console)
         for line in _marks(content):
             say(line)
+    headings, rows = stages.grid(content)
+    if rows:
+        say("what broke how many images, and the passes an image:")
+        print_table(headings, rows, text_columns=2, fixed_columns=3, console=console)
+    for sentence in filter(None, (*stages.sentences(content), stages.in_words(content))):
+        say(sentence)
     for record in content["cw_linf"]:
         above = ", ".join(f"{a['count']} above {a['epsilon']:g}" for a in record["above"])
         median = "none found" if record["median"] is None else f"median {record['median']:.1f}"
@@ -208,6 +216,20 @@ def _worst_case_table(content: Mapping) -> str:
 def _named(record: Mapping, target: str) -> str:
     source = "itself" if record["source"] == target else record["source"]
     return f"{record['attack']} from {source}"
+
+
+def _stages(content: Mapping) -> str:
+    headings, rows = stages.grid(content)
+    parts = [plain(sentence) + "." for sentence in stages.sentences(content)]
+    parts += [plain(text) + "." for text in filter(None, [stages.in_words(content)])]
+    if rows:
+        parts.insert(0, table(headings, rows, left=2))
+        parts.insert(
+            0,
+            "Of each image the attack that broke it, in turn; clean: misclassified without any. "
+            "Gradients and forward passes alone are means an image.",
+        )
+    return "\n\n".join(["## What broke the images, and what it took", *parts]) if parts else ""
 
 
 def _cw_table(content: Mapping) -> str:

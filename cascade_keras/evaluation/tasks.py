@@ -21,7 +21,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation import crafting
 from cascade_keras.evaluation.crafting import NOT_FINITE, Craft, Predict
 from cascade_keras.evaluation.networks import is_loaded, loaded_again
-from cascade_keras.evaluation.stores import Arrays, Content, Through, is_missing, told_by
+from cascade_keras.evaluation.stores import Amended, Arrays, Content, Through, is_missing, told_by
 from cascade_keras.files import naming
 from cascade_keras.progress import progress_within
 from cascade_keras.sources import Source
@@ -354,7 +354,7 @@ class Predictions:
         craft = self.crafter(networks)
 
         def classified(versions: np.ndarray, first: int) -> np.ndarray:
-            return self.clock.measure("classifying", self._classify, networks, versions, first)
+            return self.clock.measure("classifying", self.classify, networks, versions, first)
 
         def step(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
             return classified(self.clock.measure("crafting", craft, images, labels, first), first)
@@ -371,7 +371,13 @@ class Predictions:
         craft = networks.crafter(name, self.attack, seed=self.seed, num_classes=self.num_classes)
         return self._through.through(craft) if self._through else craft
 
-    def _classify(self, networks: Networks, versions: np.ndarray, first: int) -> np.ndarray:
+    def amend(self, versions: np.ndarray, first: int, places: np.ndarray) -> None:
+        """Replace images that are kept in memory, where places, (epsilons, batch), are True."""
+        if isinstance(self._through, Amended):
+            self._through.amend(versions, first, places)
+
+    def classify(self, networks: Networks, versions: np.ndarray, first: int) -> np.ndarray:
+        """Return what each network that is shown takes images for, (shown, epsilons, batch)."""
         return np.stack([networks.predict(name, versions, first) for name in self.shown])
 
 
