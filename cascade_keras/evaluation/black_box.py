@@ -176,6 +176,11 @@ EVERY = "all of them"  # the attacks at an epsilon
 WORST = "worst of them"  # the sources
 
 
+def is_in(content: Mapping) -> bool:
+    """Whether a report has any image of another network's."""
+    return bool((content.get("black_box") or {}).get("results"))
+
+
 def explained(content: Mapping) -> str:
     """Return what the numbers of both tables are, a sentence or two."""
     found = content["black_box"]

@@ -59,7 +59,7 @@ def print_report(content: Mapping, console, path: str | os.PathLike | None = Non
         )
     if options := options_used(content["results"]):
         say(options)
-    if content.get("black_box"):
+    if black_box.is_in(content):
         say(f"black box: {black_box.explained(content)}")
         headings, rows = black_box.worst_of_all(content)
         print_table(headings, rows, text_columns=1, fixed_columns=2, console=console)
@@ -285,7 +285,7 @@ def _transfer_table(content: Mapping) -> str:
 
 
 def _black_box(content: Mapping) -> str:
-    if not content.get("black_box"):
+    if not black_box.is_in(content):
         return ""
     parts = ["## Black box", black_box.explained(content)]
     for network in (network for network in content["networks"] if network["target"]):

@@ -24,6 +24,7 @@ from cascade_keras.evaluation.evaluation import Evaluation
 from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.evaluation.stores import DiskArrays, is_missing
+from cascade_keras.provenance import members_of, version_of
 from cascade_keras.sources import Network
 
 # On another machine sums are rounded otherwise, which changes the class of an image on a boundary.
@@ -164,7 +165,8 @@ def _settings(
             "in Python leave it; run its bin/evaluate command again, which adds that",
             "verify",
         )
-    texts = [told.get("dataset"), *told.get("target", ()), *told.get("source", ())]
+    sources = (member for source in told.get("source", ()) for member in members_of(source))
+    texts = [told.get("dataset"), *told.get("target", ()), *sources]
     code = [text for text in texts if text and own_code.names_function(text)]
     if code and not trust and others.get("dataset") not in code:
         raise InputError(
@@ -189,7 +191,9 @@ def _settings(
 
 def _version(given: str, recorded: str) -> str:
     """Return the version of a saved network that was measured, where only the network is named."""
-    return recorded if os.path.dirname(recorded) == given.rstrip("/") else given
+    folder, version = os.path.split(recorded)
+    is_version = folder == given.rstrip("/") and version_of(version) is not None
+    return recorded if is_version else given  # a run is measured by its name, not by its file
 
 
 def _chosen(every: Sequence[tasks.Task], share: float, seed: int) -> list[tuple]:

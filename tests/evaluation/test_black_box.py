@@ -26,6 +26,7 @@ from cascade_keras.evaluation.black_box import (
 )
 from cascade_keras.evaluation.cells import Cell
 from cascade_keras.evaluation.networks import is_loaded, loaded_again
+from cascade_keras.evaluation.verify import verify
 from cascade_keras.provenance import learned_from, locate, members_of
 from cascade_keras.sources import load_source
 
@@ -82,9 +83,6 @@ def test_what_an_attack_on_an_ensemble_ascends(mean, objective):
     )
     got = attacks.input_gradient(both.logits, tf.constant(X), attacks.OBJECTIVES[objective](Y))
     np.testing.assert_allclose(got.numpy().reshape(-1, 64), gradient / 3, rtol=1e-3, atol=1e-5)
-    # Compiled, and from its own class on, it is what every attack is given.
-    made = ck.craft(both, X, Y, attacks.PGD(steps=1, restarts=1), 4)
-    assert np.abs(made - X).max() <= np.float32(4 / 255)
     np.testing.assert_allclose(both.logits(X), np.mean(each, 0), rtol=1e-4, atol=1e-4)
 
 
@@ -321,22 +319,19 @@ def test_the_program_crafts_from_ensembles_and_marks_what_was_seen(saved, tmp_pa
     got = {(r["target"], r["source"], r["attack"]): r["correct"] for r in found["results"]}
     # The square attack asks each target; nothing of it comes from a source.
     assert {s for _, s, attack in got if attack == "square"} == {"b", "c"}
-    both = ensemble([a, b], "losses")
-    for target, network in (("b", features(1)), ("c", features(2))):
-        made = ck.craft(both, X, Y, "step_fgsm", 16)
-        expected = (np.argmax(network(made), -1) == Y).sum()
+    made = ck.craft(ensemble([a, b], "losses"), X, Y, "step_fgsm", 16)
+    for target, seed in (("b", 1), ("c", 2)):
+        expected = (np.argmax(features(seed)(made), -1) == Y).sum()
         assert got[target, "a+b", "step_fgsm"] == expected
-        asked = ck.craft(network, X, Y, attacks.Square(queries=30), 16, batch_size=25)
-        assert got[target, target, "square"] == (np.argmax(network(asked), -1) == Y).sum()
+    asked = ck.craft(features(2), X, Y, attacks.Square(queries=30), 16, batch_size=25)
+    assert got["c", "c", "square"] == (np.argmax(features(2)(asked), -1) == Y).sum()
     text = (out / "report.md").read_text()
     assert "## Black box" in text and "| a (seen) | a+b (seen) | worst of them |" in text
     assert (out / "step_fgsm-16.png").exists() and (out / "square-16.png").exists()
-    # The same goes on; another mean, or another order of the same ensemble, is told apart or not.
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "seconds.json"}
-    assert run(*flags) == 0
-    assert all(path.read_bytes() == held for path, held in before.items())
+    # It can be computed again; another mean is another evaluation.
+    assert verify(out, 0.01).holds
     assert run(*flags, "--ensemble=logits") == 2
-    assert "--ensemble: " in capsys.readouterr().err
+    assert 'made with "losses", now it is "logits"' in capsys.readouterr().err
     assert run(f"--target={c}", f"--source={a}+") == 2
     assert "--source" in capsys.readouterr().err.splitlines()[-1]
 
@@ -355,8 +350,5 @@ def test_one_call_takes_lists_and_names_of_ensembles(saved):
     seen = [report.predictions[s, "step_fgsm", 16] == Y for s in ("one", "two")]
     assert found["worst"][0]["correct"] == np.logical_and(*seen).sum()
     assert "worst" in str(report).lower() and "## Black box" in report._repr_markdown_()
-    text = ck.evaluate(
-        features(3), X, Y, ["step_fgsm"], 16, sources=f"{saved}/a+{saved}/b", **quiet
-    )
-    assert text.to_dict()["sources"] == ["a+b"]
-    assert ck.evaluate(features(3), X, Y, "clean", **quiet).black_box is None
+    text = ck.evaluate(features(3), X, Y, "clean", sources=f"{saved}/a+{saved}/b", **quiet)
+    assert text.to_dict()["sources"] == ["a+b"] and "## Black box" not in text._repr_markdown_()
