@@ -72,7 +72,8 @@ def test_a_network_of_one_probability_stays_one(example):
 
 def test_a_recipe_of_keras_stops_early_and_keeps_its_precision(example):
     policy = keras.config.dtype_policy()
-    main = example("own_recipe.py", LOSSES=["pivot"], ATTACKS=["step_fgsm"])["main"]
+    changed = {"MONITORED": {"pivot": "val_pgd_accuracy"}, "ATTACKS": ["step_fgsm"]}
+    main = example("own_recipe.py", **changed)["main"]
     accuracy = main("digits", epsilon=8, epochs=2, steps_per_epoch=8, images=40).accuracy
     assert keras.config.dtype_policy() == policy
     assert accuracy["step_fgsm"] <= accuracy["clean"]
