@@ -103,8 +103,7 @@ def verify(
         print(found)
         assert found.holds
     """
-    if not 0 < share <= 1:
-        raise InputError(f"must be above 0 and at most 1, got {share:g}", "verify_share")
+    share = EvaluationSettings(verify_share=share).verify_share
     report = Report(path)
     config, content = report.read()
     told = _settings(report, config, content, trust_source, **settings)
@@ -165,28 +164,29 @@ def _settings(
             "in Python leave it; run its bin/evaluate command again, which adds that",
             "verify",
         )
-    sources = (member for source in told.get("source", ()) for member in members_of(source))
-    texts = [told.get("dataset"), *told.get("target", ()), *sources]
-    code = [text for text in texts if text and own_code.names_function(text)]
-    if code and not trust and others.get("dataset") not in code:
-        raise InputError(
-            f"{report.path} names the Python code {code[0]}; say trust_source to have it run",
-            "verify",
-        )
-    paths = {record["name"]: record["path"] for record in content["networks"]}
-    targets = [
-        _version(given, paths.get(name, given))
-        for given, name in zip(told.get("target", ()), config["target"], strict=False)
-    ]
-    told = {**told, "target": targets, "output": str(report.path), **others}
     try:
-        return EvaluationSettings(**told, trust_source=trust)
+        told = {**told, **others, "output": str(report.path)}
+        settings = EvaluationSettings(**told, trust_source=trust)
     except TypeError as error:
         raise InputError(
             f"{report.path} was told what this version does not know ({error}); use the version "
             "that made it",
             "verify",
         ) from error
+    sources = (member for source in settings.source for member in members_of(source))
+    named = [settings.dataset or "", *settings.target, *sources]
+    code = [text for text in named if own_code.names_function(text)]
+    if code and not trust and others.get("dataset") not in code:
+        raise InputError(
+            f"{report.path} names the Python code {code[0]}; say trust_source to have it run",
+            "verify",
+        )
+    paths = {record.get("name"): record.get("path") for record in content["networks"]}
+    targets = [
+        _version(given, paths.get(name) or given)
+        for given, name in zip(settings.target, config["target"], strict=False)
+    ]
+    return settings.replace(target=targets)
 
 
 def _version(given: str, recorded: str) -> str:

@@ -126,6 +126,11 @@ REFUSED = {
         [],
         "was told what this version does not know",
     ),
+    "settings that cannot be": (
+        lambda: change("report/config.json", lambda c: c["settings"].update(target=5)),
+        [],
+        "--target: must be a list, got 5",
+    ),
     "code of the report": (
         lambda: change("report/config.json", lambda c: c["settings"].update(dataset="os:getcwd")),
         [],
