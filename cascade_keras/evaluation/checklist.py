@@ -304,7 +304,12 @@ _PROBES = "an epsilon above 0 and images for the diagnosis"
 _DIAGNOSIS = "attacks by the network's own gradients"
 CHECKS = (
     _Check("above_chance", "clean accuracy is above chance", _above_chance, "clean images"),
-    _Check("deterministic", "the network is deterministic", _deterministic, _PROBES),
+    _Check(
+        "deterministic",
+        "the network is deterministic: relative difference",
+        _deterministic,
+        _PROBES,
+    ),
     _Check(
         "gradients",
         f"zero gradients: at most {diagnosis.LEAST_ZERO_PERCENT:g} %",
@@ -319,7 +324,7 @@ CHECKS = (
     ),
     _Check(
         "iterative",
-        "many steps do no less harm than one",
+        "many steps do no less harm than one, points",
         _iterative_beats_one_step,
         "step_fgsm and an attack of many steps at one epsilon",
     ),
@@ -335,7 +340,9 @@ CHECKS = (
         _few_steps_do,
         _PROBES,
     ),
-    _Check("grows", "a larger epsilon does no less harm", _grows, f"two epsilons, or {_PROBES}"),
+    _Check(
+        "grows", "a larger epsilon does no less harm, points", _grows, f"two epsilons, or {_PROBES}"
+    ),
     _Check(
         "reaches_all",
         f"an epsilon of 255 fools at least {LEAST_PERCENT_FOOLED:g} %",
@@ -344,13 +351,13 @@ CHECKS = (
     ),
     _Check(
         "gradient_free",
-        "attacks without gradients do no more harm",
+        "attacks without gradients do no more harm, points",
         _gradient_free_weaker,
         f"step_rand or square beside {_DIAGNOSIS}",
     ),
     _Check(
         "transfer",
-        "other networks' images do no more harm",
+        "other networks' images do no more harm, points",
         _transfer_weaker,
         f"sources, and {_DIAGNOSIS}",
     ),
@@ -454,8 +461,8 @@ def cell(record: Mapping) -> str:
     if record["number"] is None:
         return record["verdict"]
     number, unit = record["number"], record["unit"]
-    shown = f"{number:.1f} {unit}" if unit else f"{number:.1g}"
-    return f"{record['verdict']} ({shown})"
+    shown = f"{number:.1f}{'%' if unit == '%' else ''}" if unit else f"{number:.1g}"
+    return f"{record['verdict']} {shown}"
 
 
 def sentences(records: Sequence[Mapping]) -> list[str]:
