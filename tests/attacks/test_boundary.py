@@ -93,11 +93,12 @@ def test_the_nearest_plane_of_a_linear_network(classes, value_range):
 
 
 def plain(logits_fn, image, label, iterations, targets):
-    """The nearest image that is seen to be misclassified, and its distance."""
+    """The nearest image that is seen to be misclassified, its distance, and of which target."""
     x = image.ravel()
-    nearest, best = x, np.inf
+    nearest, best, aimed = x, np.inf, 0
     logits = logits_fn(tf.constant(image[None])).numpy()[0]
-    for target in [k for k in np.argsort(-logits) if k != label][:targets]:
+    others = [k for k in np.argsort(-logits) if k != label]
+    for number, target in enumerate(others[:targets]):
         z = x
         for _ in range(iterations):
             point = tf.constant(z.reshape(1, *image.shape))
@@ -112,22 +113,31 @@ def plain(logits_fn, image, label, iterations, targets):
             z = np.clip((1 - share) * (z + 1.05 * d) + share * (x + 1.05 * own), 0, 1)
             if logits_fn(tf.constant(z.reshape(1, *image.shape))).numpy().argmax() != label:
                 if np.abs(z - x).max() < best:
-                    nearest, best = z, np.abs(z - x).max()
+                    nearest, best, aimed = z, np.abs(z - x).max(), number
                 z = x + 0.9 * (z - x)
-    return nearest.reshape(image.shape), best
+    return nearest.reshape(image.shape), best, aimed
 
 
 def test_the_published_rule(digits):
-    images = digits[0][:6].astype(np.float64)
-    labels = np.argmax(smooth(tf.constant(images)), -1).astype(np.int32)
-    # Nothing is so near, so that every iteration is taken.
-    result = compiled(smooth, images, labels, [1e-6, 255.0])
+    scales = np.array([1.0, 9.0] * 5)  # so that the next class by its logit is not the nearest
 
+    def network(images):
+        return scales * smooth(images)
+
+    images = digits[0][:8].astype(np.float64)
+    labels = np.argmax(network(tf.constant(images)), -1).astype(np.int32)
+    # Nothing is so near, so that every iteration is taken.
+    options = {"iterations": 4, "targets": 3}
+    result = compiled(network, images, labels, [1e-6, 255.0], **options)
+
+    number = []
     for i in range(len(images)):
-        expected, best = plain(smooth, images[i], labels[i], **CHEAP)
+        expected, best, aimed = plain(network, images[i], labels[i], **options)
+        number.append(aimed)
         assert 0 < best < 0.5
         np.testing.assert_allclose(result.images[1, i], expected, atol=1e-9)
     assert result.fooled[1].all() and not result.fooled[0].any()
+    assert max(number) > 0  # each target begins at the image
 
 
 # Properties.
