@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ from cascade_keras.evaluation.following import Following
 from cascade_keras.evaluation.networks import Loaded, is_loaded
 from cascade_keras.evaluation.plan import Keep, Plan
 from cascade_keras.evaluation.report import Report
-from cascade_keras.evaluation.stores import Arrays
+from cascade_keras.evaluation.stores import Arrays, told_by
 from cascade_keras.provenance import package_versions
 from cascade_keras.sources import Source
 
@@ -151,10 +151,14 @@ class Measuring:
         for task in plan.gradients:
             zero, zero_margin = tasks.open_array(task, arrays) == 1
             gradients[task.network] = Gradients(zero, zero_margin)
+        predicted = dict(_predicted([*plan.main, *plan.following], arrays))
         return Found(
             labels,
-            dict(_predicted([*plan.main, *plan.following], arrays)),
-            {task.network: np.array(tasks.open_array(task, arrays)) for task in plan.minimal},
+            predicted,
+            {
+                task.network: self._bounded(task, tasks.open_array(task, arrays), predicted)
+                for task in plan.minimal
+            },
             plan.minimal[0].indices if plan.minimal else np.arange(0),
             dict(_predicted(plan.extra, arrays)),
             gradients,
@@ -162,6 +166,21 @@ class Measuring:
             {task.network: task.probed(tasks.open_array(task, arrays)) for task in plan.indicators},
             dict(_told([*plan.main, *plan.following], arrays)),
         )
+
+    def _bounded(
+        self, task: tasks.MinimalEpsilons, minimal: np.ndarray, predicted: Mapping[Cell, np.ndarray]
+    ) -> np.ndarray:
+        """Return minimal epsilons, no larger than what AutoAttack and its members have needed.
+
+        An AutoAttack that was gone on with has found images that were not there to start from.
+        """
+        minimal, rows = np.array(minimal), task.indices
+        for cell, seen in predicted.items():
+            attack = self.plan.asked.every.get(cell.attack)
+            if cell.source == cell.target == task.network and attack and told_by(attack.name):
+                wrong = (seen[rows] >= 0) & (seen[rows] != self.plan.given.labels[rows])
+                minimal = np.where(wrong, np.minimum(minimal, cell.epsilon), minimal)
+        return minimal.astype(np.float32)
 
     def part(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return images as networks see them, (n, H, W, C), and their true classes, (n,)."""

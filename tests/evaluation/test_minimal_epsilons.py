@@ -45,6 +45,28 @@ def test_no_minimal_epsilon_is_above_what_other_attacks_of_the_run_find(measured
     assert broken  # CW alone does not see to it
 
 
+def test_what_an_attack_has_needed_bounds_them_wherever_it_was_found(digits, monkeypatch):
+    """Images of a square attack that follows the diagnosis are no starts, but they count."""
+
+    def nothing(self, images, labels, **starts):
+        return attacks.carlini_wagner.Minimal(np.full(len(images), np.inf), images, 0)
+
+    monkeypatch.setattr(attacks.CarliniWagner, "__call__", nothing)
+    images, labels = digits
+    measured = ck.evaluate(
+        features(0), images[:20], labels[:20], [attacks.FAB(iterations=3, targets=2), SHORT],
+        EPSILONS, diagnosis_images=0, progress=False,
+    )  # fmt: skip
+    (minimal,), rows = measured.minimal.values(), measured.minimal_indices
+    expected = np.full(len(rows), np.inf)
+    for attack, epsilon in sorted(measured.predictions, key=lambda key: -key[1]):
+        if attack != "clean":
+            predicted = measured.predictions[attack, epsilon][rows]
+            expected[predicted != measured.labels[rows]] = epsilon
+    np.testing.assert_array_equal(minimal, expected)
+    assert minimal.dtype == np.float32 and len(np.unique(minimal)) > 2
+
+
 @pytest.mark.parametrize(
     ("attack", "options"),
     [
