@@ -77,7 +77,7 @@ def side_of(number, height, width) -> tf.Tensor:
 class _State(NamedTuple):
     """Of each image: the best so far, the true class' margin there, and what ``Found`` tells."""
 
-    images: tf.Tensor
+    bright: tf.Tensor  # which values are at their highest, bool: a quarter of the image's memory
     margins: tf.Tensor  # float64, which holds the differences of any network's logits exactly
     fooled: tf.Tensor
     forwards: tf.Tensor
@@ -102,7 +102,7 @@ def search(
         keys: of the images, (batch, 2).
         queries: forward passes of an image at most, its first stripes among them.
     """
-    corners = bounds(images, epsilon)
+    low, high = bounds(images, epsilon)
     count, height, width, channels = (
         known if known is not None else tf.shape(images)[axis]
         for axis, known in enumerate(images.shape)
@@ -115,19 +115,18 @@ def search(
 
     def step(number, last: _State, inputs):
         rows = tf.where(~last.fooled)[:, 0]
-        best, (classes, low, high, numbers) = rows_of(rows, (last.images, inputs))
+        best, (classes, lowest, highest, numbers) = rows_of(rows, (last.bright, inputs))
         numbers = numbers[:, number % _BLOCK]
         inside = _square_at(numbers[:, :2], number, height, width)
-        bright = (numbers[:, 2:] >= 0.5)[:, tf.newaxis, tf.newaxis]
-        made = tf.where(inside, tf.where(bright, high, low), best)
+        made = tf.where(inside, (numbers[:, 2:] >= 0.5)[:, tf.newaxis, tf.newaxis], best)
         # Where that is what the network has been shown already, the other corner.
         same = tf.reduce_all(made == best, axis=[1, 2, 3], keepdims=True)
-        made = tf.where(inside & same, tf.where(bright, low, high), made)
-        margins, fooled = shown_to_network(made, classes)
+        made ^= inside & same
+        margins, fooled = shown_to_network(tf.where(made, highest, lowest), classes)
         better = fooled | (margins < tf.gather(last.margins, rows))
         kept = rows[better]
         return number + 1, _State(
-            put(last.images, kept, made[better]),
+            put(last.bright, kept, made[better]),
             put(last.margins, kept, margins[better]),
             put(last.fooled, rows, fooled),
             last.forwards + tf.cast(~last.fooled, tf.int32),
@@ -135,7 +134,7 @@ def search(
 
     def block(number, last: _State):
         rows = tf.where(~last.fooled)[:, 0]
-        given = rows_of(rows, (labels, *corners))
+        given = rows_of(rows, (labels, low, high))
         numbers = _uniform(tf.gather(keys, rows), 1 + number // _BLOCK, [_BLOCK, 2 + channels])
         inputs = (*given, numbers)
         end = tf.minimum(number + _BLOCK, queries - 1)
@@ -146,15 +145,16 @@ def search(
         )
         return number, put(last, rows, state)
 
-    striped = tf.where(_uniform(keys, 0, [1, width, channels]) >= 0.5, corners[1], corners[0])
-    margins, fooled = shown_to_network(striped, labels)
+    striped = tf.repeat(_uniform(keys, 0, [1, width, channels]) >= 0.5, height, axis=1)
+    margins, fooled = shown_to_network(tf.where(striped, high, low), labels)
     start = _State(striped, margins, fooled, tf.ones([count], tf.int32))
     _, found = tf.while_loop(
         lambda number, state: (number < queries - 1) & ~tf.reduce_all(state.fooled),
         block,
         (tf.constant(0), start),
     )
-    return Found(found.images, found.fooled, tf.zeros_like(found.forwards), found.forwards)
+    best = tf.where(found.bright, high, low)
+    return Found(best, found.fooled, tf.zeros_like(found.forwards), found.forwards)
 
 
 def _uniform(keys: tf.Tensor, number, shape) -> tf.Tensor:

@@ -74,7 +74,6 @@ def gaussian(size, deviations=3):
 
 OPTIONS = {
     "momentum": ({}, {}),
-    "none": ({"momentum": 0.0, "steps": 5}, {"mu": 0.0, "steps": 5}),
     "less": ({"momentum": 0.5, "step_size": 4.0}, {"mu": 0.5, "step_size": 4.0}),
     "diversity": ({"diversity": 0.7}, {"diversity": 0.7}),
     "translation": ({"translation": 5}, {"kernel": gaussian(5)}),

@@ -88,8 +88,8 @@ def published(margin, image, radius, queries, first, numbers):
     return best, least, queries
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_follows_the_published_search(channels, batch):
+def test_follows_the_published_search(batch):
+    channels = 2
     images = np.concatenate([np.roll(batch[0][:8], i, axis=1) for i in range(channels)], axis=-1)
     mixing = np.linspace(0.5, 1, channels)[:, None]
 
@@ -214,12 +214,13 @@ def test_what_is_no_number_is_never_robust(batch):
     images, labels = batch
     keys = draws.image_keys(SEED, tf.range(12))
 
-    def breaks(images):  # where a pixel leaves its place
-        moved = tf.reduce_any(images != 0.5, axis=[1, 2, 3], keepdims=True)[:, 0, 0]
-        return tf.where(moved, tf.constant(np.nan, tf.float64), 1.0) * [[2.0, 1.0, 0.0]]
+    def breaks(images):  # at the first square: stripes are the same from top to bottom
+        uneven = tf.reduce_any(images[:, 1:] != images[:, :-1], axis=[1, 2, 3])[:, None]
+        return tf.where(uneven, tf.constant(np.nan, tf.float64), 1.0) * [[2.0, 1.0, 0.0]]
 
     found = found_by(breaks, 0 * images + 0.5, tf.zeros_like(labels), 4, 20, keys)
-    assert found.fooled.all() and (found.forwards == 2).all()
+    assert found.fooled.all() and (found.forwards == 3).all()
+    assert np.isnan(breaks(tf.constant(found.images))).all()
 
 
 def test_saturated_logits_hide_nothing(batch):
