@@ -126,6 +126,16 @@ def test_iterates_on_a_quadratic_are_those_of_the_published_rule():
     np.testing.assert_array_equal(found.forwards, [1] * 4)
 
 
+def test_each_start_is_drawn_anew():
+    images = np.random.default_rng(0).uniform(0.4, 0.6, (4, 3, 3, 1))
+    network, keys = Recorded(quadratic), keys_of(4)
+    auto_pgd.search(
+        network, tf.constant(images), tf.fill([4], 2), RADIUS, keys, iterations=1, restarts=3
+    )
+    expected = [start_of(images, keys, run) for run in range(3)]
+    np.testing.assert_allclose(network.given[::2], expected, rtol=0, atol=1e-8)
+
+
 def test_checkpoints_decide_as_published():
     """Objectives and gradients follow a script, in which all that decides happens."""
     rng = np.random.default_rng(0)
