@@ -197,6 +197,9 @@ MARKED = {
         kin("t", "t", learned_from=OTHERS, **PLAIN), SOURCE, Mark(FAMILY)),
     "its weights, by the place": (
         kin("t", "t", "large", recipe={"init_from": "/saved/source"}), SOURCE, Mark(SEEN)),
+    "its weights, under another name": (
+        kin("t", "t", "large", recipe={"init_from": "/saved/source"}),
+        kin("renamed", path=pathlib.Path("/saved/source/3")), Mark(SEEN)),
     "of another machine, by the name": (
         kin("t", "t", "large", recipe={"cascade_source": ["x/source/2"]}), SOURCE, Mark(SEEN)),
     "a file of this name": (
