@@ -196,6 +196,12 @@ def _check(**options: int) -> None:
 
 def _classes(logits: tf.Tensor) -> int:
     classes = logits.shape[-1]
+    if classes is None:
+        raise InputError(
+            "must give logits whose number of classes is known where a graph is built: "
+            "tf.ensure_shape(logits, [None, classes])",
+            "logits_fn",
+        )
     if classes < _LEAST_CLASSES:
         instead = "apgd with the objective dlr" if classes == 3 else "apgd"
         raise InputError(

@@ -460,6 +460,19 @@ def test_what_cannot_be_done_is_one_line(name, options, classes, said, batch):
         (tf.function(craft) if classes == 3 else craft)(images)
 
 
+def test_unknown_classes_are_refused_where_they_are_ranked(batch):
+    def unknown(x):
+        return tf.ensure_shape(
+            tf.numpy_function(lambda x: x[:, 0, :, 0], [x], x.dtype), [None, None]
+        )
+
+    def craft(x):
+        return attacks.apgd_targeted(unknown, x, np.zeros(2, np.int32), 4, seed=1)
+
+    with pytest.raises(InputError, match="^logits_fn: must give logits whose number"):
+        tf.function(craft, autograph=False)(batch[0][:2])
+
+
 def test_choosers_know_the_options():
     assert attacks.APGD(objective="dlr", average=4).options == {"objective": "dlr", "average": 4}
     assert str(attacks.APGDTargeted(targets=3)) == "apgd_targeted (targets 3)"
