@@ -469,7 +469,7 @@ def test_unknown_classes_are_refused_where_they_are_ranked(batch):
     def craft(x):
         return attacks.apgd_targeted(unknown, x, np.zeros(2, np.int32), 4, seed=1)
 
-    with pytest.raises(InputError, match="^logits_fn: must give logits whose number"):
+    with pytest.raises(InputError, match=r"^logits_fn: must give logits whose number"):
         tf.function(craft, autograph=False)(batch[0][:2])
 
 
