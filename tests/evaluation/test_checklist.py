@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.networks import smooth
+from support.networks import CLASSES, smooth
 
 import cascade_keras as ck
 from cascade_keras import attacks
@@ -141,26 +141,36 @@ def data(digits):
     return images, np.where(np.arange(60) < 50, np.argmax(smooth(images), -1), labels[:60])
 
 
+def exact(images):
+    """Gradients of a smooth network, and a class that any other image changes."""
+    images = tf.convert_to_tensor(images)
+    levels = tf.reduce_sum(tf.cast(tf.round(images * 255), tf.int32), [1, 2, 3])
+    return smooth(images) + 100 * tf.one_hot(levels % CLASSES, CLASSES)
+
+
 def test_probes_are_those_of_pgd(data):
     images, labels = data[0], data[1].astype("int32")
-    epsilon, steps, seed, first = 20.0, 4, 3, 7
-    probe = indicators(smooth, (8, 8, 1), epsilon, steps, "margin", seed)
-    found = dict(zip(INDICATORS, probe(images, labels, first), strict=True))
+    epsilon, steps, seed, first = 20.0, 5, 3, 7  # whole steps: none ends between two levels
+    given = (images, labels, first)
+    rows = [indicators(f, (8, 8, 1), epsilon, steps, "margin", seed) for f in (exact, smooth)]
+    found, plain = (dict(zip(INDICATORS, probe(*given), strict=True)) for probe in rows)
 
-    def pgd(steps, objective):
-        return attacks.pgd(smooth, images, labels, epsilon, seed=(seed, first), steps=steps,
+    def pgd(network, steps, objective):
+        return attacks.pgd(network, images, labels, epsilon, seed=(seed, first), steps=steps,
                            restarts=1, objective=objective).numpy()  # fmt: skip
 
-    few, many = pgd(10, "cross_entropy"), pgd(50, "cross_entropy")
-    wanted = {"pgd_10": few, "pgd_50": many, "doubled": pgd(2 * steps, "margin"),
+    many = pgd(exact, 50, "cross_entropy")
+    wanted = {"pgd_10": pgd(exact, 10, "cross_entropy"), "pgd_50": many,
+              "doubled": pgd(exact, 2 * steps, "margin"),
               "rounded": np.round(many * 255) / np.float32(255)}  # fmt: skip
     for name, made in wanted.items():
-        np.testing.assert_array_equal(found[name], np.argmax(smooth(made), -1), name)
-    assert len({tuple(found[name]) for name in ("pgd_10", "pgd_50", "doubled")}) > 1
+        # Compiled, a gradient near zero may have another sign than here.
+        assert np.mean(found[name] == np.argmax(exact(made), -1)) > 0.9, name
+    many = pgd(smooth, 50, "cross_entropy")
     logits = smooth(many).numpy().astype("float64")
     loss = np.log(np.exp(logits).sum(-1)) - logits[np.arange(60), labels]
-    np.testing.assert_allclose(found["loss_after"], loss, rtol=1e-4)
-    assert (found["loss_after"] > found["loss_before"]).all() and (found["difference"] == 0).all()
+    np.testing.assert_allclose(plain["loss_after"], loss, rtol=1e-4)
+    assert (plain["loss_after"] > plain["loss_before"]).all() and (plain["difference"] == 0).all()
 
 
 def test_logits_that_are_no_numbers_leave_nothing_missing(data):
