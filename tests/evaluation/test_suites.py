@@ -10,12 +10,14 @@ import tensorflow as tf
 
 import cascade_keras as ck
 from cascade_keras import Evaluation, EvaluationSettings, attacks
+from cascade_keras.attacks import autoattack
 from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.data import Dataset
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation import stages
+from cascade_keras.evaluation import following, stages
 from cascade_keras.evaluation.cells import Cell
+from cascade_keras.evaluation.plan import Plan
 from cascade_keras.sources import Source
 
 SHAPE, CLASSES, COUNT = (5, 5, 1), 4, 30
@@ -42,6 +44,15 @@ ROW = dataclasses.replace(
     DATASETS["digits"], name="own", image_shape=SHAPE, crops=(5,), num_classes=CLASSES
 )
 OWN = Dataset("own", ROW, (PIXELS[:0], LABELS[:0]), (PIXELS, LABELS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zero_gradients_are_all_of_the_diagnosis():
+    """They alone raise a flag here; what else is looked at would be compiled for each target."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_extra", "_indicators", "_short"):
+            patch.setattr(Plan, name, lambda self: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +117,26 @@ class Killed(BaseException):
     """Nothing of the package catches it."""
 
 
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Of one network: each AutoAttack that it is asked for is made, and traced, a single time."""
+    made, make = {}, autoattack.AutoAttack
+
+    def attack(logits_fn, image_shape, epsilons, **options):
+        options["stages"] = options.get("stages")
+        key = (*epsilons, *sorted(options.items()))
+        if key not in made:
+            made[key] = make(logits_fn, image_shape, epsilons, **options)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (autoattack, following):
+            patch.setattr(module, "AutoAttack", attack)
+        yield
+
+
 @pytest.mark.parametrize("kept", [False, True])
-def test_what_a_kill_leaves_is_gone_on_with(kept, tmp_path):
+def test_what_a_kill_leaves_is_gone_on_with(kept, tmp_path, compiled_once):
     network = Source("rounded", pathlib.Path("rounded"), SHAPE, "1f", {},
                      lambda images: {"logits": rounded(images)})  # fmt: skip
 
