@@ -18,6 +18,7 @@ EPSILONS = (24.0, 12.0)  # the larger first
 SHORT = {"iterations": 5, "queries": 20}
 NAMES = ATTACKS["autoattack"].stage_names
 STANDS, CLEAN = 0, 1
+FAST = [NAMES.index(name) for name in ("apgd", "apgd_targeted")]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,11 @@ def made(logits_fn, epsilons=EPSILONS, version="standard", shape=(8, 8, 1), **op
 @pytest.fixture(scope="module")
 def attack(logits_fn):
     return made(logits_fn)
+
+
+@pytest.fixture(scope="module")
+def first(logits_fn):
+    return made(logits_fn, [12, 0], stages=("apgd",))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,8 @@ def test_stages_are_the_attacks_alone(found, attack, batch, logits_fn):
     for name, options in (("apgd", {}), ("apgd_targeted", {}), ("fab", {}), ("square", {})):
         known = {"square": {"queries": 20}}.get(name, {"iterations": 5}) | options
         keys = draws.image_keys(SEED, standing)
-        search = tf.function(functools.partial(attacks.search, name, logits_fn, **known))
+        search = functools.partial(attacks.search, name, logits_fn, **known)
+        search = tf.function(search, autograph=False)
         alone = search(images[standing], labels[standing], [12.0], seed=keys)
         fell = alone.fooled[0].numpy()
         np.testing.assert_array_equal(
@@ -102,17 +109,17 @@ def test_stages_are_the_attacks_alone(found, attack, batch, logits_fn):
     np.testing.assert_array_equal(found.forwards[1], forwards)
 
 
-def test_depends_on_no_other_image_and_no_other_epsilon(found, attack, batch, logits_fn):
+def test_depends_on_no_other_image_and_no_other_epsilon(found, attack, batch, first):
     images, labels = batch
     parts = [attack(images[i : i + 5], labels[i : i + 5], i) for i in range(0, COUNT, 5)]
     again = [np.concatenate(part, axis=1) for part in zip(*parts)]
     np.testing.assert_array_equal(again[1], found.stages)
     np.testing.assert_allclose(again[0], found.images, atol=1e-5)
-    alone = made(logits_fn, [12, 0], "fast")(*batch)
-    fast = np.isin(found.stages[1], [NAMES.index(name) for name in ("apgd", "apgd_targeted")])
-    np.testing.assert_array_equal(alone.stages[0][fast], found.stages[1][fast])
-    np.testing.assert_array_equal(alone.images[0][fast], found.images[1][fast])
-    assert set(alone.stages[0][~fast]) == {STANDS, CLEAN}
+    alone = first(*batch)
+    same = found.stages[1] == NAMES.index("apgd")
+    np.testing.assert_array_equal(alone.stages[0][same], found.stages[1][same])
+    np.testing.assert_array_equal(alone.images[0][same], found.images[1][same])
+    assert set(alone.stages[0][~same]) == {STANDS, CLEAN}
     np.testing.assert_array_equal(alone.stages[1] == STANDS, found.stages[1] != CLEAN)
     np.testing.assert_array_equal(alone.images[1], images)
     np.testing.assert_array_equal(alone.forwards[1], np.ones(COUNT))
@@ -130,37 +137,33 @@ def test_one_search_of_fab_serves_all_epsilons(batch, logits_fn):
     assert (np.diff(np.sum(broken.stages == STANDS, axis=1)) < 0).all()
 
 
-def test_what_is_known_to_fall_is_not_attacked(found, logits_fn, batch):
-    attack = made(logits_fn, stages=("square",))
-    fast = made(logits_fn, version="fast")(*batch)
-    then = attack(*batch, fallen=fast.stages)
-    np.testing.assert_array_equal(
-        np.where(fast.stages > CLEAN, 0, then.gradients + then.forwards)[fast.stages > CLEAN], 0
-    )
-    stood = fast.stages == STANDS
-    assert stood.any() and np.isin(then.stages[stood], [STANDS, NAMES.index("square")]).all()
-    np.testing.assert_array_equal(then.stages[~stood], fast.stages[~stood])
+def test_what_is_known_to_fall_is_not_attacked(found, attack, batch):
+    known = np.where(np.isin(found.stages, [CLEAN, *FAST]), found.stages, STANDS)
+    then = attack(*batch, fallen=known)
+    assert not (then.gradients + then.forwards)[known != STANDS].any()
+    assert (then.gradients + then.forwards)[1][known[1] == STANDS].all()
+    np.testing.assert_array_equal(then.stages, found.stages)
+    assert 0 < np.sum(found.stages == STANDS) < np.sum(known == STANDS)
 
 
 def test_the_function_attacks_in_batches(batch, logits_fn):
+    def two(images):
+        return logits_fn(images)[:, :2]
+
+    batch = batch[0], batch[1] % 2
     options = {"seed": SEED, "version": "rand", "iterations": 2}
-    made_in_parts = autoattack(logits_fn, *batch, [12], batch_size=9, **options)
-    attack = made(logits_fn, [12], "rand", iterations=2)
-    found = attack(*batch)
+    made_in_parts = autoattack(two, *batch, [12], batch_size=9, **options)
+    found = made(two, [12], "rand", iterations=2)(*batch)
     np.testing.assert_allclose(made_in_parts, found.images, atol=1e-5)
     stood = found.stages[0] == STANDS
-    assert stood.any() and (found.gradients[0][stood] == 2 * 2 * versions.AVERAGE).all()
-    other = autoattack(logits_fn, *batch, [12], **{**options, "seed": SEED + 1})
-    assert not np.array_equal(other, found.images)
+    assert stood.any() and (found.gradients[0][stood] == 2 * versions.AVERAGE).all()
 
 
 # Few classes.
 
 
-@pytest.mark.parametrize(
-    ("classes", "version"), [(2, "fast"), (2, "rand"), (3, "standard"), (4, "fast")]
-)
-def test_few_classes(classes, version):
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes(classes):
     """A linear network falls where the corner of the ball in its direction is across the border."""
     rng = np.random.default_rng(0)
     weights = tf.constant(rng.normal(size=(16, classes)), tf.float32)
@@ -177,9 +180,9 @@ def test_few_classes(classes, version):
     falls = gaps.max(axis=1) > 0
     assert 0 < falls.sum() < 30
 
-    attack = made(linear, [12], version, (4, 4, 1), iterations=20)
+    attack = made(linear, [12], "fast", (4, 4, 1), iterations=20)
     np.testing.assert_array_equal(attack(images, labels).stages[0] != STANDS, falls)
-    assert len(attack.left_out) == (classes == 2 or (classes == 3 and version != "rand"))
+    assert len(attack.left_out) == 1
 
 
 def test_what_is_left_out_is_said():
@@ -234,7 +237,7 @@ def test_numbers_that_are_none_are_never_robust(batch, logits_fn):
         logits = logits_fn(images)
         return tf.where(tf.range(tf.shape(logits)[0])[:, None] % 2 == 0, float("nan"), logits)
 
-    found = made(failing, [12], "fast")(*batch)
+    found = made(failing, [12], stages=("apgd",))(*batch)
     np.testing.assert_array_equal(found.stages[0][::2], CLEAN)
 
 
@@ -264,10 +267,9 @@ def test_epsilons_that_cannot_be_are_refused(logits_fn):
             made(logits_fn, [epsilon])
 
 
-def test_labels_of_few_bits_are_taken(batch, logits_fn):
-    attack = made(logits_fn, [12], "fast")
-    expected = attack(*batch).images
-    np.testing.assert_array_equal(attack(batch[0], batch[1].astype(np.uint8)).images, expected)
+def test_labels_of_few_bits_are_taken(batch, first):
+    expected = first(*batch).images
+    np.testing.assert_array_equal(first(batch[0], batch[1].astype(np.uint8)).images, expected)
     hot = tf.one_hot(batch[1], 10)
-    np.testing.assert_array_equal(attack(batch[0], hot).images, expected)
-    assert attack(batch[0][:0], batch[1][:0]).images.shape == (1, 0, 8, 8, 1)
+    np.testing.assert_array_equal(first(batch[0], hot).images, expected)
+    assert first(batch[0][:0], batch[1][:0]).images.shape == (2, 0, 8, 8, 1)
