@@ -30,7 +30,7 @@ demo: $(VENV)/base
 	$(BIN)/python bin/train --dataset=digits --loss=pivot --name=demo-pivot --log_steps=100
 	$(BIN)/python bin/train --loss=pivot --cascade_source=saved/demo-pivot --name=demo-cascade \
 	    --log_steps=100
-	$(BIN)/python bin/evaluate --target=$(DEMO) --attack=step_ll,step_fgsm,iter_fgsm,pgd \
+	$(BIN)/python bin/evaluate --target=$(DEMO) --attack=step_ll,step_fgsm,iter_fgsm,pgd,autoattack \
 	    --output=reports/demo
 	$(BIN)/python bin/evaluate --target=$(DEMO) --source=$(DEMO) --attack=iter_fgsm \
 	    --diagnosis_images=0 --output=reports/demo-black-box
