@@ -98,8 +98,8 @@ def quadratic(images):
 
 
 def test_iterates_on_a_quadratic_are_those_of_the_published_rule():
-    images = np.random.default_rng(0).uniform(0.4, 0.6, (4, 3, 3, 1))
-    labels, keys = tf.fill([4], 2), keys_of(4)
+    images = np.random.default_rng(0).uniform(0.4, 0.6, (2, 3, 3, 1))
+    labels, keys = tf.fill([2], 2), keys_of(2)
     network = Recorded(quadratic)
     found = auto_pgd.search(
         network, tf.constant(images), labels, RADIUS, keys, objective=lambda _: lambda z: z[:, 0]
@@ -121,9 +121,9 @@ def test_iterates_on_a_quadratic_are_those_of_the_published_rule():
         np.testing.assert_allclose(own, iterates, rtol=0, atol=1e-8)
         np.testing.assert_allclose(found.images[i], best, rtol=0, atol=1e-8)
         halved += len(halvings)
-    assert halved > 24
-    np.testing.assert_array_equal(found.gradients, [100] * 4)
-    np.testing.assert_array_equal(found.forwards, [1] * 4)
+    assert halved > 12
+    np.testing.assert_array_equal(found.gradients, [100] * 2)
+    np.testing.assert_array_equal(found.forwards, [1] * 2)
 
 
 def test_each_start_is_drawn_anew():
@@ -224,9 +224,9 @@ def objective_by_hand(name, label, target):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_network_s_images_and_passes_are_those_of_the_published_rule(name, batch):
-    images, labels = (part[:9] for part in batch)
+    images, labels = (part[:5] for part in batch)
     search, options = SEARCHES[name]
-    keys, network = keys_of(9), Recorded(smooth)
+    keys, network = keys_of(5), Recorded(smooth)
     found = search(
         network, tf.constant(images), tf.constant(labels), RADIUS, keys,
         iterations=ITERATIONS, **options,
@@ -267,7 +267,7 @@ def test_a_network_s_images_and_passes_are_those_of_the_published_rule(name, bat
         np.testing.assert_allclose(found.images[i], expected, rtol=0, atol=1e-8)
         assert found.fooled[i] == wrong
         assert (found.gradients[i], found.forwards[i]) == (gradients, forwards)
-    assert 0 < np.sum(found.fooled) < 9
+    assert 0 < np.sum(found.fooled) < 5
     # Those that have fallen are not given to the network any more.
     rows = sum(map(len, network.given))
     assert rows == np.sum(found.gradients) + np.sum(found.forwards)
@@ -312,22 +312,20 @@ def test_a_linear_network_falls_where_the_corner_is_across_the_border(classes):
 
 def test_images_are_in_the_ball_as_float32_has_it_and_in_the_valid_range(batch):
     images, labels = batch[0].astype(np.float32), batch[1]
-    for epsilon in (7.65, 12.0):
-        crafted = tf.function(
-            lambda x, y, e=epsilon: attacks.apgd(smooth, x, y, e, seed=1, iterations=6),
-            autograph=False,
-        )(images, labels).numpy()
-        radius = np.float32(epsilon) / np.float32(255)
-        assert (crafted >= np.maximum(images - radius, 0)).all()
-        assert (crafted <= np.minimum(images + radius, 1)).all()
-        assert (np.abs(crafted - images)[:9].max(axis=(1, 2, 3)) > 0.99 * radius).all()
-        np.testing.assert_array_equal(crafted[9], images[9])  # misclassified already
+    crafted = tf.function(
+        lambda x, y: attacks.apgd(smooth, x, y, 7.65, seed=1, iterations=6), autograph=False
+    )(images, labels).numpy()
+    radius = np.float32(7.65) / np.float32(255)
+    assert (crafted >= np.maximum(images - radius, 0)).all()
+    assert (crafted <= np.minimum(images + radius, 1)).all()
+    assert (np.abs(crafted - images)[:9].max(axis=(1, 2, 3)) > 0.99 * radius).all()
+    np.testing.assert_array_equal(crafted[9], images[9])  # misclassified already
 
 
 # What it does not depend on.
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", ["apgd", "apgd_targeted"])
 def test_depends_on_no_other_image_and_on_the_seed(name, batch):
     search, options = SEARCHES[name]
 
@@ -366,9 +364,9 @@ def test_the_network_is_traced_a_few_times_however_many_steps(batch):
 
     for function, most in ((attacks.apgd, 3), (attacks.apgd_targeted, 4)):
         traces.clear()
-        tf.function(lambda x, y, f=function: f(network, x, y, RADIUS, seed=1), autograph=False)(
-            images, labels
-        )
+        tf.function(
+            lambda x, y, f=function: f(network, x, y, RADIUS, seed=1), autograph=False
+        ).get_concrete_function(images, labels)
         # The clean images, a step, the last iterate; targets are ranked once more.
         assert len(traces) == most
 

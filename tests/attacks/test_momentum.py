@@ -115,8 +115,8 @@ def test_each_option_changes_the_images(batch):
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (40, 32, 3), (5, 60, 2), (1, 1, 1)])
 def test_resizing_equals_tensorflows_own(shape):
-    images = tf.random.stateless_uniform([40, *shape], [0, 1], dtype=tf.float64)
-    keys = draws.image_keys(SEED, tf.range(40))
+    images = tf.random.stateless_uniform([16, *shape], [0, 1], dtype=tf.float64)
+    keys = draws.image_keys(SEED, tf.range(16))
     numbers = draws.of_images(draws.uniform_of, keys, 7, [4], 0.0, 1.0).numpy()
     made = momentum.diverse(images, keys, 7, 0.6).numpy()
     if shape[0] > 1:
@@ -124,7 +124,7 @@ def test_resizing_equals_tensorflows_own(shape):
         np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5)
         kept = (made == images.numpy()).all(axis=(1, 2, 3))
         np.testing.assert_array_equal(kept, numbers[:, 0] >= 0.6)
-        assert 4 < kept.sum() < 30
+        assert 2 < kept.sum() < 13
     else:
         np.testing.assert_array_equal(made, images)  # there is nothing smaller
 
@@ -137,7 +137,7 @@ def test_the_kernel_is_the_published_one(size):
 
 def test_what_an_image_becomes_depends_on_no_other(batch):
     images, labels = batch
-    options = {"diversity": 0.7, "scales": 2, "steps": 3}
+    options = {"diversity": 0.7, "scales": 2, "steps": 2}
     keys = draws.image_keys(SEED, tf.range(6))
     every = attacks.mi_fgsm(smooth, images, labels, EPSILON, seed=keys, **options)
     own = attacks.mi_fgsm(smooth, images, labels, EPSILON, seed=SEED, **options)
