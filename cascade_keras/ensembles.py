@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -86,8 +87,8 @@ def ensemble(
         A function of images to the mean of the logits, which is its embedding too.
 
     Raises:
-        InputError: fewer than two networks, an unknown mean, or members that take images of
-            different shapes.
+        InputError: no list or fewer than two networks, an unknown mean, or members that take
+            images of different shapes; where it is called, members of different classes.
 
     Example::
 
@@ -96,6 +97,10 @@ def ensemble(
     """
     if mean not in ENSEMBLES:
         raise InputError(f"must be one of {', '.join(ENSEMBLES)}, got {shown(mean)}", "ensemble")
+    if isinstance(networks, str | os.PathLike) or not isinstance(networks, Iterable):
+        raise InputError(
+            f"an ensemble is made of a list of networks, got {shown(networks)}", "networks"
+        )
     members = tuple(map(load_source, networks))
     if len(members) < 2:
         raise InputError(f"an ensemble has two networks or more, got {len(members)}")
@@ -110,6 +115,12 @@ def ensemble(
 
     def function(images: tf.Tensor) -> Outputs:
         each = [full_precision(member.logits(images)) for member in members]
+        for member, own in zip(members, each, strict=True):
+            if own.shape[-1] != each[0].shape[-1]:
+                raise InputError(
+                    f"{members[0]} tells {each[0].shape[-1]} classes apart, {member} "
+                    f"{own.shape[-1]}; an ensemble takes networks of the same classes"
+                )
         logits = tf.add_n(each) / len(each)
         if mean == "losses":
             logits = with_members(logits, each)
