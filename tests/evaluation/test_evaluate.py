@@ -539,9 +539,9 @@ def test_minimal_epsilons_are_counted_listed_drawn_and_resumed(
     images, labels = images_and_labels
     sizes, attack = [], carlini_wagner.CarliniWagner.__call__
 
-    def counted(self, images, *rest):
+    def counted(self, images, *rest, **starts):
         sizes.append(len(images))
-        return attack(self, images, *rest)
+        return attack(self, images, *rest, **starts)
 
     monkeypatch.setattr(carlini_wagner.CarliniWagner, "__call__", counted)
     monkeypatch.setattr(engine.MinimalEpsilons, "batch_size", 15)
