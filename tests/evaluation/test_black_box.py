@@ -143,16 +143,16 @@ def test_an_ensemble_is_one_network_let_go_and_loaded_whole(saved):
 
 
 BAD = {
-    "alone": (lambda a, b: [a], "two networks or more, got 1"),
-    "nobody": (lambda a, b: [], "two networks or more, got 0"),
-    "no list": (lambda a, b: a, "is made of a list of networks"),
-    "a path": (lambda a, b: "saved/a", "is made of a list of networks"),
-    "twice": (lambda a, b: [a, features(0)], "are the same network; name each member"),
-    "size": (lambda a, b: [a, load_source(lambda x: tf.reshape(x, [-1, 36])[:, :10], (6, 6, 1),
+    "alone": (lambda a: [a], "two networks or more, got 1"),
+    "nobody": (lambda a: [], "two networks or more, got 0"),
+    "no list": (lambda a: a, "is made of a list of networks"),
+    "a path": (lambda a: "saved/a", "is made of a list of networks"),
+    "twice": (lambda a: [a, linear(2)], "are the same network; name each member"),
+    "size": (lambda a: [a, load_source(lambda x: tf.reshape(x, [-1, 36])[:, :10], (6, 6, 1),
              name="small", weights_hash="x")], "small of shape"),
-    "classes": (lambda a, b: [a, load_source(lambda x: linear(0).logits(x)[:, :7], (8, 8, 1),
+    "classes": (lambda a: [a, load_source(lambda x: linear(0).logits(x)[:, :7], (8, 8, 1),
                 name="few", weights_hash="x")], "few tells 7 classes apart"),
-    "no gradient": (lambda a, b: [a, load_source(lambda x: linear(0).logits(tf.round(x)),
+    "no gradient": (lambda a: [a, load_source(lambda x: linear(0).logits(tf.round(x)),
                     (8, 8, 1), name="flat", weights_hash="x")], "flat has no gradient"),
 }  # fmt: skip
 
@@ -161,7 +161,10 @@ BAD = {
 def test_members_that_do_not_fit_are_refused(case):
     make, words = BAD[case]
     with pytest.raises(InputError, match=words):
-        ensemble(make(load_source(features(0)), None)).check((8, 8, 1), 10)
+        ensemble(make(linear(2))).check((8, 8, 1), 10)
+
+
+def test_means_that_there_are_not_and_classes_that_differ_are_refused():
     few = load_source(lambda x: linear(0).logits(x)[:, :7], (8, 8, 1), name="few", weights_hash="x")
     with pytest.raises(InputError, match="10 classes apart, few 7; an ensemble takes"):
         ensemble([linear(0), few]).logits(X[:1])
