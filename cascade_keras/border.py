@@ -165,7 +165,7 @@ def adapt(
     for name, (given, default, known) in told.items():
         if given not in (default, known):
             raise InputError(
-                f"{name}={given!r}, but the trainer that was given says {known!r}; leave it out",
+                f"is {given!r} here, but the trainer that was given says {known!r}; leave it out",
                 name,
             )
     return own

@@ -329,7 +329,7 @@ def _adapted(network: Callable, where, told: _Told, image_shape=None) -> Adapted
     try:
         return adapt(network, image_shape=image_shape, **told._asdict())
     except InputError as error:
-        raise InputError(f"{where}: {error.message}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def _source(

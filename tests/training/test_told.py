@@ -113,7 +113,7 @@ def test_a_trainer_knows_its_range_and_takes_no_other(twins):
     own = ck.AdversarialTrainer(network, value_range=(0, 255))
     assert border.adapt(own) is border.adapt(own, value_range=(0, 255)) is own.border
     with pytest.raises(
-        InputError, match=r"value_range=\(0.0, 1.0\), but the trainer .* says \(0.0, 255.0\)"
+        InputError, match=r"value_range: is \(0.0, 1.0\) here, but .* \(0.0, 255.0\)"
     ):
         ck.evaluate(own, np.zeros((4, 8, 8, 1)), np.zeros(4, int), "step_fgsm", 8,
                     value_range=(0, 1), progress=False)  # fmt: skip
