@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cascade_keras.attacks.specs import Attack, short_steps
+from cascade_keras.attacks.specs import ATTACKS, NESTED, SUITE, Attack, short_steps
 from cascade_keras.attacks.versions import left_out
 from cascade_keras.ensembles import Ensemble
 from cascade_keras.evaluation import (
@@ -95,6 +95,7 @@ class Measuring:
             _record(name, source, name in targets) for name, source in everyone.items()
         ]
         self.notes = _notes(asked, everyone.values(), given.num_classes)
+        self.notes += _near(asked) if sources.names else []
         self.notes += _randomised(targets, asked)
         self._images = images
         self._marks = {
@@ -333,6 +334,22 @@ def _notes(asked: Asked, sources: Iterable[Source], num_classes: int) -> list[st
         if attack.name == "autoattack":
             notes += left_out(attack.options["version"], num_classes)
     return list(dict.fromkeys(notes))
+
+
+def _near(asked: Asked) -> list[str]:
+    """Return what there is to say of images that are to fool other networks, a sentence or none."""
+    near = [
+        label
+        for label, attack in asked.attacks.items()
+        if ATTACKS[attack.name].kind in (NESTED, SUITE) and not ATTACKS[attack.name].gradient_free
+    ]
+    if not near or len(asked.epsilons) < 2:
+        return []
+    return [
+        f"What falls to {', '.join(near)} at a small epsilon stands for larger ones too, and images "
+        "as near as that fool other networks less; for a black box ask for one epsilon at a time, "
+        "or for mi_fgsm."
+    ]
 
 
 def _randomised(networks: Loaded, asked: Asked) -> Iterator[str]:

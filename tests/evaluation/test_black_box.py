@@ -3,6 +3,7 @@
 import json
 import pathlib
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -363,3 +364,25 @@ def test_one_call_takes_lists_and_names_of_ensembles(saved):
     assert "worst" in str(report).lower() and "## Black box" in report._repr_markdown_()
     text = ck.evaluate(features(3), X, Y, "clean", sources=f"{saved}/a+{saved}/b", **quiet)
     assert text.to_dict()["sources"] == ["a+b"] and "## Black box" not in text._repr_markdown_()
+
+
+@pytest.mark.parametrize(
+    ("attack", "epsilons", "said"),
+    [
+        (attacks.APGD(iterations=2), [8, 16], True),
+        (attacks.APGD(iterations=2), 16, False),
+        (attacks.Square(queries=2), [8, 16], False),
+        ("step_fgsm", [8, 16], False),
+    ],
+)
+def test_that_images_near_their_own_fool_others_less_is_said(attack, epsilons, said):
+    others = {"sources": linear(1), "progress": False, "diagnosis_images": 0}
+    context = pytest.warns(UserWarning, match="one epsilon at a time") if said else warnings_are()
+    with context:
+        report = ck.evaluate(linear(0), X, Y, attack, epsilons, **others)
+    assert any("mi_fgsm" in note for note in report.to_dict()["notes"]) == said
+
+
+def warnings_are():
+    """A context in which every warning is an error."""
+    return warnings.catch_warnings(action="error")
