@@ -13,6 +13,8 @@ import pytest
 from sklearn.datasets import load_digits
 from tensorflow.python.util import _pywrap_determinism
 
+from cascade_keras.evaluation.plan import Plan
+
 sys.dont_write_bytecode = True
 # But not every process is to compile the package again.
 compileall.compile_dir(pathlib.Path(__file__).parents[1] / "cascade_keras", quiet=2)
@@ -24,6 +26,28 @@ def _determinism_ends():
     yield
     if _pywrap_determinism.is_enabled():
         _pywrap_determinism.enable(False)
+
+
+PROBES = {name: getattr(Plan, name) for name in ("_indicators", "_short")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_probes(request):
+    """What a checklist compiles for each network is left out where nobody looks at checklists.
+
+    A module that does says PROBED = True; a test asks for ``probes``.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in () if getattr(request.module, "PROBED", False) else PROBES:
+            patch.setattr(Plan, name, lambda self: [])
+        yield
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """Checklists are made in this test."""
+    for name, function in PROBES.items():
+        monkeypatch.setattr(Plan, name, function)
 
 
 @pytest.fixture(scope="session")

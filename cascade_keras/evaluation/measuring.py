@@ -346,9 +346,9 @@ def _near(asked: Asked) -> list[str]:
     if not near or len(asked.epsilons) < 2:
         return []
     return [
-        f"What falls to {', '.join(near)} at a small epsilon stands for larger ones too, and images "
-        "as near as that fool other networks less; for a black box ask for one epsilon at a time, "
-        "or for mi_fgsm."
+        f"What falls to {', '.join(near)} at a small epsilon stands for larger ones too, and "
+        "images as near as that fool other networks less; for a black box ask for one epsilon at a "
+        "time, or for mi_fgsm."
     ]
 
 

@@ -16,6 +16,7 @@ from cascade_keras.evaluation.checklist import FAIL, INDICATORS, NOT_TRIED, PASS
 from cascade_keras.evaluation.diagnosis import Gradients
 from cascade_keras.evaluation.indicators import indicators
 
+PROBED = True  # see conftest.py
 N = 200
 LABELS = np.arange(N) % 10
 

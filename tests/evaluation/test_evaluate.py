@@ -586,7 +586,7 @@ def test_minimal_epsilons_are_counted_listed_drawn_and_resumed(
 # Diagnosis.
 
 
-def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(trained, tmp_path):
+def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(trained, probes, tmp_path):
     save_features(tmp_path / "scaled", 0, scale=1e4)
     save_features(tmp_path / "quantised", 0, change=lambda images: tf.round(images * 3) / 3)
     paths = f"{trained / 'a'},{tmp_path / 'scaled'},{tmp_path / 'quantised'}"

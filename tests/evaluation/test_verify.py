@@ -15,6 +15,7 @@ from cascade_keras.cli import evaluate as program
 from cascade_keras.evaluation import pictures
 
 COUNT, BATCH = 90, 20
+PROBED = True  # see conftest.py
 ASKED = {"dataset": "digits", "attack": ["step_rand", "iter_fgsm"], "epsilon": [8, 20],
          "num_images": COUNT, "batch_size": BATCH, "diagnosis_images": 0}  # fmt: skip
 FLAGS = ["--dataset=digits", "--attack=step_rand,iter_fgsm", "--epsilon=8,20",
