@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = saved/demo-standard,saved/demo-pivot,saved/demo-cascade
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test test-all lint format docs clean
 help:
 	@echo "make demo    train a standard, a pivot and a cascade network on digits, compare them"
 	@echo "make test    run the tests"
+	@echo "make test-all  with those that take long"
 	@echo "make lint    check style"
 	@echo "make docs    make the documentation with the reference, as pages in site/"
 	@echo "make clean   remove the environment and the demo's runs"
@@ -37,6 +38,9 @@ demo: $(VENV)/base
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: $(VENV)/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

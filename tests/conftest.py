@@ -1,4 +1,5 @@
 import compileall
+import gc
 import os
 import pathlib
 import shutil
@@ -16,6 +17,10 @@ from tensorflow.python.util import _pywrap_determinism
 from cascade_keras.evaluation.plan import Plan
 
 sys.dont_write_bytecode = True
+# Thousands of graphs are made here: what TensorFlow is made of need not be gone through each time
+# that one is thrown away.
+gc.freeze()
+gc.set_threshold(10_000, 20, 20)
 # But not every process is to compile the package again.
 compileall.compile_dir(pathlib.Path(__file__).parents[1] / "cascade_keras", quiet=2)
 

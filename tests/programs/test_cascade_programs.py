@@ -162,6 +162,7 @@ def checkpoint(run):
     return max(names, default=0)
 
 
+@pytest.mark.long
 def test_killed_stopped_and_damaged_a_run_ends_with_the_same_weights(place):
     """kill -9 while crafting and while training, SIGTERM, lost banks and a cut checkpoint."""
     flags = [*SMALL, "--deterministic", "--checkpoint_steps=4", "--steps=44",

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs seccomp of Linux on
 SHARE = {"train": 13, "export": 23, "craft": 71}
 
 
+@pytest.mark.long
 def test_whatever_is_damaged_is_refused_or_does_not_matter(launcher, small, tmp_path):
     shutil.copytree(small, tmp_path / "place")
     place = damage.make_place(launcher, tmp_path / "place", ("craft", "export"))

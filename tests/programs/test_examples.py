@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tensorflow  # noqa: F401  its import starts processes, which a test below replaces
 from support.files import ROOT
 
@@ -32,6 +33,7 @@ def test_hardening_a_network_that_is_not_ours():
         assert accuracies["pivot"][attack] > accuracies["standard"][attack] + 10
 
 
+@pytest.mark.long
 def test_from_python_leaves_what_the_programs_leave(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(EXAMPLES / "from_python.py"))["main"]
@@ -64,6 +66,7 @@ def test_comparing_runs(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("compare_runs: nowhere is not a fin")
 
 
+@pytest.mark.long
 def test_the_tour_goes_from_training_to_figures(tmp_path, monkeypatch, capsys):
     ran = []
 
