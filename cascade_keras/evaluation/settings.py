@@ -89,7 +89,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     inference_noise: float = setting(
         0.0, "Add random signs of so many pixel values before a network.", EPSILON
     )
-    seed: int = setting(0, "Of step_rand, pgd, autoattack and inference_noise.", SEED)
+    seed: int = setting(0, "Of the attacks that draw random numbers and of inference_noise.", SEED)
     batch_size: int = setting(250, "Images at a time.", POSITIVE)
 
     # Which attacks.
@@ -170,7 +170,8 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     )
     images_dir: str | None = setting(
         None,
-        "Keep adversarial images here, and take those that are there.",
+        "Keep adversarial images here, and take those that are there; not those of the square that "
+        "a fast AutoAttack goes on to.",
         path=True,
         operational=True,
     )
