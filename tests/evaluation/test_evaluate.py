@@ -353,6 +353,7 @@ def complete(name, output="out"):
         return 0
 
 
+@pytest.mark.long
 def test_killed_at_a_random_moment_it_ends_with_the_same_report(place):
     flags = ["--target=a", *FEW, "--attack=pgd,step_rand", "--batch_size=5", "--pgd_steps=60"]
     moment = random.Random(os.getpid()).randrange(5, 45)

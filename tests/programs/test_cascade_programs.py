@@ -77,6 +77,7 @@ def test_cascade_and_ensemble_sources_go_together(place):
     assert load_source(f"saved/{name}").provenance["recipe"]["loss"] == "kurakin"
 
 
+@pytest.mark.long
 def test_bank_and_online_show_the_network_the_same_images(place):
     """Without random crops the two modes differ by float rounding only."""
     common = ["--steps=1", "--learning_rate=0.01", "--max_epsilon=3", "--noexport"]

@@ -31,9 +31,12 @@ KILLS = {
 }
 
 
+LONG = ("a training", "own")
+
+
 @pytest.mark.parametrize(
     "program",
-    [pytest.param(name, marks=pytest.mark.long) if name == "own" else name for name in KILLS],
+    [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in KILLS],
 )
 def test_killed_at_a_write_it_goes_on_to_the_same_end(program, launcher, small, tmp_path):
     argv = PROGRAMS.get(program, TRAINING)
