@@ -413,6 +413,7 @@ def test_killed_before_any_file_gets_its_name_it_goes_on(place, monkeypatch):
         assert not list(pathlib.Path(name).rglob(".partial*"))
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_same_command_goes_on(
     place, monkeypatch, capfd
 ):

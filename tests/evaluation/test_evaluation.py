@@ -218,6 +218,7 @@ def test_every_network_is_looked_for_before_one_is_loaded():
         learned_by({"target": [known], "source": [known, "nobody"]})
 
 
+@pytest.mark.long
 def test_reports_of_the_first_release_are_read_and_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(unpack(tmp_path))
     asked = EvaluationSettings(target=["saved/finished"], attack=["step_ll", "iter_fgsm"],

@@ -126,6 +126,7 @@ def test_auto_takes_fewer_gradients_says_so_and_stays_with_it(place, capsys):
     assert cascade_of("short")["mode"] == "online"
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_the_sources_and_images_it_started_with(place, capfd):
     flags = ["--cascade_source=saved/piv", "--ensemble_source=saved/std", "--cascade_mode=online",
              "--loss=kurakin", "--steps=4", "--checkpoint_steps=2", "--name=c",

@@ -26,6 +26,7 @@ def example(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_hardening_a_network_that_is_not_ours():
     accuracies = runpy.run_path(str(EXAMPLES / "harden_your_model.py"))["main"](epochs=9)
     assert accuracies["standard"]["clean"] > 95 and accuracies["pivot"]["clean"] > 90

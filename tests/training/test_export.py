@@ -476,6 +476,7 @@ export_run(*sys.argv[2:])
 """
 
 
+@pytest.mark.long
 def test_processes_export_the_same_bytes(finished, tmp_path):
     """Each lays the network out at other addresses, and names would be drawn at random."""
     started = [
