@@ -102,11 +102,13 @@ def torch_attacks(network: Network, images, labels, args) -> Callable[[], np.nda
     import torch_resnet
     import torchattacks
 
-    (mean,) = (
+    means = [
         np.asarray(layer.mean).reshape(images.shape[1:])
         for layer in network.model.layers
         if isinstance(layer, keras.layers.Normalization)
-    )
+    ]
+    # Networks of digits take the images as they are.
+    mean = means[0] if means else np.zeros(images.shape[1:], np.float32)
     weights = [w for w in network.model.get_weights() if w.ndim > 0]
     peer = torch_resnet.ResNet20(mean)
     peer.stem = torch_resnet.ConvBatchNorm(images.shape[-1], torch_resnet.STAGE_CHANNELS[0])
@@ -198,12 +200,13 @@ def main() -> None:
     images = data.centre_crop(stored, network.side).astype(np.float32) / np.float32(255)
     given = images, np.asarray(labels, np.int32), args
     turns = {"ours": ours(network, *given)}
-    if importlib.util.find_spec("art"):
+    there = {name for name in ("art", "torchattacks") if importlib.util.find_spec(name)}
+    there -= set(args.without.split(","))
+    if "art" in there:
         turns["art"] = art(network.logits, *given)
         turns["art, compiled network"] = art(tf.function(network.logits), *given)
-    if importlib.util.find_spec("torchattacks") and network.model is not None:
+    if "torchattacks" in there and network.model is not None:
         turns["torchattacks"] = torch_attacks(network, *given)
-    turns = {k: v for k, v in turns.items() if k.split(",")[0] not in args.without.split(",")}
 
     def accuracy(found: np.ndarray) -> str:
         classes = np.argmax(network.logits(tf.constant(np.ascontiguousarray(found))), axis=1)
