@@ -103,6 +103,20 @@ def as_keys(seed, count) -> tf.Tensor:
     return draws.image_keys(first, second + tf.range(count))
 
 
+def check_counts(least: int = 1, **counts) -> dict[str, int]:
+    """Return counts, by the names of their arguments, as Python's whole numbers.
+
+    Raises:
+        InputError: one that is no whole number of ``least`` or above.
+    """
+    for name, count in counts.items():
+        number = isinstance(count, numbers.Real) and not isinstance(count, bool)
+        if not (number and float(count).is_integer() and count >= least):
+            expected = f"must be a whole number of {least} or above, got {shown(count)}"
+            raise InputError(expected, name)
+    return {name: int(count) for name, count in counts.items()}
+
+
 def check_range(value, name: str, *, signed: bool = False) -> None:
     """Raise ValueError if an epsilon or step size is negative, NaN or infinite.
 

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from cascade_keras import draws
+from cascade_keras.attacks.arguments import check_counts
 from cascade_keras.attacks.entry import as_objective, entry
 from cascade_keras.attacks.epsilons import at_epsilon
-from cascade_keras.attacks.margins import targeted_dlr
+from cascade_keras.attacks.margins import others, targeted_dlr
 from cascade_keras.attacks.objectives import (
     LogitsFn,
     Objective,
@@ -32,12 +33,13 @@ from cascade_keras.attacks.searches import (
     Found,
     ascending,
     bounds,
+    each_pixel,
     misclassified,
     put,
     radius,
     rows_of,
 )
-from cascade_keras.errors import InputError, shown
+from cascade_keras.errors import InputError
 
 _MOMENTUM = 0.75  # u
 _LEAST_CLASSES = 4  # of the targeted ratio
@@ -138,7 +140,7 @@ def search(
         keys: of the images, int32 (batch, 2).
         others: as for ``apgd``.
     """
-    _check(iterations=iterations, restarts=restarts, average=average)
+    check_counts(iterations=iterations, restarts=restarts, average=average)
     make = as_objective(objective)
     ascent = _Ascent(logits_fn, lambda aims: make(aims[0]), iterations, average)
     return _in_turn(ascent, images, epsilon, keys, restarts, lambda number: (labels,))
@@ -159,11 +161,10 @@ def search_targeted(
 
     The classes are ranked once, by one forward pass of the images.
     """
-    _check(iterations=iterations, targets=targets, average=average)
+    check_counts(iterations=iterations, targets=targets, average=average)
     logits = full_precision(logits_fn(images))
     classes = _classes(logits)
-    others = tf.where(tf.one_hot(labels, classes, True, False), logits.dtype.min, logits)
-    ranking = tf.math.top_k(others, min(targets, classes - 1)).indices
+    ranking = tf.math.top_k(others(logits, labels), min(targets, classes - 1)).indices
 
     def aims(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return labels, tf.gather(ranking, number, axis=1)
@@ -186,12 +187,6 @@ def checkpoints(iterations: int) -> list[int]:
             found.append(steps)
         last, place = place, place + max(place - last - 3, 6)
     return found
-
-
-def _check(**options: int) -> None:
-    for name, value in options.items():
-        if value != int(value) or value < 1:
-            raise InputError(f"must be a whole number of 1 or above, got {shown(value)}", name)
 
 
 def _classes(logits: tf.Tensor) -> int:
@@ -378,8 +373,8 @@ class _Ascent:
         """Keep the best iterates; at a checkpoint halve the steps of those that go on badly."""
         better = values > standing.best_value
         standing = standing._replace(
-            best=tf.where(_wide(better), standing.images, standing.best),
-            best_gradient=tf.where(_wide(better), gradients, standing.best_gradient),
+            best=tf.where(each_pixel(better), standing.images, standing.best),
+            best_gradient=tf.where(each_pixel(better), gradients, standing.best_gradient),
             best_value=tf.where(better, values, standing.best_value),
             rises=standing.rises + tf.cast(values > standing.value, tf.int32),
             value=values,
@@ -393,14 +388,14 @@ class _Ascent:
             stuck = ~standing.halved & (standing.best_value <= standing.then)
             bad = few | stuck
             after = standing._replace(
-                images=tf.where(_wide(bad), standing.best, standing.images),
+                images=tf.where(each_pixel(bad), standing.best, standing.images),
                 value=tf.where(bad, standing.best_value, standing.value),
                 rises=tf.zeros_like(standing.rises),
-                stride=tf.where(_wide(bad), standing.stride / 2, standing.stride),
+                stride=tf.where(each_pixel(bad), standing.stride / 2, standing.stride),
                 halved=bad,
                 then=standing.best_value,
             )
-            return after, tf.where(_wide(bad), standing.best_gradient, gradients)
+            return after, tf.where(each_pixel(bad), standing.best_gradient, gradients)
 
         return tf.cond(width > 0, halved, lambda: (standing, gradients))
 
@@ -409,7 +404,7 @@ class _Ascent:
         wrong, values, _ = self._look(standing.images, standing.aims, gradient=False)
         last = wrong | (values > standing.best_value)
         passes = tf.fill([tf.size(standing.places)], self.average)
-        best = tf.where(_wide(last), standing.images, standing.best)
+        best = tf.where(each_pixel(last), standing.images, standing.best)
         found = Found(
             put(found.images, standing.places, best),
             put(found.fooled, standing.places, wrong),
@@ -454,11 +449,6 @@ class _Ascent:
         )
         logits = tf.reduce_mean(logits.stack(), axis=0)
         return misclassified(logits, aims[0]), values / self.average, slope / self.average
-
-
-def _wide(each: tf.Tensor) -> tf.Tensor:
-    """Return a number an image, (n,), in a shape that broadcasts against images."""
-    return each[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
 def _moved(number, standing: _Standing, gradients: tf.Tensor) -> _Standing:

@@ -22,13 +22,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras.attacks.arguments import PIXEL_LEVELS, as_images, per_image, to_unit_range
+from cascade_keras.attacks.arguments import (
+    PIXEL_LEVELS,
+    as_images,
+    check_counts,
+    per_image,
+    to_unit_range,
+)
 from cascade_keras.attacks.carlini_wagner import ROUNDING, Minimal
 from cascade_keras.attacks.entry import as_logits_fn, entry, given_images, given_labels
-from cascade_keras.attacks.margins import margin
+from cascade_keras.attacks.margins import margin, others
 from cascade_keras.attacks.objectives import LogitsFn, classes_of, full_precision
-from cascade_keras.attacks.searches import Found, misclassified, put, rows_of
-from cascade_keras.errors import InputError, shown
+from cascade_keras.attacks.searches import Found, each_pixel, misclassified, put, rows_of
 from cascade_keras.ranges import UNIT, ValueRange, check_value_range, scaled_from_unit
 
 BACKWARD = 0.9  # of the way from the image, where an iterate is misclassified
@@ -71,7 +76,7 @@ def fab(
         raise ValueError(f"epsilon must be a scalar or (batch,), got shape {radius.shape}")
     radius = tf.reshape(radius, [-1]) * tf.ones([tf.shape(images)[0]], images.dtype)
     labels = tf.cast(classes_of(labels), tf.int32)
-    options = _checked(iterations=iterations, targets=targets)
+    options = check_counts(iterations=iterations, targets=targets)
     found = _nearest(logits_fn, images, labels, to_unit_range(radius), **options)
     return tf.stop_gradient(_within(images, found, to_unit_range(radius)).images)
 
@@ -99,7 +104,7 @@ def minimal(
     Raises:
         InputError: what other attacks refuse, and fewer than one iteration or target.
     """
-    options = _checked(iterations=iterations, targets=targets)
+    options = check_counts(iterations=iterations, targets=targets)
     value_range = check_value_range(value_range)
     given = np.asarray(images)
     images = given_images(images, value_range).numpy().astype(np.float32)
@@ -172,20 +177,13 @@ def several(
         images too, are counted at the smallest.
     """
     del keys
-    options = _checked(iterations=iterations, targets=targets)
+    options = check_counts(iterations=iterations, targets=targets)
     radii = tf.cast(to_unit_range(tf.stack(list(epsilons))), images.dtype)
     # An image that is done at the smallest epsilon above 0 is done at all.
     above = tf.where(radii > 0, radii, float("inf"))
     enough = tf.fill(tf.shape(labels), tf.reduce_min(above))
     found = _nearest(logits_fn, images, labels, enough, **options)
     return _within(images, found, radii[:, tf.newaxis])
-
-
-def _checked(**counts: int) -> dict[str, int]:
-    for name, count in counts.items():
-        if count < 1 or count != int(count):
-            raise InputError(f"must be a whole number of 1 or above, got {shown(count)}", name)
-    return {name: int(count) for name, count in counts.items()}
 
 
 class Nearest(NamedTuple):
@@ -220,8 +218,7 @@ def _nearest(
     """
     logits = full_precision(logits_fn(images))
     classes = tf.shape(logits)[-1]
-    own = tf.one_hot(labels, classes, on_value=True, off_value=False)
-    ranked = tf.argsort(tf.where(own, logits.dtype.min, logits), direction="DESCENDING")
+    ranked = tf.argsort(others(logits, labels), direction="DESCENDING")
     last = tf.minimum(targets, classes - 1) * iterations
     passes = tf.zeros_like(labels)
     sizes = tf.where(misclassified(logits, labels), 0.0, float("inf"))
@@ -242,12 +239,12 @@ def _nearest(
         size = tf.reduce_max(tf.abs(point - x), axis=[1, 2, 3])
         better = wrong & _surely(seen, label) & (size < old.sizes)
         new = Nearest(
-            tf.where(_each_pixel(better), point, old.images),
+            tf.where(each_pixel(better), point, old.images),
             tf.where(better, size, old.sizes),
             old.gradients + 1,
             old.forwards + 1,
         )
-        point = tf.where(_each_pixel(wrong), x + BACKWARD * (point - x), point)
+        point = tf.where(each_pixel(wrong), x + BACKWARD * (point - x), point)
         return number + 1, put(found, rows, new), put(points, rows, point)
 
     _, found, _ = tf.while_loop(
@@ -269,10 +266,6 @@ def _within(images: tf.Tensor, found: Nearest, radii: tf.Tensor) -> Found:
     return Found(near, fooled, gradients, forwards)
 
 
-def _each_pixel(numbers: tf.Tensor) -> tf.Tensor:
-    return numbers[:, tf.newaxis, tf.newaxis, tf.newaxis]
-
-
 def _surely(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Return where the margin is more than the rounding of a batch of another size, (batch,)."""
     least = ROUNDING[0] * tf.reduce_max(tf.abs(logits), axis=-1)
@@ -290,7 +283,7 @@ def _linearised(logits_fn: LogitsFn, images, labels, targets) -> tuple[tf.Tensor
     gradient = tape.gradient(value, images, unconnected_gradients="zero")
     # Where there are no numbers there is no plane to go to.
     known = tf.math.is_finite(value) & tf.reduce_all(tf.math.is_finite(gradient), axis=[1, 2, 3])
-    return tf.where(known, value, 0), tf.where(_each_pixel(known), gradient, 0)
+    return tf.where(known, value, 0), tf.where(each_pixel(known), gradient, 0)
 
 
 def _onwards(clean, points, values, gradients) -> tf.Tensor:

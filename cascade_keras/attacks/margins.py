@@ -8,6 +8,12 @@ from cascade_keras.attacks.objectives import Objective, classes_of, cross_entrop
 from cascade_keras.errors import InputError
 
 
+def others(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Return logits (batch, classes) in which those of the labels, (batch,), are the smallest."""
+    labelled = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False)
+    return tf.where(labelled, logits.dtype.min, logits)
+
+
 def margin(labels: tf.Tensor) -> Objective:
     """Return logits -> largest other logit minus the labelled one, (batch, classes) -> (batch,).
 
@@ -18,10 +24,8 @@ def margin(labels: tf.Tensor) -> Objective:
     labels = classes_of(labels)
 
     def objective(logits: tf.Tensor) -> tf.Tensor:
-        labelled = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False)
         true_logit = tf.gather(logits, labels, batch_dims=1)
-        others = tf.where(labelled, logits.dtype.min, logits)
-        return tf.reduce_max(others, axis=-1) - true_logit
+        return tf.reduce_max(others(logits, labels), axis=-1) - true_logit
 
     return objective
 

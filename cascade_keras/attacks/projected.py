@@ -60,14 +60,12 @@ def pgd(
     stride = 2.5 * radius / steps
     if step_size is not None:
         stride = per_image(step_size, images, "step_size") * everywhere
-    pixels = images * PIXEL_LEVELS
 
     def attack(number: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         start = tf.zeros_like(images)
         if random_start:
             # Drawn for all images, so that none depends on which others are still attacked.
-            start = draws.start(images, seed, number) * radius
-            start = tf.clip_by_value(start, -pixels, PIXEL_LEVELS - pixels)
+            start = start_in(images, radius, seed, number)
         some, own, inside, alpha, start = (
             tf.gather(part, rows) for part in (images, labels, radius, stride, start)
         )
@@ -92,3 +90,17 @@ def pgd(
         (tf.constant(0), images, nothing_yet),
     )
     return tf.stop_gradient(best)
+
+
+def start_in(images: tf.Tensor, radius, seed, number) -> tf.Tensor:
+    """Return a random perturbation of each image, uniform in its ball, that leaves it an image.
+
+    Args:
+        images: (batch, H, W, C) in [0, 1].
+        radius: in 0..255 units, as the perturbation is; of any shape that broadcasts.
+        seed: two integers.
+        number: of the start.
+    """
+    pixels = images * PIXEL_LEVELS
+    start = draws.start(images, seed, number) * radius
+    return tf.clip_by_value(start, -pixels, PIXEL_LEVELS - pixels)

@@ -75,6 +75,11 @@ def bounds(images: tf.Tensor, epsilon) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.maximum(images - reach, 0.0), tf.minimum(images + reach, 1.0)
 
 
+def each_pixel(numbers: tf.Tensor) -> tf.Tensor:
+    """Return a number an image, (n,), in a shape that broadcasts against images."""
+    return numbers[:, tf.newaxis, tf.newaxis, tf.newaxis]
+
+
 def rows_of(rows: tf.Tensor, parts):
     """Return the rows (n,) of a tensor, or of all tensors of a structure."""
     return tf.nest.map_structure(lambda part: tf.gather(part, rows), parts)
