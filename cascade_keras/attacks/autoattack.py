@@ -17,7 +17,6 @@ later attack, and not at a larger epsilon, at which its image stands too.
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -25,12 +24,12 @@ import tensorflow as tf
 
 from cascade_keras import draws
 from cascade_keras.attacks import auto_pgd, boundary, squares
-from cascade_keras.attacks.arguments import check_range
+from cascade_keras.attacks.arguments import check_counts, check_range
 from cascade_keras.attacks.entry import as_logits_fn, entry, given_images, given_labels
 from cascade_keras.attacks.objectives import LogitsFn, classes_of
 from cascade_keras.attacks.searches import Broken, Found, untouched
-from cascade_keras.attacks.specs import ATTACKS, FORWARD
-from cascade_keras.attacks.versions import AVERAGE, TARGETS, VERSIONS, left_out, stages_of
+from cascade_keras.attacks.specs import ATTACKS, stage_gradients
+from cascade_keras.attacks.versions import VERSIONS, attack_of, left_out, options_of, stages_of
 from cascade_keras.errors import InputError, shown
 from cascade_keras.progress import report_share
 from cascade_keras.ranges import UNIT, ValueRange, check_value_range, scaled_from_unit
@@ -130,15 +129,13 @@ class AutoAttack:
         if version not in VERSIONS:
             expected = f"must be one of {', '.join(VERSIONS)}, got {shown(version)}"
             raise InputError(expected, "version")
-        _check_count("iterations", iterations, 1)
-        _check_count("queries", queries, 0)
-        _check_count("seed", seed, 0)
+        given = check_counts(iterations=iterations) | check_counts(0, queries=queries, seed=seed)
         if not len(epsilons):
             raise InputError("name one or several, in 0..255 units", "epsilons")
         check_range(list(epsilons), "epsilons")
         self.epsilons = tuple(map(float, epsilons))
         self._range = check_value_range(value_range)
-        self._shape, self._seed = tuple(image_shape), int(seed)
+        self._shape, self._seed = tuple(image_shape), given["seed"]
         self._network = as_logits_fn(logits_fn, self._range)
         # Not in a graph: what gives no logits is refused here.
         classes = self._network(tf.fill([1, *self._shape], 0.5)).shape[-1]
@@ -148,31 +145,30 @@ class AutoAttack:
         self.stages = tuple(stages or stages_of(version, self.num_classes, queries))
         self.left_out = [] if stages else left_out(version, self.num_classes)
         self._sizes = sorted(set(self.epsilons))
-        average = AVERAGE if version == "rand" else 1
-        self._searches, self._costs = self._made(int(iterations), average, int(queries))
-
-    def _made(self, steps: int, average: int, queries: int) -> tuple[Mapping, Mapping]:
-        """Return the compiled search of each stage, and about how many gradients an image takes."""
-        targets = min(TARGETS, self.num_classes - 1)
-        apgd = functools.partial(auto_pgd.search, iterations=steps, average=average)
-        aimed = {"iterations": steps, "targets": targets}
-        searches = {
-            "apgd": apgd,
-            "apgd_dlr": functools.partial(apgd, objective="dlr"),
-            "apgd_targeted": functools.partial(auto_pgd.search_targeted, **aimed),
-            "square": functools.partial(squares.search, queries=queries),
+        counts = given["iterations"], given["queries"]
+        options = {
+            name: options_of(name, version, self.num_classes, *counts) for name in self.stages
         }
-        sizes = [size for size in self._sizes if size > 0]
-        searches["fab"] = lambda logits_fn, images, labels, epsilon, keys: boundary.several(
-            logits_fn, images, labels, sizes, keys, **aimed
-        )
-        costs = {"apgd": steps * average, "apgd_dlr": steps * average, "square": FORWARD * queries}
-        costs |= dict.fromkeys(("apgd_targeted", "fab"), steps * targets)
-        functions = {name: self._compiled(searches[name]) for name in self.stages}
-        functions["clean"] = self._compiled(
+        self._costs = {name: stage_gradients(name, [1.0], options[name]) for name in options}
+        self._searches = {name: self._search_of(name, options[name]) for name in options}
+        self._searches["clean"] = self._compiled(
             lambda logits_fn, images, labels, *_: untouched(logits_fn, images, labels)
         )
-        return functions, {name: costs[name] for name in self.stages}
+
+    def _search_of(self, stage: str, options: Mapping) -> Callable[..., Found]:
+        """Return the compiled search of a stage."""
+        sizes = [size for size in self._sizes if size > 0]
+
+        def fab(logits_fn, images, labels, epsilon, keys, **options) -> Found:
+            return boundary.several(logits_fn, images, labels, sizes, keys, **options)
+
+        searches = {
+            "apgd": auto_pgd.search,
+            "apgd_targeted": auto_pgd.search_targeted,
+            "fab": fab,
+            "square": squares.search,
+        }
+        return self._compiled(functools.partial(searches[attack_of(stage)], **options))
 
     def _compiled(self, search: Callable[..., Found]) -> Callable[..., Found]:
         """Return a function of arrays; it is traced when it is first called."""
@@ -298,10 +294,3 @@ class _Batch:
         self._passes[:, rows] += found.gradients, found.forwards
         self._images[rows[taken]] = found.images[taken]
         self._stages[rows[found.fooled]] = _NAMES.index(name)
-
-
-def _check_count(name: str, value, least: int) -> None:
-    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == int(value)
-    if not whole or value < least:
-        expected = f"must be a whole number of at least {least}, got {shown(value)}"
-        raise InputError(expected, name)

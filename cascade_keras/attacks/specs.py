@@ -16,7 +16,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cascade_keras.attacks.versions import AVERAGE, TARGETS, VERSIONS
+from cascade_keras.attacks.versions import TARGETS, VERSIONS, attack_of, options_of, stages_of
 from cascade_keras.errors import InputError, shown
 from cascade_keras.lazy import resolve
 
@@ -420,14 +420,18 @@ def _apgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
 
 
 def _autoattack_cost(epsilons: Sequence[float], options: Mapping) -> float:
-    steps = options["iterations"]
-    if options["version"] == "rand":
-        return len(epsilons) * 2 * AVERAGE * steps
-    each = (1 + TARGETS) * steps
-    if options["version"] == "fast":
-        return len(epsilons) * each
-    # One search of FAB serves all epsilons.
-    return len(epsilons) * (each + FORWARD * options["queries"]) + TARGETS * steps
+    # Of as many classes as there are targets, and one.
+    version, classes, queries = options["version"], TARGETS + 1, options["queries"]
+    given = version, classes, options["iterations"], queries
+    return sum(
+        stage_gradients(stage, epsilons, options_of(stage, *given))
+        for stage in stages_of(version, classes, queries)
+    )
+
+
+def stage_gradients(stage: str, epsilons: Sequence[float], options: Mapping) -> float:
+    """Return about how many gradients an image takes in a stage of AutoAttack."""
+    return ATTACKS[attack_of(stage)].gradients(epsilons, options)
 
 
 for _row in (

@@ -30,6 +30,26 @@ def stages_of(version: str, classes: int, queries: int) -> tuple[str, ...]:
     return ("apgd", *targeted, "fab", *(("square",) if queries else ()))
 
 
+def options_of(
+    stage: str, version: str, classes: int, iterations: int, queries: int
+) -> dict[str, int | str]:
+    """Return the options of a stage, as the row of its attack names them, see ``attack_of``."""
+    average = AVERAGE if version == "rand" else 1
+    aimed = {"iterations": iterations, "targets": min(TARGETS, classes - 1)}
+    return {
+        "apgd": {"iterations": iterations, "average": average},
+        "apgd_dlr": {"iterations": iterations, "average": average, "objective": "dlr"},
+        "apgd_targeted": aimed,
+        "fab": aimed,
+        "square": {"queries": queries},
+    }[stage]
+
+
+def attack_of(stage: str) -> str:
+    """Return the name of the attack that a stage is, with options of its own."""
+    return "apgd" if stage == "apgd_dlr" else stage
+
+
 def left_out(version: str, classes: int) -> list[str]:
     """Return what there is to say of stages that few classes leave out: a sentence, or none."""
     name = f"autoattack ({version}) leaves out"
