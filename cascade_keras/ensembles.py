@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ import tensorflow as tf
 
 from cascade_keras.attacks.objectives import full_precision, with_members
 from cascade_keras.errors import InputError, shown
+from cascade_keras.files import is_path
 from cascade_keras.settings import ENSEMBLES
 from cascade_keras.sources import Network, Outputs, Source, load_source
 
@@ -72,6 +72,12 @@ def same_network(one: Source, probed: np.ndarray, other: Source, their: np.ndarr
     )
 
 
+def check_mean(mean: str) -> None:
+    """Refuse what is none of ``ENSEMBLES``."""
+    if mean not in ENSEMBLES:
+        raise InputError(f"must be one of {', '.join(ENSEMBLES)}, got {shown(mean)}", "ensemble")
+
+
 def ensemble(
     networks: Sequence[Network], mean: str = ENSEMBLES[0], *, name: str | None = None
 ) -> Ensemble:
@@ -95,9 +101,8 @@ def ensemble(
         surrogate = ensemble(["saved/a", "saved/b", "saved/c"], "losses")
         images = craft(surrogate, x, y, attacks.MIFGSM(), 8)
     """
-    if mean not in ENSEMBLES:
-        raise InputError(f"must be one of {', '.join(ENSEMBLES)}, got {shown(mean)}", "ensemble")
-    if isinstance(networks, str | os.PathLike) or not isinstance(networks, Iterable):
+    check_mean(mean)
+    if is_path(networks) or not isinstance(networks, Iterable):
         raise InputError(
             f"an ensemble is made of a list of networks, got {shown(networks)}", "networks"
         )

@@ -18,11 +18,17 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from cascade_keras.errors import InputError, shown
 
 MOST_OF_A_NAME = 150  # bytes of a network's name in that of a file, which has 255 in all
 PARTIAL = ".partial-"  # how a file's name begins while it is written
+
+
+def is_path(given: Any) -> bool:
+    """Whether something is named by a path or text, instead of being given itself."""
+    return isinstance(given, str | os.PathLike)
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:

@@ -8,7 +8,6 @@ trusted, or the code is to be named. Needs no TensorFlow where the dataset needs
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from cascade_keras.data.forms import EXPECTED, find
 from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import DatasetSpec, Origin, look_up
 from cascade_keras.errors import InputError, about
+from cascade_keras.files import is_path
 from cascade_keras.provenance import locate
 
 
@@ -56,7 +56,7 @@ def dataset_of(
         return find(settings.origin(Origin(default)), settings.cache_dir)
     if learned is None:
         first = next(network for several in networks.values() for network in several)
-        named = first if isinstance(first, str | os.PathLike) else getattr(first, "name", first)
+        named = first if is_path(first) else getattr(first, "name", first)
         raise InputError(
             f"{named} does not record what it learned; name {EXPECTED} {', '.join(specs.DATASETS)}",
             "dataset",
@@ -86,9 +86,8 @@ def learned_by(networks: Mapping[str, Sequence]) -> tuple[Any, Mapping[str, Any]
     found = None
     for setting, several in networks.items():
         for network in several:
-            is_path = isinstance(network, str | os.PathLike)
             with about(setting):
-                known = locate(network) if is_path else network
+                known = locate(network) if is_path(network) else network
             record = getattr(known, "provenance", {}).get("dataset")
             record = {"name": record} if isinstance(record, str) else record
             if found is None and isinstance(record, Mapping) and record.get("name"):

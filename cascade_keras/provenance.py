@@ -19,7 +19,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -27,7 +27,7 @@ from msgspec import UNSET, UnsetType
 
 from cascade_keras import records
 from cascade_keras.errors import InputError
-from cascade_keras.files import expand, named_twice
+from cascade_keras.files import expand, is_path, named_twice
 from cascade_keras.models import forms
 from cascade_keras.recorded import CONFIG, OriginRecord, read_config
 from cascade_keras.records import (
@@ -242,6 +242,13 @@ def learned_from(config: Mapping) -> dict[str, list]:
     kinds = (config.get(kind) or {} for kind in ("cascade", "ensemble"))
     found = [source for kind in kinds for source in kind.get("sources", ())]
     return {"learned_from": found} if found else {}
+
+
+def networks_in(network) -> Sequence:
+    """Return the members of what may be an ensemble, a list or a text a+b, or the network alone."""
+    if isinstance(network, list | tuple):
+        return network
+    return members_of(network) if is_path(network) else (network,)
 
 
 def members_of(text: str | os.PathLike) -> tuple[str, ...]:

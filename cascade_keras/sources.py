@@ -23,6 +23,7 @@ import tensorflow as tf
 from cascade_keras import attacks, draws, model_files
 from cascade_keras.border import Adapted, adapt, takes
 from cascade_keras.errors import InputError, first_line
+from cascade_keras.files import is_path
 from cascade_keras.foreign import check_harmless, check_whole, within
 from cascade_keras.provenance import Location, locate, shapes_hash, weights_hash
 from cascade_keras.ranges import UNIT, ValueRange, as_text, check_value_range
@@ -228,7 +229,7 @@ def load_source(
         if told != _Told():
             raise InputError(f"{network} is loaded already; say what it is where it is loaded")
         source = network
-    elif isinstance(network, str | os.PathLike):
+    elif is_path(network):
         source = _located(
             locate(network), image_shape, num_classes, told, trust, time_limit or TIME_LIMIT
         )
@@ -252,8 +253,8 @@ def made_for(network: Network, image_shape: Sequence[int], num_classes: int) -> 
 
     Of others they are left out, as it would be checked against them.
     """
-    is_path = isinstance(network, str | os.PathLike)
-    return (image_shape, num_classes) if is_path and locate(network).made is not None else ()
+    anew = is_path(network) and locate(network).made is not None
+    return (image_shape, num_classes) if anew else ()
 
 
 class _Told(NamedTuple):

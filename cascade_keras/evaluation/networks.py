@@ -18,8 +18,8 @@ import numpy as np
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.ensembles import Ensemble, ensemble, same_network
 from cascade_keras.errors import InputError, about
-from cascade_keras.files import named_twice
-from cascade_keras.provenance import members_of
+from cascade_keras.files import is_path, named_twice
+from cascade_keras.provenance import networks_in
 from cascade_keras.sources import Network, Source, load_source, made_for
 
 
@@ -99,7 +99,7 @@ def load_networks(
     """
     with about(setting):
         paths = [_given(path, told, ensembles is not None) for path in paths]
-        twice = named_twice(list(filter(_is_path, paths)))
+        twice = named_twice(list(filter(is_path, paths)))
         if twice is not None:
             raise InputError(f"{twice} is named twice; name each network once")
         if known is not None:
@@ -107,7 +107,7 @@ def load_networks(
         found = Loaded((), (), () if shape is None else tuple(shape), ())
         for path in paths:
             seen = found.shape or dataset.network_shape((None, None, None))
-            members = _members(path) if ensembles else (path,)
+            members = networks_in(path) if ensembles else (path,)
             loaders = [
                 _loader(each, made_for(each, seen, dataset.num_classes), trust, told)
                 for each in members
@@ -130,15 +130,8 @@ def _given(network, told: Mapping[str, Any], ensembles: bool):
         if not members:
             raise InputError("an ensemble has two networks or more, got 0")
         return members if members[1:] else members[0]
-    known = _is_path(network) or isinstance(network, Source)
+    known = is_path(network) or isinstance(network, Source)
     return network if known else load_source(network, **told)
-
-
-def _members(network: Network | tuple[Network, ...]) -> tuple[Network, ...]:
-    """Return an ensemble's members, or the network alone."""
-    if isinstance(network, tuple):
-        return network
-    return members_of(network) if _is_path(network) else (network,)
 
 
 def _loader(
@@ -151,10 +144,6 @@ def _loader(
 
 def _together(loaders: Sequence[Callable[[], Source]], mean: str) -> Callable[[], Source]:
     return lambda: ensemble([load() for load in loaders], mean)
-
-
-def _is_path(network: Network) -> bool:
-    return isinstance(network, str | os.PathLike)
 
 
 def _add(

@@ -15,6 +15,7 @@ import tensorflow as tf
 from cascade_keras import data
 from cascade_keras.attacks.specs import Attack, Chosen, short_steps
 from cascade_keras.data.specs import CIFAR_GRID, DatasetSpec
+from cascade_keras.ensembles import check_mean
 from cascade_keras.ensembles import ensemble as ensemble_of
 from cascade_keras.errors import InputError, about, first_line, shown
 from cascade_keras.evaluation import tasks
@@ -27,9 +28,10 @@ from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.samples import collect
 from cascade_keras.evaluation.settings import EvaluationSettings, possible
 from cascade_keras.evaluation.stores import MemoryArrays, shown_to
+from cascade_keras.files import is_path
 from cascade_keras.labels import check_labels
 from cascade_keras.progress import show_progress
-from cascade_keras.provenance import members_of
+from cascade_keras.provenance import networks_in
 from cascade_keras.ranges import UNIT, check_images, check_value_range, scaled_from_unit
 from cascade_keras.settings import ENSEMBLES
 from cascade_keras.sources import Network, Source, load_source, made_for
@@ -332,15 +334,12 @@ class _Subject:
         class_names: Sequence[str] | None,
         mean: str = ENSEMBLES[0],
     ):
-        if mean not in ENSEMBLES:
-            raise InputError(
-                f"must be one of {', '.join(ENSEMBLES)}, got {shown(mean)}", "ensemble"
-            )
+        check_mean(mean)
         if value_range is not None:
             told = {**told, "value_range": check_value_range(value_range)}
         told = {key: value for key, value in told.items() if value not in (None, "auto")}
         self.told = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
-        dataset = data.load(os.fspath(x)) if isinstance(x, str | os.PathLike) else None
+        dataset = data.load(os.fspath(x)) if is_path(x) else None
         if dataset is not None:
             if y is not None:
                 raise InputError("a dataset brings its labels along; leave y out", "y")
@@ -425,14 +424,12 @@ def _source(
     mean: str | None,
 ) -> Source:
     """Return a network as a source, made for images and classes of this size if it is made anew."""
-    if mean is not None and isinstance(network, str | os.PathLike):
-        members = members_of(network)
-        network = members if members[1:] else network
-    if mean is not None and isinstance(network, list | tuple):
+    members = (network,) if mean is None else networks_in(network)
+    if len(members) > 1 or (mean is not None and isinstance(network, list | tuple)):
         return ensemble_of(
-            [_source(member, None, size, told, None) for member in network], mean, name=name
+            [_source(member, None, size, told, None) for member in members], mean, name=name
         )
-    if isinstance(network, str | os.PathLike):
+    if is_path(network):
         network = load_source(network, *made_for(network, *size), **told)
     elif not isinstance(network, Source):
         # By what else would a function be known again than by its name.

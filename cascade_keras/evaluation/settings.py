@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,9 @@ from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.errors import InputError, about
 from cascade_keras.evaluation.asked import Asked
-from cascade_keras.files import expand, folder_name, named_twice
+from cascade_keras.files import expand, folder_name, is_path, named_twice
 from cascade_keras.learned import dataset_of, learned_by
-from cascade_keras.provenance import members_of
+from cascade_keras.provenance import networks_in
 from cascade_keras.settings import (
     ENSEMBLES,
     EPSILON,
@@ -213,7 +212,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         if not networks["target"]:
             raise InputError("name at least one network", "target")
         with about("source"):
-            members = [member for source in networks["source"] for member in _members(source)]
+            members = [member for source in networks["source"] for member in networks_in(source)]
         return {**networks, "source": members}
 
     def resolved(
@@ -246,8 +245,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
             output=output,
         )
         paths = {
-            name: tuple(path for path in given if _is_path(path))
-            for name, given in networks.items()
+            name: tuple(path for path in given if is_path(path)) for name, given in networks.items()
         }
         check_apart("output", settings.output, **paths)
         check_apart("images_dir", settings.images_dir, output=settings.output, **paths)
@@ -271,19 +269,8 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         )
 
 
-def _members(network) -> Sequence:
-    """Return the members of what may be an ensemble, or the network alone."""
-    if isinstance(network, list | tuple):
-        return network
-    return members_of(network) if _is_path(network) else (network,)
-
-
-def _is_path(network) -> bool:
-    return isinstance(network, str | os.PathLike)
-
-
 def _name(network) -> str:
     """Return what a network is called, for the name of its report."""
-    if _is_path(network):
+    if is_path(network):
         return expand(network).resolve().name
     return getattr(network, "name", None) or getattr(network, "__name__", "network")
