@@ -106,6 +106,12 @@ def _told(attack: str, found: Found | Broken) -> np.ndarray:
     return np.stack([np.asarray(getattr(found, name), np.int32) for name in told_by(attack)])
 
 
+def predicted(logits: tf.Tensor) -> tf.Tensor:
+    """Return the class that logits (batch, classes) stand for, (batch,); else ``NOT_FINITE``."""
+    finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+    return tf.where(finite, tf.argmax(logits, -1, tf.int32), NOT_FINITE)
+
+
 def predictor(
     logits_fn: attacks.LogitsFn,
     image_shape: Sequence[int],
@@ -132,9 +138,7 @@ def predictor(
             if noise:
                 key = draws.noise_seed(seed, first)
                 images = attacks.step_rand(logits_fn, images, None, noise, seed=key)
-            logits = logits_fn(images)
-            finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-            return tf.where(finite, tf.argmax(logits, -1, tf.int32), NOT_FINITE)
+            return predicted(logits_fn(images))
 
         return tf.map_fn(classes, versions, fn_output_signature=tf.int32)
 

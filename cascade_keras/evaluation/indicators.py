@@ -14,9 +14,10 @@ from cascade_keras import attacks, draws
 from cascade_keras.attacks.arguments import PIXEL_LEVELS, as_seed
 from cascade_keras.attacks.iterative import climb, perturbed
 from cascade_keras.attacks.objectives import full_precision
+from cascade_keras.attacks.projected import start_in
 from cascade_keras.attacks.specs import FORWARD, Attack
 from cascade_keras.evaluation.checklist import FEW_STEPS, INDICATORS, MANY_STEPS, Probed
-from cascade_keras.evaluation.crafting import NOT_FINITE, Craft
+from cascade_keras.evaluation.crafting import Craft, predicted
 from cascade_keras.evaluation.stores import Content
 from cascade_keras.evaluation.tasks import Clock, Networks
 
@@ -96,19 +97,13 @@ def indicators(
 
     @tf.function
     def probe(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        pixels = images * PIXEL_LEVELS
-        start = draws.start(images, as_seed(draws.attack_seed(seed, first)), tf.constant(0))
-        start = tf.clip_by_value(epsilon * start, -pixels, PIXEL_LEVELS - pixels)
+        key = as_seed(draws.attack_seed(seed, first))
+        start = start_in(images, epsilon, key, tf.constant(0))
         radius = tf.fill([tf.shape(images)[0]], float(epsilon))
 
         def attack(number: int | tf.Tensor, ascended) -> tf.Tensor:
             stride = 2.5 * radius / tf.cast(number, tf.float32)
             return climb(logits_fn, images, labels, radius, ascended, stride, number, start)
-
-        def classes(logits: tf.Tensor) -> tf.Tensor:
-            logits = full_precision(logits)
-            finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-            return tf.where(finite, tf.argmax(logits, -1, tf.int32), NOT_FINITE)
 
         def loss(logits: tf.Tensor) -> tf.Tensor:
             return attacks.cross_entropy(labels)(full_precision(logits))
@@ -126,10 +121,10 @@ def indicators(
         once, again = full_precision(logits_fn(images)), full_precision(logits_fn(images))
         largest = tf.reduce_max(tf.abs(once), axis=-1)
         rows = {
-            "pgd_10": classes(logits_fn(few)),
-            "pgd_50": classes(ascended),
-            "rounded": classes(logits_fn(rounded)),
-            "doubled": classes(logits_fn(attack(2 * steps, attacks.OBJECTIVES[objective]))),
+            "pgd_10": predicted(logits_fn(few)),
+            "pgd_50": predicted(ascended),
+            "rounded": predicted(logits_fn(rounded)),
+            "doubled": predicted(logits_fn(attack(2 * steps, attacks.OBJECTIVES[objective]))),
             "loss_before": loss(logits_fn(perturbed(images, start))),
             "loss_after": loss(ascended),
             "difference": tf.reduce_max(tf.abs(once - again), axis=-1) / tf.maximum(largest, 1e-12),
