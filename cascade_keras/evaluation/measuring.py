@@ -136,7 +136,8 @@ class Measuring:
     def _follow(self, arrays: Arrays) -> None:
         """Plan what AutoAttacks are gone on with, where it was not yet."""
         plan = self.plan
-        if plan.diagnosed and not plan.following:
+        asked = any(map(stages.goes_on, plan.asked.attacks.values()))
+        if asked and plan.diagnosed and not plan.following:
             given = plan.targets, plan.given.num_classes, self._ran()
             findings = content.diagnose(self._held(arrays), *given)["findings"]
             plan.follow(stages.flagged(findings), arrays)
