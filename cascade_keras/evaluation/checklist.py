@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cascade_keras.attacks.specs import ITERATIVE, NESTED, ONE_STEP, SEARCH
+from cascade_keras.attacks.specs import image_attacks
 from cascade_keras.evaluation import diagnosis
 from cascade_keras.evaluation.asked import name_of
 from cascade_keras.evaluation.cells import Cell, Correct
@@ -45,7 +45,6 @@ LEAST_PERCENT_RISING = 95.0
 # The same sums in another order differ by a millionth of the largest logit.
 MOST_DIFFERENCE = 1e-3
 
-GRADIENT_FREE = ("step_rand", "square")
 # The one that is run where nobody asked for it: its first queries change large squares, and break
 # most of what masked gradients protect.
 SHORT, SHORT_OPTIONS = "square", {"queries": 100}
@@ -153,16 +152,24 @@ def _iterative_beats_one_step(seen: _Seen) -> _Answer | None:
         one = seen.view.own.get((spec.weaker, epsilon))
         if one is not None and not spec.targeted and diagnosis.reaches(spec, epsilon):
             pairs.append((attack, spec.weaker, epsilon, *shared(images, one)))
+    return _least_more(pairs)
+
+
+def _least_more(pairs: Sequence[tuple]) -> _Answer | None:
+    """Return by how many points attacks do more harm than others, at least; None of no pairs.
+
+    Args:
+        pairs: an attack and the other, their epsilon, and the images that each leaves.
+    """
     if not pairs:
         return None
-    worst = min(pairs, key=lambda pair: _points(pair[4], pair[3]))
-    attack, weaker, epsilon, many, one = worst
+    attack, other, epsilon, more, less = min(pairs, key=lambda pair: _points(pair[4], pair[3]))
     text = (
-        f"{attack} leaves {per_cent(many):.1f} %, {weaker} {per_cent(one):.1f} % at epsilon "
+        f"{attack} leaves {per_cent(more):.1f} %, {other} {per_cent(less):.1f} % at epsilon "
         f"{epsilon:g}"
     )
-    failed = any(diagnosis.clearly_above(many, one) for *_, many, one in pairs)
-    return _Answer(not failed, _points(one, many), "points", len(many), text)
+    failed = any(diagnosis.clearly_above(more, less) for *_, more, less in pairs)
+    return _Answer(not failed, _points(less, more), "points", len(more), text)
 
 
 def _steps_doubled(seen: _Seen) -> _Answer | None:
@@ -198,8 +205,7 @@ def _strongest(seen: _Seen) -> dict[float, tuple[str, np.ndarray]]:
     """Return the attack by the target's own gradients that leaves least, at each epsilon."""
     found: dict[float, tuple[str, np.ndarray]] = {}
     for (attack, epsilon), images in seen.view.own.items():
-        gradients = diagnosis.row_of(attack).kind in (ONE_STEP, ITERATIVE, SEARCH, NESTED)
-        if not gradients or name_of(attack) in GRADIENT_FREE:
+        if name_of(attack) not in image_attacks() or diagnosis.row_of(attack).gradient_free:
             continue
         if epsilon not in found or per_cent(images) < per_cent(found[epsilon][1]):
             found[epsilon] = attack, images
@@ -246,7 +252,7 @@ def _gradient_free_weaker(seen: _Seen) -> _Answer | None:
     free += [
         (attack, epsilon, images)
         for (attack, epsilon), images in seen.view.own.items()
-        if name_of(attack) in GRADIENT_FREE
+        if diagnosis.row_of(attack).gradient_free
     ]
     return _compared(seen, free)
 
@@ -265,20 +271,13 @@ def _transfer_weaker(seen: _Seen) -> _Answer | None:
 def _compared(seen: _Seen, others: Sequence[tuple[str, float, np.ndarray]]) -> _Answer | None:
     """Return by how many points the target's own gradients do more than other attacks, at least."""
     strongest = _strongest(seen)
-    pairs = [
-        (strongest[epsilon][0], name, epsilon, *shared(strongest[epsilon][1], images))
-        for name, epsilon, images in others
-        if epsilon in strongest and epsilon > 0
-    ]
-    if not pairs:
-        return None
-    attack, name, epsilon, own, other = min(pairs, key=lambda pair: _points(pair[4], pair[3]))
-    text = (
-        f"{attack} leaves {per_cent(own):.1f} %, {name} {per_cent(other):.1f} % at epsilon "
-        f"{epsilon:g}"
+    return _least_more(
+        [
+            (strongest[epsilon][0], name, epsilon, *shared(strongest[epsilon][1], images))
+            for name, epsilon, images in others
+            if epsilon in strongest and epsilon > 0
+        ]
     )
-    failed = any(diagnosis.clearly_above(own, other) for *_, own, other in pairs)
-    return _Answer(not failed, _points(other, own), "points", len(own), text)
 
 
 def _rounding_keeps(seen: _Seen) -> _Answer | None:
