@@ -167,13 +167,12 @@ class RobustValidation(keras.callbacks.Callback):
         with tf.control_dependencies(checks):
             classes = tf.identity(labels.hard)
         found = attacks.at_epsilon(
-            self.attack.name,
+            self.attack,
             border.logits,
             images,
             classes,
             self.epsilon,
             seed=[self.seed, first],
-            **Attack.at(self.attack, [self.epsilon]).options,
         )
         answers = tf.argmax(border.logits(found), axis=-1, output_type=tf.int32)
         return tf.reduce_sum(tf.cast(answers == classes, tf.int32))

@@ -118,7 +118,8 @@ def verify(
     except InputError as error:  # an array that is damaged or not there
         problems.append(f"predictions: {error.message}")
     plan = measuring.plan
-    chosen = _chosen(plan.tasks, share, plan.asked.seed)
+    whole = [(task, batch) for task in plan.tasks for batch in tasks.batches(task)]
+    chosen = _chosen(whole, share, plan.asked.seed)
     total = sum(map(_cost, chosen))
     done = 0.0
     counts: dict[str, list[int]] = {}
@@ -140,7 +141,6 @@ def verify(
     for key, (unlike, size) in counts.items():
         if unlike > MOST_DIFFERENT * size:
             problems.append(f"{key}: {unlike} of {size} numbers are others when computed again")
-    whole = [(task, batch) for task in plan.tasks for batch in tasks.batches(task)]
     different, compared = (sum(count[place] for count in counts.values()) for place in (0, 1))
     return Verified(
         str(path),
@@ -196,9 +196,8 @@ def _version(given: str, recorded: str) -> str:
     return recorded if is_version else given  # a run is measured by its name, not by its file
 
 
-def _chosen(every: Sequence[tasks.Task], share: float, seed: int) -> list[tuple]:
-    """Return pairs of a task and a batch that make up a share of the gradients, or more."""
-    pairs = [(task, batch) for task in every for batch in tasks.batches(task)]
+def _chosen(pairs: Sequence[tuple], share: float, seed: int) -> list[tuple]:
+    """Return those pairs of a task and a batch that make up a share of the gradients, or more."""
     order = np.random.default_rng(seed).permutation(len(pairs))
     clean: dict[str, int] = {}
     for place in order:
