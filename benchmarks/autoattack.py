@@ -1,46 +1,68 @@
 """AutoAttack beside that of ART and of torchattacks: the same network, images and epsilon, in turn.
 
-    python benchmarks/autoattack.py --source=saved/resnet20 --dataset=mnist --epsilon=76.5
+    python benchmarks/autoattack.py --source=runs/resnet20 --dataset=mnist --epsilon=76.5 \\
+        --output=autoattack.json
     python benchmarks/autoattack.py --quick
 
 Without --source a ResNet-20 is trained for a moment. Ours and torchattacks' are the standard
-version. ART has no FAB, and its own AutoAttack cannot be imported without a package that it does
-not name: its auto-PGD on the cross entropy and on the difference of logits ratio and its square
-attack take turns on what stands, which is less work than the others do. "Compiled" gives ART the
-network as a tf.function. A library that is not installed is left out.
+version; torchattacks gets PyTorch's better memory format and weights that ask for no gradient. ART
+has no FAB, and its own AutoAttack cannot be imported without a package that it does not name: its
+auto-PGD on the cross entropy and on the difference of logits ratio and its square attack take turns
+on what stands, which is less work than the others do. "Compiled" gives ART the network as a
+tf.function. A library that is not installed is left out. All get all images in one batch and the
+same number of threads, and attack a few images before any time is taken; ours is compiled then.
 
 Then each of our stages alone, on the images that stand when its turn comes: gradients and forward
 passes an image, seconds, and the share of these that the network's own passes take, at the batch
 size at which they take least.
+
+With --output every turn is kept when it ends: the same command goes on where an earlier one was
+ended, and with more --rounds it measures more.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from in_turn import (
     Network,
+    Samples,
     as_text,
     build_network,
     inference,
     load_network,
-    measure,
+    positive,
     print_table,
+    run,
     summarize,
 )
+from train_step import PAUSE_SECONDS
 
 from cascade_keras import attacks, data
 from cascade_keras.attacks.autoattack import AutoAttack
 from cascade_keras.attacks.specs import ATTACKS
+from cascade_keras.attacks.versions import stages_of
 
+CONTENDERS = {"ours": None, "art": "art", "art_compiled": "art", "torchattacks": "torchattacks"}
 BATCHES = (25, 50, 100, 200)
-STANDS = ATTACKS["autoattack"].stage_names.index("stands")
+CALLS = 5  # of a pass at each batch size, before a stage and after it
+WARM = (2, 3)  # images that are attacked before any time is taken
+STANDS, CLEAN = map(ATTACKS["autoattack"].stage_names.index, ("stands", "clean"))
+# Of what was measured before, with which it can stand in one table.
+SAME = ("source", "dataset", "epsilon", "images", "iterations", "queries", "epochs", "threads")
+
+Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images and labels to images
 
 
 def trained(dataset: data.Dataset, epochs: int) -> Network:
@@ -55,40 +77,47 @@ def trained(dataset: data.Dataset, epochs: int) -> Network:
     return Network("resnet20, trained for a moment", dataset.preset.crop, inference(model), model)
 
 
-def ours(network: Network, images, labels, args: argparse.Namespace) -> Callable[[], np.ndarray]:
+def ours(network: Network, shape: tuple, classes: int, args: argparse.Namespace) -> Attack:
     """Return the standard version of this package."""
     options = {"iterations": args.iterations, "queries": args.queries}
-    attack = AutoAttack(
-        network.logits, images.shape[1:], [args.epsilon], version="standard", **options
-    )
-    return lambda: attack(images, labels).images[0]
+    attack = AutoAttack(network.logits, shape, [args.epsilon], version="standard", **options)
+    compile_stages(attack, shape)
+    return lambda images, labels: attack(images, labels).images[0]
 
 
-def art(logits_fn, images, labels, args: argparse.Namespace) -> Callable[[], np.ndarray]:
+def compile_stages(attack: AutoAttack, shape: tuple) -> None:
+    """Compile all stages: of few images some would never have their turn."""
+    images, labels = np.zeros([1, *shape], np.float32), np.zeros(1, np.int32)
+    for search in attack._searches.values():
+        search(images, labels, np.float32(attack.epsilons[0]), np.zeros([1, 2], np.int32))
+
+
+def art(logits_fn, shape: tuple, classes: int, args: argparse.Namespace) -> Attack:
     """Return ART's attacks in turn, each on the images that stand."""
     from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
     from art.estimators.classification import TensorFlowV2Classifier
 
-    radius, hot = args.epsilon / attacks.PIXEL_LEVELS, np.eye(10, dtype=np.float32)[labels]
+    radius = args.epsilon / attacks.PIXEL_LEVELS
     network = TensorFlowV2Classifier(
         model=lambda x, training=False: logits_fn(tf.convert_to_tensor(x)),
-        nb_classes=10,
-        input_shape=images.shape[1:],
+        nb_classes=classes,
+        input_shape=shape,
         loss_object=tf.keras.losses.CategoricalCrossentropy(from_logits=True),
         clip_values=(0, 1),
     )
+    once = {"batch_size": args.images, "verbose": False}
     ascent = {"eps": radius, "eps_step": 2 * radius, "max_iter": args.iterations}
-    ascent |= {"nb_random_init": 1, "batch_size": len(images), "verbose": False}
     stages = [
-        AutoProjectedGradientDescent(network, loss_type=loss, **ascent)
+        AutoProjectedGradientDescent(network, loss_type=loss, nb_random_init=1, **ascent, **once)
         for loss in ("cross_entropy", "difference_logits_ratio")
     ]
-    stages += [SquareAttack(network, eps=radius, max_iter=args.queries, p_init=0.8, verbose=False)]
+    stages += [SquareAttack(network, eps=radius, max_iter=args.queries, p_init=0.8, **once)]
 
-    def attack() -> np.ndarray:
-        found = images.copy()
+    def attack(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        found, hot = images.copy(), np.eye(classes, dtype=np.float32)[labels]
         for stage in stages:
-            stand = np.flatnonzero(network.predict(found).argmax(axis=1) == labels)
+            predicted = network.predict(found, batch_size=args.images).argmax(axis=1)
+            stand = np.flatnonzero(predicted == labels)
             if len(stand):
                 found[stand] = stage.generate(images[stand], hot[stand])
         return found
@@ -96,136 +125,268 @@ def art(logits_fn, images, labels, args: argparse.Namespace) -> Callable[[], np.
     return attack
 
 
-def torch_attacks(network: Network, images, labels, args) -> Callable[[], np.ndarray]:
+def torch_attacks(network: Network, shape: tuple, classes: int, args: argparse.Namespace) -> Attack:
     """Return the standard version of torchattacks, on the same weights."""
     import torch
     import torch_resnet
     import torchattacks
 
+    torch.set_num_threads(args.threads)
     means = [
-        np.asarray(layer.mean).reshape(images.shape[1:])
+        np.asarray(layer.mean).reshape(shape)
         for layer in network.model.layers
         if isinstance(layer, keras.layers.Normalization)
     ]
     # Networks of digits take the images as they are.
-    mean = means[0] if means else np.zeros(images.shape[1:], np.float32)
+    mean = means[0] if means else np.zeros(shape, np.float32)
     weights = [w for w in network.model.get_weights() if w.ndim > 0]
-    peer = torch_resnet.ResNet20(mean)
-    peer.stem = torch_resnet.ConvBatchNorm(images.shape[-1], torch_resnet.STAGE_CHANNELS[0])
-    peer.eval()
+    peer = torch_resnet.ResNet20(mean, classes)
+    peer.stem = torch_resnet.ConvBatchNorm(shape[-1], torch_resnet.STAGE_CHANNELS[0])
     peer.load(weights)
-    theirs = torch_resnet.from_images(images)
-    with torch.no_grad():
-        difference = np.abs(peer(theirs).numpy() - network.logits(images).numpy()).max()
-    assert difference < 1e-3, f"the networks differ by {difference}"
+    peer.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    probes = np.random.default_rng(0).random((32, *shape), np.float32)
+    own = network.logits(tf.constant(probes)).numpy()
+    difference = np.abs(peer(torch_resnet.from_images(probes)).numpy() - own).max()
+    if difference > 1e-4 * max(1.0, np.abs(own).max()):
+        sys.exit(f"autoattack: the networks' logits differ by {difference:g}")
     attack = torchattacks.AutoAttack(
-        peer, norm="Linf", eps=args.epsilon / 255, version="standard", n_classes=10, seed=0
+        peer, norm="Linf", eps=args.epsilon / 255, version="standard", n_classes=classes, seed=0
     )
     for member in attack._autoattack.attacks:
         member.steps = args.iterations
         if type(member).__name__ == "Square":
             member.n_queries = args.queries
-    given = torch.from_numpy(np.asarray(labels, np.int64))
-    return lambda: torch_resnet.to_images(attack(theirs, given))
+
+    def attacked(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        given = torch_resnet.from_images(images).contiguous(memory_format=torch.channels_last)
+        return torch_resnet.to_images(attack(given, torch.from_numpy(labels.astype(np.int64))))
+
+    return attacked
 
 
-def floor_of(network: Network, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return the least seconds an image that a gradient and a forward pass take."""
+class Floor:
+    """The least seconds an image that a network's own passes take."""
 
-    @tf.function(reduce_retracing=True)
-    def gradient(x, y):
-        return attacks.input_gradient(network.logits, x, attacks.cross_entropy(y))
+    def __init__(self, network: Network, images: np.ndarray, labels: np.ndarray):
+        # Compiled for each size: what is compiled for any size is no faster.
+        def gradient(x, y):
+            return attacks.input_gradient(network.logits, x, attacks.cross_entropy(y))
 
-    forward = tf.function(network.logits, reduce_retracing=True)
-    least = [np.inf, np.inf]
-    for size in BATCHES:
-        x = tf.constant(np.resize(images, (size, *images.shape[1:])))
-        y = tf.constant(np.resize(labels, size))
-        for number, call in enumerate((lambda x=x, y=y: gradient(x, y), lambda x=x: forward(x))):
+        self._calls = {}
+        for size in BATCHES:
+            x = tf.constant(np.resize(images, (size, *images.shape[1:])))
+            y = tf.constant(np.resize(labels, size))
+            passes = tf.function(gradient), tf.function(network.logits)
+            self._calls[size, "gradient"] = lambda f=passes[0], x=x, y=y: f(x, y)
+            self._calls[size, "forward"] = lambda f=passes[1], x=x: f(x)
+        for call in self._calls.values():
             call()
-            begin = time.perf_counter()
-            for _ in range(5):
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._seconds = {key: [] for key in self._calls}
+
+    def measure(self) -> None:
+        """Take the time of all passes a few times."""
+        for key, call in self._calls.items():
+            for _ in range(CALLS):
+                begin = time.perf_counter()
                 call()
-            least[number] = min(least[number], (time.perf_counter() - begin) / 5 / size)
-    return least[0], least[1]
+                self._seconds[key].append(time.perf_counter() - begin)
+
+    def least(self, name: str) -> float:
+        """Return the seconds an image of "gradient" or "forward", at their best batch size."""
+        return min(
+            float(np.median(seconds)) / size
+            for (size, kind), seconds in self._seconds.items()
+            if kind == name
+        )
 
 
-def by_stage(network: Network, images, labels, args: argparse.Namespace) -> list[list]:
-    """Return a row of each of our stages: passes, seconds, and the share of the floor."""
+def by_stage(
+    network: Network, images, labels, classes: int, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return of each of our stages: passes, seconds, and the share of the floor."""
     rows, stand = [], np.arange(len(images))
     options = {"iterations": args.iterations, "queries": args.queries}
-    for name in ("apgd", "apgd_targeted", "fab", "square"):
+    floor = Floor(network, images, labels)
+    for name in stages_of("standard", classes, args.queries):
         attack = AutoAttack(
             network.logits, images.shape[1:], [args.epsilon], stages=(name,), **options
         )
-        given = images[stand], labels[stand], stand
-        attack(*given)  # traced
-        per_gradient, per_forward = floor_of(network, images, labels)
+        compile_stages(attack, images.shape[1:])
+        progress(f"stage {name}, {len(stand)} images")
+        floor.forget()
+        floor.measure()
         begin = time.perf_counter()
-        found = attack(*given)
+        found = attack(images[stand], labels[stand], stand)
         seconds = time.perf_counter() - begin
-        gradients, forwards = found.gradients.sum(), found.forwards.sum()
-        floor = gradients * per_gradient + forwards * per_forward
-        rows.append(
-            [name, len(stand), np.sum(found.stages[0] > 1), f"{gradients / len(stand):.0f}",
-             f"{forwards / len(stand):.0f}", f"{seconds:.1f}", f"{100 * floor / seconds:.0f} %"]
-        )  # fmt: skip
+        floor.measure()
+        gradients, forwards = int(found.gradients.sum()), int(found.forwards.sum())
+        least = {kind: floor.least(kind) for kind in ("gradient", "forward")}
+        own = gradients * least["gradient"] + forwards * least["forward"]
+        attacked = int(np.sum(found.stages[0] != CLEAN))
+        broken = int(np.sum(found.stages[0] > CLEAN))
+        row = {"stage": name, "images": attacked, "broken": broken, "gradients": gradients}
+        row |= {"forwards": forwards, "seconds": seconds, "share": own / seconds, "floor": least}
+        rows.append(row)
         stand = stand[found.stages[0] == STANDS]
         if not len(stand):
             break
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--source", help="a saved ResNet-20")
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--epsilon", type=float, default=16.0)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--iterations", type=int, default=100)
-    parser.add_argument("--queries", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=5, help="without --source")
-    parser.add_argument("--without", default="", help="contenders that are left out: art,...")
-    parser.add_argument("--quick", action="store_true", help="see that it runs")
-    args = parser.parse_args()
-    if args.quick:
-        args.images, args.iterations, args.queries, args.rounds = 20, 3, 20, 1
+def progress(line: str) -> None:
+    """Say what is done, for whoever waits."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+class Kept:
+    """What was measured, in a file that the same command goes on with."""
+
+    def __init__(self, args: argparse.Namespace):
+        self._path: Path | None = args.output
+        self._settings = {name: getattr(args, name) for name in SAME}
+        self.seconds: dict[str, list[float]] = {}
+        self.withstand: dict[str, float] = {}
+        self.stages: list[dict[str, Any]] = []
+        if self._path and self._path.exists():
+            before = json.loads(self._path.read_text(encoding="utf-8"))
+            for name, value in self._settings.items():
+                if before["settings"].get(name) != value:
+                    sys.exit(
+                        f"autoattack: --output={self._path} was measured with "
+                        f"{name}={before['settings'].get(name)}, not {value}; name another file"
+                    )
+            self.seconds, self.withstand = before["seconds"], before["withstand"]
+            self.stages = before["stages"]
+
+    def result(self) -> dict[str, Any]:
+        """Return all of it."""
+        return {"seconds": self.seconds, "withstand": self.withstand, "stages": self.stages}
+
+    def write(self) -> None:
+        """Write it, at once or not at all."""
+        if self._path:
+            beside = self._path.with_name(self._path.name + ".part")
+            whole = {"settings": self._settings, **self.result()}
+            beside.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+            beside.replace(self._path)
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is not measured yet, and print it."""
+    kept = Kept(args)
     dataset = data.load(args.dataset, args.data_dir)
     network = load_network(args.source, dataset) if args.source else trained(dataset, args.epochs)
     stored, labels = (part[: args.images] for part in dataset.test)
     images = data.centre_crop(stored, network.side).astype(np.float32) / np.float32(255)
-    given = images, np.asarray(labels, np.int32), args
-    turns = {"ours": ours(network, *given)}
-    there = {name for name in ("art", "torchattacks") if importlib.util.find_spec(name)}
-    there -= set(args.without.split(","))
-    if "art" in there:
-        turns["art"] = art(network.logits, *given)
-        turns["art, compiled network"] = art(tf.function(network.logits), *given)
-    if "torchattacks" in there and network.model is not None:
-        turns["torchattacks"] = torch_attacks(network, *given)
+    labels, classes = np.asarray(labels, np.int32), dataset.preset.num_classes
+    compiled = tf.function(network.logits, reduce_retracing=True)
+    makers = {
+        "ours": lambda *given: ours(network, *given),
+        "art": lambda *given: art(network.logits, *given),
+        "art_compiled": lambda *given: art(compiled, *given),
+        "torchattacks": lambda *given: torch_attacks(network, *given),
+    }
 
-    def accuracy(found: np.ndarray) -> str:
-        classes = np.argmax(network.logits(tf.constant(np.ascontiguousarray(found))), axis=1)
-        return f"{100 * np.mean(classes == given[1]):.1f}"
+    def withstand(found: np.ndarray) -> float:
+        apart = np.abs(found - images).max() * attacks.PIXEL_LEVELS
+        if apart > args.epsilon * (1 + 1e-5) or found.min() < 0 or found.max() > 1:
+            sys.exit(f"autoattack: images of {name} are outside of the ball or of [0, 1]")
+        logits = network.logits(tf.constant(np.ascontiguousarray(found)))
+        return 100 * float(np.mean(np.argmax(logits, axis=1) == labels))
 
-    right = {name: accuracy(call()) for name, call in turns.items()}  # and all is traced
-    found = summarize(measure(turns, args.rounds), "ours")
-    print(
-        f"{network.name}, {args.dataset}, {args.images} images, clean {accuracy(images)} %, "
-        f"epsilon {args.epsilon:g}, {args.iterations} iterations, {args.queries} queries"
-    )
+    name = "no attack"
+    clean = withstand(images)
+    title = f"{network.name}, {args.dataset}, {args.images} images, clean {clean:.1f} %, epsilon "
+    title += f"{args.epsilon:g}, {args.iterations} iterations, {args.queries} queries, "
+    print(title + f"{args.threads} threads")
+    turns: dict[str, Attack] = {}
+    for number in range(args.rounds):
+        for name in args.contenders:
+            if len(kept.seconds.get(name, [])) > number:
+                continue
+            if name not in turns:
+                turns[name] = makers[name](images.shape[1:], classes, args)
+                for count in WARM:
+                    turns[name](images[:count], labels[:count])
+            time.sleep(PAUSE_SECONDS)
+            begin = time.perf_counter()
+            found = turns[name](images, labels)
+            seconds = time.perf_counter() - begin
+            kept.seconds.setdefault(name, []).append(seconds)
+            kept.withstand[name] = withstand(found)
+            progress(f"round {number + 1}/{args.rounds}: {name} {seconds:.1f} s")
+            kept.write()
+    # Ratios are taken within a round.
+    rounds = min((len(kept.seconds[name]) for name in args.contenders), default=0)
+    samples: Samples = {n: [[s] for s in kept.seconds[n][:rounds]] for n in args.contenders}
+    summary = summarize(samples, args.contenders[0]) if rounds else {}
     rows = [
-        [name, right[name], as_text(found[name]["seconds"]), as_text(found[name]["ratio"])]
-        for name in turns
+        [name, f"{kept.withstand[name]:.1f}", as_text(one["seconds"], 1, 1), as_text(one["ratio"])]
+        for name, one in summary.items()
     ]
-    columns = ["", "withstand, %", "seconds", "times ours"]
-    print_table(f"medians of {args.rounds} rounds (least - most)", columns, rows)
-    columns = ["stage", "images", "broken", "gradients", "forward passes", "seconds", "floor"]
-    print_table("ours, stage by stage", columns, by_stage(network, *given))
+    columns = ["", "withstand, %", "seconds", f"times {args.contenders[0]}"]
+    print_table(f"medians of {rounds} rounds (least - most)", columns, rows)
+    if not args.no_stages:
+        if not kept.stages:
+            kept.stages = by_stage(network, images, labels, classes, args)
+            kept.write()
+        columns = ["stage", "images", "broken", "gradients", "forward passes", "seconds", "floor"]
+        rows = [
+            [row["stage"], row["images"], row["broken"]]
+            + [f"{row[kind] / row['images']:.0f}" for kind in ("gradients", "forwards")]
+            + [f"{row['seconds']:.1f}", f"{100 * row['share']:.0f} %"]
+            for row in kept.stages
+        ]
+        print_table("ours, stage by stage; passes of an image", columns, rows)
+    return {**kept.result(), "summary": summary, "clean": clean}
+
+
+def contenders(text: str) -> list[str]:
+    """Return the names in a list with commas."""
+    names = text.split(",")
+    for name in names:
+        if name not in CONTENDERS:
+            raise argparse.ArgumentTypeError(f"{name!r}; there are {', '.join(CONTENDERS)}")
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", help="a run or a .keras file of a ResNet-20")
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--epsilon", type=float, default=16.0)
+    parser.add_argument("--images", type=positive, default=200)
+    parser.add_argument("--iterations", type=positive, default=100)
+    parser.add_argument("--queries", type=positive, default=5000)
+    parser.add_argument("--rounds", type=int, default=3, help="0: the stages alone")
+    parser.add_argument("--epochs", type=int, default=5, help="without --source")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)))
+    installed = [n for n, of in CONTENDERS.items() if of is None or importlib.util.find_spec(of)]
+    parser.add_argument(
+        "--contenders",
+        type=contenders,
+        default=installed,
+        help=f"of {', '.join(CONTENDERS)}; ratios are to the first; default: all that are there",
+    )
+    parser.add_argument("--no_stages", action="store_true", help="only the contenders")
+    parser.add_argument("--output", type=Path, help="a JSON file that holds every turn")
+    parser.add_argument("--quick", action="store_true", help="see that it runs")
+    args = parser.parse_args()
+    if args.quick:
+        args.images, args.iterations, args.queries, args.rounds = 20, 3, 20, 1
+    missing = [name for name in args.contenders if name not in installed]
+    if missing:
+        sys.exit(f"autoattack: not installed: {', '.join(missing)}")
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    run(args, lambda: compare(args))
 
 
 if __name__ == "__main__":

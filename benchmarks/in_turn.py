@@ -25,6 +25,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.sources import load_source
 
 PACKAGES = ("tensorflow", "keras", "numpy", "foolbox", "adversarial-robustness-toolbox")
+PACKAGES += ("torch", "torchattacks")
 ATTACK = "iter_fgsm"
 
 # By name, for each round the seconds of each call.
