@@ -23,21 +23,18 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
 import tensorflow as tf
 
 from cascade_keras import attacks, data
 from cascade_keras.attacks import carlini_wagner
 from cascade_keras.data.specs import DATASETS
+from cascade_keras.printed import print_table
 from cascade_keras.sources import load_source
 
 DESCENT, GRID, ART = "descent", "grid", "ART"
@@ -113,30 +110,21 @@ def measure(contenders: dict[str, Contender], images, labels, rounds: int) -> di
 
 def report(found: dict[str, Any], title: str, count: int) -> None:
     """Print the table: a row for each search, and one for the descent on the same images."""
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
-    for column in ("", "images", "s/image", "time", "gradients", "mean", "median"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for column in ("none", "> 76.5", "worst"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = []
     descent = found[DESCENT]
     for name, result in found.items():
         own = np.array(result["epsilon"])
         same = np.array(descent["epsilon"][: len(own)])
         seconds = np.median(result["seconds"])
         gradients = result["gradients"]
-        table.add_row(
-            name,
-            str(len(own)),
-            f"{seconds:.3f}",
-            f"{seconds / np.median(descent['seconds']):.1f}",
-            "" if gradients is None else f"{gradients:,.0f}",
-            *statistics(own),
-            excess(same, own) if name != DESCENT else "",
-        )
+        effort = f"{seconds:.3f}", f"{seconds / np.median(descent['seconds']):.1f}"
+        spent = "" if gradients is None else f"{gradients:,.0f}"
+        worst = excess(same, own) if name != DESCENT else ""
+        rows.append([name, str(len(own)), *statistics(own), worst, *effort, spent])
         if name != DESCENT:
-            table.add_row(f"  {DESCENT}", "", "", "", "", *statistics(same), "")
-    width = None if sys.stdout.isatty() else 100
-    rich.console.Console(width=width).print(table)
+            rows.append([f"  {DESCENT}", "", *statistics(same), "", "", "", ""])
+    columns = ("", "images", "mean", "median", "none", f"> {LARGE:g}", "worst", "s/image", "time")
+    print_table((*columns, "gradients"), rows, fixed_columns=1, title=title)
     print(
         "s/image and gradients are of one image, mean and median of the epsilons that were found,\n"
         "in 0..255; none: no epsilon found. Below each other search: the descent on the same\n"

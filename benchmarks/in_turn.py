@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from train_step import BUSY, PAUSE_SECONDS, processor
 
-from cascade_keras import attacks, data, model_files, models
+from cascade_keras import attacks, data, model_files, models, printed
 from cascade_keras.crafting import parse_epsilons
 from cascade_keras.errors import InputError
 from cascade_keras.sources import load_source
@@ -91,12 +91,9 @@ def as_text(found: dict[str, float], factor: float = 1.0, digits: int = 2) -> st
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a Markdown table."""
-    print(f"\n{title}\n")
-    print("| " + " | ".join(columns) + " |")
-    print("| --- |" + " ---: |" * (len(columns) - 1))
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
+    """Print a table below its title, in several parts where it is wider than the terminal."""
+    texts = [list(map(str, row)) for row in rows]
+    printed.print_table(columns, texts, fixed_columns=1, title=title)
 
 
 # What is attacked.

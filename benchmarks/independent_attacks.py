@@ -47,13 +47,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import foolbox
 import keras
 import numpy as np
-import rich.console
-import rich.table
 import tensorflow as tf
 from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod, ProjectedGradientDescent
 from art.estimators.classification import TensorFlowV2Classifier
 
-from cascade_keras import attacks, data, evaluation
+from cascade_keras import attacks, data, evaluation, printed
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.sources import load_source
@@ -319,9 +317,25 @@ def compare(
 
 def print_table(title: str, results: Sequence[dict[str, Any]]) -> None:
     """Print what ``compare`` returned of each attack."""
-    table = rich.table.Table(title=title)
-    table.add_column("attack")
-    for column in (
+    rows = []
+    for result in results:
+        accuracy = {name: np.mean(found) for name, found in result["accuracy"].items()}
+        apart = max(abs(accuracy[OURS] - accuracy[name]) for name in (FOOLBOX, ART))
+        cells = []
+        for name, found in result["accuracy"].items():
+            spread = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
+            cells.append(f"{accuracy[name]:.2f}{spread}")
+        cells.append(f"{apart:.2f}")
+        equal, parted = ["", "", ""], ["", ""]
+        if "equal" in result:
+            equal = [f"{share:.1%}" for share in result["equal"].values()]
+            parted = [
+                "{parted}/{unequal}, {apart:.0e}, {agree}".format(**p) if p else ""
+                for p in result["parted"].values()
+            ]
+        rows.append([result["title"], *cells, *equal, *parted])
+    columns = (
+        "attack",
         "ours %",
         "foolbox %",
         "ART %",
@@ -331,25 +345,8 @@ def print_table(title: str, results: Sequence[dict[str, Any]]) -> None:
         "ours, half batch",
         "parted from foolbox, apart before, agree",
         "from ART",
-    ):
-        table.add_column(column, justify="right")
-    for result in results:
-        accuracy = {name: np.mean(found) for name, found in result["accuracy"].items()}
-        apart = max(abs(accuracy[OURS] - accuracy[name]) for name in (FOOLBOX, ART))
-        cells = []
-        for name, found in result["accuracy"].items():
-            spread = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
-            cells.append(f"{accuracy[name]:.2f}{spread}")
-        cells.append(f"{apart:.2f}")
-        if "equal" in result:
-            cells += [f"{share:.1%}" for share in result["equal"].values()]
-            for p in result["parted"].values():
-                text = "{parted}/{unequal}, {apart:.0e}, {agree}".format(**p) if p else ""
-                cells.append(text)
-        table.add_row(result["title"], *cells)
-    console = rich.console.Console()
-    # In a file or a pipe nothing is cut to the width of a terminal.
-    rich.console.Console(width=console.width if console.is_terminal else 160).print(table)
+    )
+    printed.print_table(columns, rows, fixed_columns=1, title=title)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -31,7 +31,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-import rich.console
-import rich.table
 import tensorflow as tf
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.estimators.classification import TensorFlowV2Classifier
 
 import cascade_keras as ck
+from cascade_keras.printed import print_table
 
 PGD_STEPS = 20
 SEED = 0
@@ -235,6 +234,20 @@ def by_art(tutorial: Tutorial, network: keras.Model, images, labels, batch: int)
     return accuracies, still
 
 
+def report(results: Sequence[dict[str, Any]]) -> None:
+    """Print the accuracies of each network, measured by us and by ART."""
+    rows = []
+    for r in results:
+        pairs = {attack: (r["ours"][attack], r["ART"][attack]) for attack in r["ours"]}
+        cells = [f"{a:.1f} / {b:.1f}" for a, b in pairs.values()]
+        apart = max(abs(a - b) for a, b in pairs.values())
+        head = r["network"], r["loss"], f"{r['epsilon']:g}", str(r["images"])
+        rows.append([*head, *cells, f"{apart:.2f}"])
+    columns = ("network", "loss", "epsilon", "images", *results[0]["ours"], "most apart")
+    title = "accuracy in %, ours / ART"
+    print_table(columns, rows, text_columns=2, fixed_columns=3, title=title)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=TUTORIALS, help="both by default")
@@ -261,16 +274,7 @@ def main() -> None:
                  "images": len(x_test), "ours": ours, "ART": art, "no gradient in ART": still}
             )  # fmt: skip
             print(json.dumps(results[-1]), flush=True)
-    table = rich.table.Table(title="accuracy in %, ours / ART")
-    for column in ("network", "loss", "epsilon", "images", *results[0]["ours"], "most apart"):
-        table.add_column(column, justify="right")
-    for r in results:
-        pairs = {attack: (r["ours"][attack], r["ART"][attack]) for attack in r["ours"]}
-        cells = [f"{a:.1f} / {b:.1f}" for a, b in pairs.values()]
-        apart = max(abs(a - b) for a, b in pairs.values())
-        head = r["network"], r["loss"], f"{r['epsilon']:g}", str(r["images"])
-        table.add_row(*head, *cells, f"{apart:.2f}")
-    rich.console.Console(width=120).print(table)
+    report(results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from cascade_keras import data, losses, models
+from cascade_keras.printed import print_table
 from cascade_keras.training import AdversarialTrainer
 
 MAX_EPSILON = 76.5
@@ -155,16 +157,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     mnist = data.load("mnist", arguments.data_dir)
-    print("| remedy | step |", " | ".join(SHOWN), "|")
-    print("| --- |" + " ---: |" * (len(SHOWN) + 1))
+    rows = []
     for remedy in REMEDIES:
+        print(f"{remedy.name} ...", file=sys.stderr, flush=True)
         windows = run(remedy, mnist, arguments.init_from, arguments.steps, arguments.seed)
         for step, metrics in windows.rows:
             if step in (100, 250, arguments.steps):
-                values = " | ".join(f"{metrics[name]:.3g}" for name in SHOWN)
-                print(f"| {remedy.name} | {step} | {values} |", flush=True)
+                values = [f"{metrics[name]:.3g}" for name in SHOWN]
+                rows.append([remedy.name, str(step), *values])
         if windows.diverged_at:
-            print(f"| {remedy.name} | {windows.diverged_at} | not finite |" + " |" * 4, flush=True)
+            nothing = [""] * (len(SHOWN) - 1)
+            rows.append([remedy.name, str(windows.diverged_at), "not finite", *nothing])
+    print_table(("remedy", "step", *SHOWN), rows, fixed_columns=2)
 
 
 if __name__ == "__main__":

@@ -36,15 +36,16 @@ import contenders
 import numpy as np
 from contenders import ATTACK, MATRIX_PRODUCT, MATRIX_SIDE, OURS, STEP, VARIANTS
 from rich.console import Console
-from rich.table import Table
+
+from cascade_keras.printed import print_table
 
 REQUIRED_MODULE = {"pytorch": "torch", "art": "art", "art_traced_once": "art"}
 TITLES = {
     ("ours", STEP): "cascade_keras",
-    ("pytorch", "channels first"): "PyTorch eager, channels first",
-    ("pytorch", "channels last"): "PyTorch eager, channels last",
-    ("art_traced_once", STEP): "ART, own train step, traced once",
-    ("art", STEP): "ART, its default train step",
+    ("pytorch", "channels first"): "PyTorch channels first",
+    ("pytorch", "channels last"): "PyTorch channels last",
+    ("art_traced_once", STEP): "ART, traced once",
+    ("art", STEP): "ART as it comes",
 }
 # Threads of a process that has just finished spin for a moment before they sleep.
 PAUSE_SECONDS = 0.2
@@ -238,7 +239,7 @@ def describe_limits(workers: dict[str, Worker], samples: Samples, profiled: int)
 
 # The report.
 
-COLUMNS = ("ms", "quartiles", "best", "CPU ms", "ratio", "quartiles")
+COLUMNS = ("ms", "quartiles", "ratio", "quartiles", "best", "CPU ms")
 
 
 def columns(found: dict[str, dict[str, float]]) -> list[str]:
@@ -247,19 +248,11 @@ def columns(found: dict[str, dict[str, float]]) -> list[str]:
     return [
         f"{seconds['median'] * 1e3:.1f}",
         f"{seconds['first_quartile'] * 1e3:.1f} - {seconds['third_quartile'] * 1e3:.1f}",
-        f"{seconds['min'] * 1e3:.1f}",
-        f"{found['processor_seconds']['median'] * 1e3:.0f}",
         f"{ratio['median']:.2f}",
         f"{ratio['first_quartile']:.2f} - {ratio['third_quartile']:.2f}",
+        f"{seconds['min'] * 1e3:.1f}",
+        f"{found['processor_seconds']['median'] * 1e3:.0f}",
     ]
-
-
-def new_table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -284,26 +277,35 @@ def report(result: dict[str, Any], console: Console) -> None:
             f"{same['relative_loss_difference']:.1e}, the update of the kernels by "
             f"{same['relative_update_difference']:.1e} of its size\n"
         )
-    table = new_table("One training step, 64 + 64 images", "", *COLUMNS, "peak MiB", "at start")
+    rows = []
     for turn, title in TITLES.items():
         if found := result["steps"].get("/".join(turn)):
             memory = [f"{result[when][turn[0]]:.0f}" for when in ("peak_memory", "start_memory")]
-            table.add_row(title, *columns(found), *memory)
-    console.print(table)
+            rows.append([title, *columns(found), *memory])
+    print_table(
+        ("", *COLUMNS, "peak MiB", "at start"),
+        rows,
+        fixed_columns=1,
+        title="One training step, 64 + 64 images",
+        console=console,
+    )
     console.print(
         "ms: median. CPU ms: of all threads, waiting for each other included. ratio: to "
         "cascade_keras in the same round. Peak MiB: of the process, libraries included; at start: "
         "before its first step.\n"
-        "ART computes less: untargeted FGSM of a fixed epsilon, cross entropy alone; no distance, "
-        "no lambda, no weight decay.\n"
+        "PyTorch runs eagerly. ART as it comes has its default train step, traced once one of its "
+        "own that is compiled; it computes less: untargeted FGSM of a fixed epsilon, cross entropy "
+        "alone; no distance, no lambda, no weight decay.\n"
     )
     _report_limits(result, console)
     for part, images in ((STEP, "64 + 64 images"), (ATTACK, "64 images")):
-        table = new_table(f"The {part} with other layers, {images}", "", *COLUMNS)
+        rows = []
         for variant in VARIANTS:
-            found = result["variants"][f"{part}, {variant}"]
-            table.add_row(variant, *columns(found))
-        console.print(table)
+            ms, _, *ratio = columns(result["variants"][f"{part}, {variant}"])[:4]
+            rows.append([variant, ms, *ratio])
+        title = f"The {part} with other layers, {images}"
+        headings = ("", COLUMNS[0], *COLUMNS[2:4])
+        print_table(headings, rows, fixed_columns=1, title=title, console=console)
 
 
 def _report_limits(result: dict[str, Any], console: Console) -> None:
@@ -318,13 +320,18 @@ def _report_limits(result: dict[str, Any], console: Console) -> None:
     )
     kinds = limits["seconds_by_kind"]
     wall = sum(kinds.values())
-    title = f"Where the time goes, under the profiler ({wall * 1e3:.1f} ms a step)"
-    table = new_table(title, "kind of op", "ms", "share", "GFLOP", "GFLOP/s")
+    rows = []
     for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
         work = limits["gflop"].get(kind)
         speed = (f"{work:.1f}", f"{work / seconds:.0f}") if work else ("", "")
-        table.add_row(kind, f"{seconds * 1e3:.1f}", f"{seconds / wall:.1%}", *speed)
-    console.print(table)
+        rows.append([kind, f"{seconds * 1e3:.1f}", f"{seconds / wall:.1%}", *speed])
+    print_table(
+        ("kind of op", "ms", "share", "GFLOP", "GFLOP/s"),
+        rows,
+        fixed_columns=1,
+        title=f"Where the time goes, under the profiler ({wall * 1e3:.1f} ms a step)",
+        console=console,
+    )
     console.print(
         "Ops that run at once share the time. In the attack bias and ReLU are part of the "
         "convolution, in training ReLU partly of the batch normalisation.\n"
