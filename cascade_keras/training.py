@@ -161,6 +161,7 @@ class AdversarialTrainer(SteppedModel):
             draws=None,
             sources={},
             told=set(),
+            xla_was_asked=False,
         )
         self.set_sources(cascade_sources, ensemble_sources)
         self.built = True
@@ -570,7 +571,8 @@ class AdversarialTrainer(SteppedModel):
         trainer's clock from here on.
 
         Raises:
-            InputError: a loss or its weights, which would otherwise be ignored.
+            InputError: a loss or its weights, which would otherwise be ignored; or ``jit_compile``
+                where XLA cannot compile the step.
         """
         if optimizer is None:
             raise InputError("is None; name one, such as 'adam'", "optimizer")
@@ -580,7 +582,10 @@ class AdversarialTrainer(SteppedModel):
         own = {name: kwargs.pop(name, None) or [] for name in ("metrics", "weighted_metrics")}
         self._state.halves = OfBothHalves(**own, gives_logits=self.border.kind == "logits")
         self._state.compiled_metrics = own
-        if self._needs_no_xla() and kwargs.get("jit_compile", "auto") == "auto":
+        asked = kwargs.get("jit_compile", "auto")
+        self._state.xla_was_asked = asked is True
+        if self._needs_no_xla():
+            self._refuse_xla()
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
@@ -603,6 +608,15 @@ class AdversarialTrainer(SteppedModel):
         """
         iterates = specs.ATTACKS[self.attack.name].kind != specs.ONE_STEP
         return bool(self.cascade_sources) or (iterates and self.spec.attacks)
+
+    def _refuse_xla(self) -> None:
+        if self._state.xla_was_asked:
+            made = "cascade images" if self.cascade_sources else f"the images of {self.attack.name}"
+            raise InputError(
+                f"XLA needs shapes that are known in advance, and a step that crafts {made} leaves "
+                "out those that are done; leave it off, or have cascade images from a bank",
+                "jit_compile",
+            )
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -729,8 +743,9 @@ class AdversarialTrainer(SteppedModel):
         self.ensemble_sources = tuple(each.logits for each in adapted["ensemble_sources"])
         self._lost_sources = {}
         self.train_function = None  # a compiled step has the earlier ones in it
-        if self.compiled and self.cascade_sources:
-            self.jit_compile = False  # as in compile
+        if self.compiled and self.cascade_sources:  # as in compile
+            self._refuse_xla()
+            self.jit_compile = False
 
     def _source(self, network: Callable, name: str) -> Adapted:
         """Return a source between the borders."""

@@ -25,6 +25,7 @@ _WEIGHTS = "must be finite numbers of 0 or above"
 _UNLIKE = re.compile(
     r"Shape of tensor \S+ (\[[^\]]*\]) is not compatible with expected shape (\[[^\]]*\])"
 )
+_NOT_FOR_XLA = re.compile(r"on XLA_\w+_JIT: (\w+)")
 
 
 class Given(NamedTuple):
@@ -160,6 +161,13 @@ def in_one_line() -> Iterator[None]:
         if found is not None:
             raise InputError(
                 "images of shape {} were given, the network takes {}".format(*found.groups())
+            ) from None
+        found = _NOT_FOR_XLA.search(str(error))
+        if found is not None:
+            raise InputError(
+                f"XLA cannot compile the step, which has the operation {found[1]} in "
+                "it; leave it off",
+                "jit_compile",
             ) from None
         found = _ASSERTED.search(str(error)) or _ASSERTED_EAGERLY.search(str(error))
         if found is None:

@@ -16,7 +16,12 @@ from cascade_keras import data, models
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import own
-from cascade_keras.runs.settings import NORM_OF_DISTANCE, TrainingSettings, initialisation
+from cascade_keras.runs.settings import (
+    NORM_OF_DISTANCE,
+    XLA,
+    TrainingSettings,
+    initialisation,
+)
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -87,7 +92,7 @@ def build_trainer(
         use_ema=settings.use_ema,
         ema_momentum=settings.ema_momentum,
     )
-    trainer.compile(optimizer=optimizer)
+    trainer.compile(optimizer=optimizer, jit_compile=XLA[settings.jit_compile])
     return trainer
 
 

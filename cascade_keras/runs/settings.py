@@ -41,6 +41,7 @@ from cascade_keras.settings import (
 )
 
 NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
+XLA = {"auto": "auto", "on": True, "off": False}  # as Keras's compile is told
 NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
     "a folder name of at most 100 letters, digits, . + - _",
@@ -227,6 +228,12 @@ class TrainingSettings(DataSettings):
     ema_momentum: float = setting(0.999, "Of that average.", FRACTION)
     precision: str = setting(
         "float32", "Of the convolutions.", choices=("float32", "mixed_bfloat16", "mixed_float16")
+    )
+    jit_compile: str = setting(
+        "auto",
+        "Whether XLA compiles the step, which then draws other random numbers; auto: on one GPU, "
+        "unless it crafts cascade images.",
+        choices=tuple(XLA),
     )
     seed: int = setting(0, "Of weights, batches and epsilons.", SEED)
     deterministic: bool = setting(False, "Only deterministic operations.")
@@ -546,6 +553,12 @@ def _check_sources(settings: TrainingSettings) -> None:
     if banks and len(banks) != len(sources):
         raise InputError(
             f"name one bank for each source ({len(sources)}), got {len(banks)}", "cascade_bank"
+        )
+    if settings.cascade_mode == "online" and settings.jit_compile == "on":
+        raise InputError(
+            "XLA needs shapes that are known in advance, and crafting online leaves out images "
+            "that are done; leave it off, or use cascade_mode bank",
+            "jit_compile",
         )
     if settings.cascade_mode == "online" and (banks or settings.bank_examples):
         raise InputError(

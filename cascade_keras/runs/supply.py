@@ -94,7 +94,9 @@ def _choose(banks: _Banks, settings: TrainingSettings, say: Callable[[str], None
     missing = banks.missing_images()
     banked = missing * cascade.bank_gradients(settings.max_epsilon)
     mode, why = settings.cascade_mode, "as asked for"
-    if mode == "auto":
+    if mode == "auto" and settings.jit_compile == "on":
+        mode, why = "bank", "as XLA compiles the step"
+    elif mode == "auto":
         mode, why = ("bank" if banked <= online else "online"), "the cheaper way"
     say(
         f"cascade images: {mode}, {why}; online {online:,} gradients over {settings.steps:,} "
