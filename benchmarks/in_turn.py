@@ -17,11 +17,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from train_step import BUSY, PAUSE_SECONDS, processor
+from train_step import BUSY, PAUSE_SECONDS
 
 from cascade_keras import attacks, data, model_files, models, printed
 from cascade_keras.crafting import parse_epsilons
 from cascade_keras.errors import InputError
+from cascade_keras.machine import processor
 from cascade_keras.sources import load_source
 
 PACKAGES = ("tensorflow", "keras", "numpy", "foolbox", "adversarial-robustness-toolbox")

@@ -22,7 +22,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -37,6 +36,7 @@ import numpy as np
 from contenders import ATTACK, MATRIX_PRODUCT, MATRIX_SIDE, OURS, STEP, VARIANTS
 from rich.console import Console
 
+from cascade_keras.machine import processor
 from cascade_keras.printed import print_table
 
 REQUIRED_MODULE = {"pytorch": "torch", "art": "art", "art_traced_once": "art"}
@@ -336,16 +336,6 @@ def _report_limits(result: dict[str, Any], console: Console) -> None:
         "Ops that run at once share the time. In the attack bias and ReLU are part of the "
         "convolution, in training ReLU partly of the batch normalisation.\n"
     )
-
-
-def processor() -> str:
-    """Return the name of the processor, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:

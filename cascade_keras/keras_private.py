@@ -167,6 +167,13 @@ def frozen_layers(network: keras.Model) -> list[int]:
     return [number for number, layer in enumerate(layers) if not layer.trainable]
 
 
+def precisions(network: keras.Model) -> list[str]:
+    """Return the dtype policies of a network's layers, without float32 where there are others."""
+    layers = network._flatten_layers(include_self=False)
+    found = {layer.dtype_policy.name for layer in layers if layer.weights}
+    return sorted(found - {"float32"}) or ["float32"]
+
+
 # Random numbers of layers, the same for both images of a pair.
 
 _DRAWS = ("uniform", "normal", "truncated_normal", "randint", "gamma", "beta", "binomial",

@@ -26,6 +26,9 @@ from cascade_keras.runs import events
 from cascade_keras.runs.metrics import metric, progress_text
 from cascade_keras.runs.run import Run
 
+# The rest of a training is estimated by steps that took so long, and are so many.
+_ESTIMATED_STEPS, _ESTIMATED_SECONDS = 3, 5
+
 
 class RandomLayers(keras.callbacks.Callback):
     """Gives layers that draw, such as Dropout, a random state that follows from (seed, step).
@@ -117,8 +120,9 @@ class Report(keras.callbacks.Callback):
     """Shows and records the metrics, averaged over every ``every`` steps.
 
     On a terminal a progress bar with the time left and the newest metrics; elsewhere a line each
-    time. TensorBoard gets each metric, the learning rate and the images a second. What other
-    callbacks do between two reports' windows does not count as time of the steps.
+    time, and one of the time left as soon as a few steps have been measured. TensorBoard gets each
+    metric, the learning rate and the images a second. What other callbacks do between two reports'
+    windows does not count as time of the steps.
 
     Args:
         writer: of the event files; its owner closes it.
@@ -162,6 +166,8 @@ class Report(keras.callbacks.Callback):
         )
         self._progress.start()
         self._since, self._steps = None, 0
+        self._traced: tuple[int, float] | None = None
+        self._estimated = self.console.is_terminal  # where the bar does it all the time
 
     def on_train_end(self, logs=None):
         self.close()
@@ -179,6 +185,7 @@ class Report(keras.callbacks.Callback):
         step = int(self.model.steps)
         self._steps += 1
         self._progress.update(self._task, completed=step)
+        self._estimate(step)
         if step % self.every and step != self.last_step:
             return
         now = time.monotonic()
@@ -200,6 +207,28 @@ class Report(keras.callbacks.Callback):
             )
         self._since, self._steps = None, 0
         self.model.reset_metrics()
+
+    def _estimate(self, step: int) -> None:
+        """Say once how long the rest will take, where that is before the first report.
+
+        The first step does not count: it traced the graph.
+        """
+        now = time.monotonic()
+        if self._estimated or self._traced is None:
+            self._traced = self._traced or (step, now)
+            return
+        steps, seconds = step - self._traced[0], now - self._traced[1]
+        if steps < _ESTIMATED_STEPS or seconds < _ESTIMATED_SECONDS:
+            return
+        self._estimated = True
+        left = (self.last_step - step) * seconds / steps
+        if left > 60 and step % self.every:
+            print(
+                f"step {step}/{self.last_step}  {seconds / steps:.3g} s a step, measured on "
+                f"{steps}  {left / 60:.1f} min left",
+                file=self.console.file,
+                flush=True,
+            )
 
     def _write(self, scalars: dict[str, float], step: int) -> None:
         with events.writing(self.directory):

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cascade_keras import data
+from cascade_keras import data, machine
 from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.callbacks import DivergenceError, StopOnDivergence
 from cascade_keras.data.batching import Partners
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.white_box import Result, WhiteBox
+from cascade_keras.keras_private import precisions
 from cascade_keras.progress import progress_bar
 from cascade_keras.runs import callbacks
 from cascade_keras.runs.dashboard import Dashboard, expected_steps
@@ -56,6 +57,7 @@ class Session:
         self.dataset = dataset
         self.partners = partners
         self.random_layers = random_layers
+        self.say = say
         self.first_step = run.restore(trainer)
         if self.first_step:
             say(f"{run.path}: going on from step {self.first_step} of {settings.steps}")
@@ -121,6 +123,7 @@ class Session:
         settings, last_step = self.settings, self.settings.steps
         if self.first_step >= last_step:
             return None
+        self.say(self._runs_on)
         checkpoints = callbacks.Checkpoints(
             self.run, settings.checkpoint_minutes, settings.checkpoint_steps, last_step
         )
@@ -167,6 +170,13 @@ class Session:
             step = int(self.trainer.steps)
             raise InputError(f"there were no data after step {step} of {last_step}")
         return checkpoints.stop_signal
+
+    @property
+    def _runs_on(self) -> str:
+        """What a person who wonders how long it takes wants to know."""
+        precision = " and ".join(precisions(self.trainer.network))
+        xla = "with XLA" if self.trainer.jit_compile else "without XLA"
+        return f"training on {machine.devices()}: {machine.threads()}, {precision}, {xla}"
 
     @property
     def _last_good(self) -> str:

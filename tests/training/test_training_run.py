@@ -282,6 +282,8 @@ def test_a_run_goes_on_and_a_flag_is_one_field_that_locks_no_older_run_out(here)
     said = []
     done = train(said.append, checkpoint_steps=2)
     assert done.finished and done.step == 4 and not done.was_finished
+    (line,) = [text for text in said if text.startswith("training on CPU ")]
+    assert "float32, without XLA" in line
     assert [result["attack"] for result in done.results] == ["clean", "step_ll"]
     first, again = weights(), train()
     assert again.was_finished and again.results == done.results

@@ -1,0 +1,102 @@
+"""What a training says of the machine, and how long it will take."""
+
+import io
+import os
+import types
+
+import keras
+import pytest
+import rich.console
+import tensorflow as tf
+
+from cascade_keras import machine
+from cascade_keras.keras_private import precisions
+from cascade_keras.runs import callbacks
+from cascade_keras.runs.session import Session
+
+CPUINFO = """processor\t: 0
+model name\t: A processor: the fast one
+flags\t\t: fpu avx512f amx_bf16
+
+processor\t: 1
+model name\t: Another
+"""
+
+
+@pytest.fixture
+def cpuinfo(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", file)
+    machine._cpuinfo.cache_clear()
+    yield file
+    machine._cpuinfo.cache_clear()
+
+
+def test_the_processor_is_what_the_system_says(cpuinfo):
+    cpuinfo.write_text(CPUINFO)
+    assert machine.processor() == "A processor: the fast one"
+
+
+def test_a_system_without_cpuinfo_is_described_too(cpuinfo):
+    assert machine.processor()
+    assert machine.devices().startswith("CPU ")
+
+
+def test_threads_are_those_that_tensorflow_uses(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    assert machine.threads() == "3 threads"
+    monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
+    assert machine.threads() == "1 thread"
+
+
+def test_what_a_training_runs_on_is_one_line(cpuinfo):
+    cpuinfo.write_text(CPUINFO)
+    dense = keras.layers.Dense(3, dtype="mixed_bfloat16")
+    session = Session.__new__(Session)
+    network = keras.Sequential([keras.Input((2,)), dense])
+    session.trainer = types.SimpleNamespace(network=network, jit_compile=True)
+    assert session._runs_on == (
+        f"training on CPU A processor: the fast one: {machine.threads()}, mixed_bfloat16, with XLA"
+    )
+
+
+def test_layers_of_any_precision_are_found():
+    layers = [keras.layers.Dense(3, dtype=name) for name in ("float32", "mixed_bfloat16")]
+    assert precisions(keras.Sequential([keras.Input((2,)), layers[0]])) == ["float32"]
+    assert precisions(keras.Sequential([keras.Input((2,)), *layers])) == ["mixed_bfloat16"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_is_estimated_by_the_first_steps(monkeypatch, terminal):
+    """Steps of 2 s after a first one of 100 s: after 3 of them 6 s are enough to tell."""
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    report = callbacks.Report(tf.summary.create_noop_writer(), 10, 1010, 128, 50)
+    shown = io.StringIO()
+    report.console = rich.console.Console(file=shown, force_terminal=terminal)
+    report.set_model(types.SimpleNamespace(steps=10))
+    report.on_train_begin()
+    for seconds in (100, *[2] * 8):
+        report.on_train_batch_begin(0)
+        now[0] += seconds
+        report.model.steps += 1
+        report.on_train_batch_end(0, {})
+    lines = [line for line in shown.getvalue().splitlines() if "min left" in line]
+    left = (1010 - 14) * 2 / 60
+    wanted = [f"step 14/1010  2 s a step, measured on 3  {left:.1f} min left"]
+    assert lines == ([] if terminal else wanted)
+
+
+def test_nothing_is_estimated_of_a_training_that_is_soon_over(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    report = callbacks.Report(tf.summary.create_noop_writer(), 0, 20, 128, 50)
+    report.console = rich.console.Console(file=io.StringIO())
+    report.set_model(types.SimpleNamespace(steps=0))
+    report.on_train_begin()
+    for _ in range(10):
+        report.on_train_batch_begin(0)
+        now[0] += 2
+        report.model.steps += 1
+        report.on_train_batch_end(0, {})
+    assert not report.console.file.getvalue()
