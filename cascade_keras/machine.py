@@ -53,3 +53,20 @@ def threads() -> str:
 
     count = tf.config.threading.get_intra_op_parallelism_threads() or cores()
     return f"{count} thread{'s' * (count > 1)}"
+
+
+def bfloat16() -> tuple[str, ...]:
+    """Return by which instructions the processor computes in bfloat16; () where none are known."""
+    known = (_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split()
+    return tuple(name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in known)
+
+
+def lacks_bfloat16() -> bool:
+    """Whether bfloat16 is slow here: no GPU, and a processor that is known not to compute in it.
+
+    Such numbers become float32 and bfloat16 again in every operation.
+    """
+    import tensorflow as tf
+
+    told = "flags" in _cpuinfo() or "Features" in _cpuinfo()
+    return told and not bfloat16() and not tf.config.list_logical_devices("GPU")

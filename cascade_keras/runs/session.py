@@ -175,6 +175,8 @@ class Session:
     def _runs_on(self) -> str:
         """What a person who wonders how long it takes wants to know."""
         precision = " and ".join(precisions(self.trainer.network))
+        if precision == "mixed_bfloat16" and machine.lacks_bfloat16():
+            precision += ", slower than float32 on this processor"
         xla = "with XLA" if self.trainer.jit_compile else "without XLA"
         return f"training on {machine.devices()}: {machine.threads()}, {precision}, {xla}"
 

@@ -1,5 +1,6 @@
 """What is printed as a table fits the terminal, whatever it holds."""
 
+import argparse
 import io
 import json
 import pathlib
@@ -98,6 +99,7 @@ def test_the_tables_of_the_other_benchmarks_fit(monkeypatch, capsys):
     import craft_peers
     import independent_attacks
     import peer_tutorials
+    import precisions
 
     ranged = {"value": 1234.5678, "min": 1111.1, "max": 9999.9}
     timed = {"seconds": ranged, "ratio": ranged, "samples": []}
@@ -127,6 +129,17 @@ def test_the_tables_of_the_other_benchmarks_fit(monkeypatch, capsys):
         "parted": {"foolbox": parted, "ART": parted},
     }
     independent_attacks.print_table("compared", [compared])
+    accuracies = dict.fromkeys(("clean", "step_ll", "iter_fgsm"), 99.99)
+    verdicts = {"step_ll": 123, "iter_fgsm": 1234}
+    kinds = precisions.KINDS
+    result = {
+        "seconds": dict.fromkeys(kinds, [[1.2345, 1.3]] * 3),
+        "accuracy": dict.fromkeys(kinds, accuracies),
+        "verdicts": dict.fromkeys(kinds, verdicts),
+    }
+    told = {"dataset": "cifar10", "model": "resnet20", "loss": "pivot", "seed": 0, "steps": 600,
+            "images": 1000, "attacks": list(verdicts)}  # fmt: skip
+    precisions.report(result, argparse.Namespace(**told))
     lines = capsys.readouterr().out.splitlines()
     tables = [line for line in lines if line[:1] in "┏┃┡│└"]
     assert len(tables) > 40 and max(map(len, tables)) <= 80

@@ -40,6 +40,7 @@ def test_the_processor_is_what_the_system_says(cpuinfo):
 def test_a_system_without_cpuinfo_is_described_too(cpuinfo):
     assert machine.processor()
     assert machine.devices().startswith("CPU ")
+    assert not machine.lacks_bfloat16()  # as nobody knows
 
 
 def test_threads_are_those_that_tensorflow_uses(monkeypatch):
@@ -49,15 +50,24 @@ def test_threads_are_those_that_tensorflow_uses(monkeypatch):
     assert machine.threads() == "1 thread"
 
 
-def test_what_a_training_runs_on_is_one_line(cpuinfo):
-    cpuinfo.write_text(CPUINFO)
+SLOWER = ", slower than float32 on this processor"
+
+
+@pytest.mark.parametrize("instructions, slower", [("amx_bf16 avx512_bf16", ""), ("sse2", SLOWER)])
+def test_what_a_training_runs_on_is_one_line(cpuinfo, instructions, slower):
+    cpuinfo.write_text(CPUINFO.replace("amx_bf16", instructions))
+    assert machine.bfloat16() == (() if slower else tuple(instructions.split()))
     dense = keras.layers.Dense(3, dtype="mixed_bfloat16")
     session = Session.__new__(Session)
     network = keras.Sequential([keras.Input((2,)), dense])
     session.trainer = types.SimpleNamespace(network=network, jit_compile=True)
     assert session._runs_on == (
-        f"training on CPU A processor: the fast one: {machine.threads()}, mixed_bfloat16, with XLA"
+        f"training on CPU A processor: the fast one: {machine.threads()}, mixed_bfloat16{slower}, "
+        "with XLA"
     )
+    dense = keras.layers.Dense(3)
+    session.trainer.network = keras.Sequential([keras.Input((2,)), dense])
+    assert SLOWER not in session._runs_on
 
 
 def test_layers_of_any_precision_are_found():
