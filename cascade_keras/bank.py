@@ -8,10 +8,14 @@
 Image i is made of the i-th image of the split, cropped at its centre. A bank is crafted shard by
 shard, a shard being the images of one batch at all epsilons, and goes on after the last complete
 one. Iterates of whole steps and epsilons are whole pixel values, so uint8 loses nothing.
+
+Several workers may craft one bank at once, each its shards; ``.workers`` beside the files says
+which are complete, until all are (workers.py).
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -41,6 +45,7 @@ from cascade_keras.files import (
     write_json,
 )
 from cascade_keras.records import Count, Index, Record, Text, map_array, read_values
+from cascade_keras.workers import Crew, Worker, left
 
 FORMAT = 1  # of bank.json, which names it only where it is another
 # Images a batch: larger ones are little faster, and a kill loses what was made of one.
@@ -167,6 +172,7 @@ class Bank:
         self._images: np.memmap | None = None
         self._labels: np.memmap | None = None
         self._file = None
+        self._done: set[int] = set()  # shards that are complete
 
     @property
     def exists(self) -> bool:
@@ -186,9 +192,11 @@ class Bank:
     @property
     def complete_images(self) -> int:
         """How many images the complete shards hold."""
-        return min(
-            self.record["complete_shards"] * self.record["shard_size"], self.record["examples"]
-        )
+        return sum(map(self._images_in, self._done))
+
+    def _images_in(self, shard: int) -> int:
+        size = self.record["shard_size"]
+        return min(size, self.record["examples"] - shard * size)
 
     @property
     def images(self) -> np.memmap:
@@ -203,10 +211,13 @@ class Bank:
         """
         if not self.exists:
             raise InputError(f"{self.path} is not a bank (it has no bank.json)")
+        marked = Crew(self.path).done()  # before the record, which is complete before they go
         self.record = read_values(self._json_file, BankRecord, self._again)
+        self._done = set(range(self.record["complete_shards"]))
+        self._done |= {shard for shard in range(self.shards) if _mark(shard) in marked}
         files = self.images_file, self._labels_file
         absent = [file for file in files if not file.exists()]
-        if absent and not self.record["complete_shards"]:
+        if absent and not self._done:
             self._images = self._labels = None  # killed before there was room for them
             return self
         if absent:
@@ -226,19 +237,23 @@ class Bank:
     def _again(self) -> str:
         return f"remove {self.path} to craft it again"
 
-    def check(self, wanted: dict, labels: np.ndarray | None = None) -> None:
+    def check(
+        self, wanted: dict, labels: np.ndarray | None = None, *, exactly: bool = False
+    ) -> None:
         """Refuse a bank that is not the one wanted.
 
         Args:
             wanted: ``identity``'s, or a part of it. Of the epsilons, those that are needed.
             labels: those of the dataset, of which the bank has the first; None: not compared.
+            exactly: whether it may have no other epsilons.
 
         Raises:
             InputError: saying what differs.
         """
         for key, value in wanted.items():
             found = self.record[key]
-            if found == value or (key == "epsilons" and set(value) <= set(found)):
+            serves = key == "epsilons" and set(value) <= set(found) and not exactly
+            if found == value or serves:
                 continue
             shown = (
                 "" if key.endswith("_hash") else f" ({as_range(found)}, wanted {as_range(value)})"
@@ -277,6 +292,7 @@ class Bank:
         source_name: str = "",
         dataset_name: str = "",
         shard_size: int = SHARD_SIZE,
+        worker: Worker | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         """Craft the bank, or what is missing of it; load it when complete.
@@ -287,7 +303,10 @@ class Bank:
             images, labels: as many as ``wanted`` says, uint8 (N, H, W, C), cropped, and (N,).
             source_name, dataset_name: for the reader of bank.json.
             shard_size: images a batch; a bank that is gone on with keeps its own.
-            progress: called with the number of images that are done, first with those found done.
+            worker: craft the shards of this one alone; the bank is loaded and may be incomplete,
+                see ``left``. None: all shards.
+            progress: called with the number of images that are done, first with those found done;
+                a worker's own.
 
         Raises:
             InputError: another bank or another process is there, or the disk has no room.
@@ -297,26 +316,60 @@ class Bank:
             self._check_place()
             self._check_room([len(wanted["epsilons"]), *images.shape])
         self.path.mkdir(parents=True, exist_ok=True)
-        with hold(self.path, f"{self.path} is being crafted by another process", name=None):
-            clean(self.path)
-            if not self.exists:
-                shape = [len(wanted["epsilons"]), *images.shape]
-                names = {"source": source_name, "dataset": dataset_name}
-                state = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
-                write_json(self._json_file, {**names, **wanted, **state})
+        in_use = f"{self.path} is being crafted by another process"
+        crew = Crew(self.path, worker)
+        try:
+            with (
+                hold(self.path, in_use, name=None, shared=worker is not None),
+                crew.joined(self.path),
+            ):
+                if worker is None:
+                    clean(self.path)
+                with contextlib.nullcontext() if worker is None else crew.alone():
+                    names = {"source": source_name, "dataset": dataset_name}
+                    self._begin(wanted, images, labels, names, shard_size, crew)
+                self._craft_shards(logits_fn, images, labels, crew, progress)
+                self._complete(crew)
+        except OSError:
+            if not self.exists:  # there was no room
+                self._leave_nothing()
+            raise
+
+    def left(self, worker: Worker) -> str:
+        """Return a sentence of the shards that other workers have not crafted; empty where none."""
+        missing = collections.Counter(
+            shard % worker.count for shard in range(self.shards) if shard not in self._done
+        )
+        if self.complete or not missing:
+            return ""
+        return left(missing, worker, "shards", Crew(self.path, worker).at_work())
+
+    def _begin(self, wanted, images, labels, names, shard_size, crew: Crew) -> None:
+        """Load the bank; make room for it where there is none, and refuse another one."""
+        several = crew.worker is not None
+        shape = [len(wanted["epsilons"]), *images.shape]
+        if not self.exists:
+            crew.forget_done()  # by workers on a bank that was removed
+            state = {"shape": shape, "shard_size": shard_size, "complete_shards": 0}
+            write_json(self._json_file, {**names, **wanted, **state}, keep=several)
+        self.load()
+        self.check(wanted, labels, exactly=several)
+        if several and self.record["shard_size"] != shard_size:
+            raise InputError(
+                f"{self.path} is made in shards of {self.record['shard_size']} images, got "
+                f"{shard_size}; give all workers the same",
+                "batch_size",
+            )
+        shape[0] = len(self.record["epsilons"])
+        if self.record["shape"] != shape:
+            raise InputError(
+                f"{self._json_file}: shape: is {self.record['shape']}, that of these images is "
+                f"{shape}; {self._again}"
+            )
+        if self._images is None:
+            self._check_room(shape)
+            self._allocate(labels, keep=several)
             self.load()
-            self.check(wanted, labels)
-            shape = [len(self.record["epsilons"]), *images.shape]
-            if self.record["shape"] != shape:
-                raise InputError(
-                    f"{self._json_file}: shape: is {self.record['shape']}, that of these images is "
-                    f"{shape}; {self._again}"
-                )
-            if self._images is None:
-                self._check_room(shape)
-                self._allocate(labels)
-                self.load()
-            self._craft_shards(logits_fn, images, labels, progress)
 
     def _check_place(self) -> None:
         """Refuse a place where a bank cannot be begun."""
@@ -333,30 +386,36 @@ class Bank:
                 "free some, name another directory, or take fewer images or epsilons"
             )
 
-    def _allocate(self, labels: np.ndarray) -> None:
+    def _allocate(self, labels: np.ndarray, keep: bool) -> None:
         """Reserve the whole file now, so that the disk cannot be full half-way."""
         try:
             stored = labels.astype(np.int32)
-            write_atomically(self._labels_file, lambda path: np.save(path, stored))
-            reserve(self.images_file, self.record["shape"], "uint8")
+            write_atomically(self._labels_file, lambda path: np.save(path, stored), keep=keep)
+            reserve(self.images_file, self.record["shape"], "uint8", keep=keep)
         except OSError:
             # Nothing is crafted yet: leave nothing behind.
             for file in (self._labels_file, self._json_file):
                 file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a stranger's file is in it
-                self.path.rmdir()
+            self._leave_nothing()
             raise
 
-    def _craft_shards(self, logits_fn, images, labels, progress) -> None:
-        size = self.record["shard_size"]
-        progress(self.complete_images)
-        if self.complete:
+    def _leave_nothing(self) -> None:
+        with contextlib.suppress(OSError):  # a stranger's file is in it, or another worker's
+            self.path.rmdir()
+
+    def _craft_shards(self, logits_fn, images, labels, crew: Crew, progress) -> None:
+        size, worker = self.record["shard_size"], crew.worker
+        own = [shard for shard in range(self.shards) if worker is None or worker.takes(shard)]
+        missing = [shard for shard in own if shard not in self._done]
+        done = sum(self._images_in(shard) for shard in own if shard in self._done)
+        progress(done)
+        if not missing:
             return
         make = crafter(
             logits_fn, self.record["attack"], self.record["epsilons"], self.record["seed"]
         )
-        with open(self.images_file, "r+b") as file:
-            for shard in range(self.record["complete_shards"], self.shards):
+        with open(self.images_file, "r+b", opener=None if worker is None else _synchronous) as file:
+            for shard in missing:
                 first = shard * size
                 part = slice(first, first + size)
                 # Divided here: graph optimisers make of it a product with 1/255, another number.
@@ -371,9 +430,31 @@ class Bank:
                         file.write(block.tobytes())
                     file.flush()
                     os.fsync(file.fileno())
-                self.record["complete_shards"] = shard + 1
-                write_json(self._json_file, self.record)
-                progress(first + len(images[part]))
+                self._done.add(shard)
+                if worker is None:
+                    self._record_shards()
+                else:
+                    crew.put(_mark(shard))
+                done += self._images_in(shard)
+                progress(done)
+
+    def _record_shards(self) -> None:
+        """Write how many shards are complete from the first on."""
+        absent = (shard for shard in range(self.shards) if shard not in self._done)
+        self.record["complete_shards"] = next(absent, self.shards)
+        write_json(self._json_file, self.record)
+
+    def _complete(self, crew: Crew) -> None:
+        """Say so where all shards are complete, whoever has crafted them."""
+        if crew.worker is not None:
+            self.load()  # what others have done
+        if len(self._done) < self.shards:
+            return
+        if not self.complete:
+            with contextlib.nullcontext() if crew.worker is None else crew.alone():
+                self._record_shards()
+                clean(self.path)
+        crew.forget()
 
     def _offset(self, level: int, index: int) -> int:
         """Return where in the file the image with this index at epsilons[level] begins."""
@@ -406,6 +487,20 @@ class Bank:
                     f"{self.images_file} has become shorter while it was read; {self._again}"
                 )
         return images
+
+
+def _mark(shard: int) -> str:
+    """Return the name of the file that says that a worker has completed a shard."""
+    return f"shard-{shard}"
+
+
+def _synchronous(path: str, flags: int) -> int:
+    """Open a file that other machines write other parts of.
+
+    Each write goes to the disk as it is. A network's file system may gather them to whole pages
+    otherwise, and write what it believes to be beside them, which is somebody else's by then.
+    """
+    return os.open(path, os.O_WRONLY | os.O_DSYNC | flags & os.O_CLOEXEC)
 
 
 def as_range(value) -> str:

@@ -5,6 +5,7 @@
     bank = Crafting(CraftSettings(source="saved/r20p", attack="iter_fgsm")).run()
     bank.images[15]  # (N, H, W, C) uint8, at bank.record["epsilons"][15]
 
+Several processes craft one bank where each is told which ``worker`` it is, such as "0/4".
 ``bin/craft`` is this and nothing else. TensorFlow is imported by what needs it, not before.
 """
 
@@ -31,6 +32,7 @@ from cascade_keras.settings import (
     setting,
     trust_setting,
 )
+from cascade_keras.workers import Worker, of_text, worker_setting
 
 if TYPE_CHECKING:
     from cascade_keras.bank import Bank
@@ -88,6 +90,7 @@ class CraftSettings(NetworkSettings, DataSettings):
     )
     batch_size: int = setting(256, "Images a shard.", POSITIVE)
     seed: int = setting(0, "Of the attacks that draw random numbers.", SEED)
+    worker: str | None = worker_setting("shards")
 
     def __post_init__(self):
         super().__post_init__()
@@ -177,6 +180,20 @@ class Crafting:
         return examples
 
     @property
+    def worker(self) -> Worker | None:
+        """Which of several processes this is that craft one bank; None where it is the only one."""
+        return of_text(self.settings.worker)
+
+    @property
+    def share(self) -> int:
+        """How many images this process crafts, with those that it finds done."""
+        worker, size, examples = self.worker, self.settings.batch_size, self.examples
+        if worker is None:
+            return examples
+        shards = range(worker.index, -(-examples // size), worker.count)
+        return sum(min(size, examples - shard * size) for shard in shards)
+
+    @property
     def bank(self) -> Bank:
         """The bank, which need not be there yet."""
         from cascade_keras import bank
@@ -223,6 +240,7 @@ class Crafting:
                 source_name=self.source.name,
                 dataset_name=self.dataset.name,
                 shard_size=chosen.batch_size,
+                worker=self.worker,
                 progress=progress,
             )
         return bank

@@ -95,8 +95,14 @@ def named_twice(paths: Sequence[str | os.PathLike]) -> str | os.PathLike | None:
 # Writing.
 
 
-def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+def write_atomically(
+    path: pathlib.Path, write: Callable[[pathlib.Path], object], *, keep: bool = False
+) -> None:
     """Let ``write`` fill a temporary sibling of the same suffix, then rename it to ``path``.
+
+    Args:
+        keep: what is there, or has come there meanwhile: of several processes that write the same
+            at once, on a network's file system too, all end with the file of one.
 
     Raises:
         OSError: the disk is full or the like, with ``path`` as its file name; nothing is left.
@@ -105,13 +111,29 @@ def write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]
     try:
         write(temporary)
         flush(temporary)
-        os.replace(temporary, path)
+        if keep:
+            _name(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _name(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Rename a file to a place where nothing is, else remove it."""
+    try:
+        os.link(temporary, path)  # renaming would replace what is there
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without second names
+        if not os.path.lexists(path):
+            os.replace(temporary, path)
+            return
+    temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -148,18 +170,23 @@ def clean(directory: pathlib.Path, names: str = "*") -> None:
             partial.unlink(missing_ok=True)
 
 
-def write_json(path: pathlib.Path, content) -> None:
+def write_json(path: pathlib.Path, content, *, keep: bool = False) -> None:
     """Write ``content`` as indented JSON, atomically.
+
+    Args:
+        keep: see ``write_atomically``.
 
     Raises:
         ValueError: a number in it is not finite, which JSON does not have.
     """
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", keep=keep)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write text as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text(path: pathlib.Path, text: str, *, keep: bool = False) -> None:
+    """Write text as UTF-8, atomically; ``keep`` is that of ``write_atomically``."""
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text, encoding="utf-8"), keep=keep
+    )
 
 
 def flush(path: str | os.PathLike) -> None:
@@ -190,8 +217,13 @@ def write_error(message: str, path: pathlib.Path) -> OSError:
 # Arrays.
 
 
-def reserve(file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 0) -> None:
+def reserve(
+    file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 0, *, keep: bool = False
+) -> None:
     """Create an .npy file of this shape, its place on the disk taken, with one value everywhere.
+
+    Args:
+        keep: see ``write_atomically``.
 
     Raises:
         OSError: the disk is full or the like; nothing is left.
@@ -214,7 +246,7 @@ def reserve(file: pathlib.Path, shape: Sequence[int], dtype: str, fill: float = 
             array[...] = fill
             array.flush()
 
-    write_atomically(file, write)
+    write_atomically(file, write, keep=keep)
 
 
 # Locks. The kernel drops them with the process, however it ends.
@@ -229,6 +261,7 @@ class Lock:
         name: of a file in it that is locked; the directory itself where None, which leaves nothing
             behind. The file is never followed if it is a link, and never emptied.
         fleeting: take the file away again when the lock is closed.
+        shared: let others hold it that share it too.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
@@ -242,9 +275,11 @@ class Lock:
         wait: bool = False,
         name: str | None = None,
         fleeting: bool = False,
+        shared: bool = False,
     ):
         self._path = directory if name is None else directory / name
         self._fleeting = fleeting
+        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._descriptor: int | None = None
         while True:
             self._open(wait)
@@ -258,7 +293,7 @@ class Lock:
         how = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         self._descriptor = os.open(self._path, how, 0o666)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(self._descriptor, self._kind | (0 if wait else fcntl.LOCK_NB))
         except BaseException as error:
             os.close(self._descriptor)
             self._descriptor = None
@@ -299,17 +334,18 @@ def hold(
     *,
     name: str | None = LOCK_FILE,
     fleeting: bool = False,
+    shared: bool = False,
 ) -> Lock:
     """Keep other processes out of a directory until the lock returned is closed.
 
     Args:
-        name, fleeting: as for ``Lock``.
+        name, fleeting, shared: as for ``Lock``.
 
     Raises:
         InputError: ``in_use``, where another process holds it.
     """
     try:
-        return Lock(directory, name=name, fleeting=fleeting)
+        return Lock(directory, name=name, fleeting=fleeting, shared=shared)
     except BlockingIOError as error:
         raise InputError(in_use, setting) from error
 

@@ -7,13 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from absl import flags
 
 from cascade_keras import interrupts
 from cascade_keras.cli.flags import parse
 from cascade_keras.errors import InputError, one_line, shown
-from cascade_keras.settings import flag_of
+from cascade_keras.settings import Settings, flag_of
+from cascade_keras.workers import from_tf_config
+
+S = TypeVar("S", bound=Settings)
 
 BAD_INPUT = 2
 
@@ -72,6 +76,19 @@ def run_program(
         _drop_output()
     print(f"{name}: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
+
+
+def of_cluster(settings: S) -> S:
+    """Return settings with the worker that ``TF_CONFIG`` makes of this process, if none is said.
+
+    Raises:
+        InputError: ``TF_CONFIG`` cannot be read.
+    """
+    worker = from_tf_config() if settings.worker is None else None
+    if worker is None:
+        return settings
+    print(f"worker {worker}, as TF_CONFIG says; --worker=0/1 for all of the work", flush=True)
+    return settings.replace(worker=str(worker))
 
 
 def _drop_output() -> None:

@@ -2,6 +2,7 @@
 
     craft --source=saved/r20p                                 the bank of a cascade training
     craft --source=saved/r20p --split=test --attack=step_ll --epsilons=2,4,8,16
+    craft --source=saved/r20p --worker=0/4                    a quarter of it, beside 1/4, 2/4, 3/4
 
 The source is a saved network, a run or a .keras file. A bank is a directory of images.npy, uint8
 (epsilons, N, H, W, C), labels.npy and bank.json. Crafting can be stopped at any moment; the same
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from cascade_keras.cli.common import run_program
+from cascade_keras.cli.common import of_cluster, run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.crafting import Crafting, CraftSettings
 from cascade_keras.progress import show_progress
@@ -23,13 +24,17 @@ from cascade_keras.startup import import_tensorflow
 
 def craft(values: flags.FlagValues) -> None:
     """Run the program with parsed flags."""
-    crafting = Crafting(read(values, CraftSettings))
+    crafting = Crafting(of_cluster(read(values, CraftSettings)))
     import_tensorflow()
     from cascade_keras.bank import as_range
 
-    path = crafting.bank.path
-    with show_progress(f"crafting {path}", crafting.examples) as progress:
+    path, worker = crafting.bank.path, crafting.worker
+    what = f"crafting {path}" + (f", worker {worker}" if worker else "")
+    with show_progress(what, crafting.share) as progress:
         bank = crafting.run(progress)
+    if worker and not bank.complete:
+        print(f"{path}: worker {worker} has crafted its shards; {bank.left(worker)}")
+        return
     record = bank.record
     print(
         f"{path}: {record['attack']} images of {record['examples']} {record['dataset']} "
