@@ -560,9 +560,13 @@ class BankPartners:
             "sampling": sampling,
         }
 
-    def read(self, step: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-        """Return the partners of a step, (len(rows), H, W, C) uint8."""
+    def read(
+        self, step: tf.Tensor, indices: tf.Tensor, taken: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Return the partners of a step, (n, H, W, C) uint8, see ``data.batching.Partners``."""
         source, epsilon = cascade.draw(step=step, **self._draws)
+        if taken is not None:
+            source, epsilon = tf.gather(source, taken), tf.gather(epsilon, taken)
         return tf.numpy_function(self._read, [source, epsilon, indices], tf.uint8)
 
     def _read(self, source: np.ndarray, epsilon: np.ndarray, indices: np.ndarray) -> np.ndarray:

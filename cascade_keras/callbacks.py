@@ -35,7 +35,7 @@ class StopOnDivergence(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):
             raise DivergenceError(
-                f"the loss is {logs['loss']} at step {int(self.model.steps)}; try a "
+                f"the loss is {logs['loss']} at step {self.model.steps_done}; try a "
                 "smaller learning_rate, a pretrained init_from, or, with the pivot loss, the "
                 "pivot_guard fixed_scale"
             )

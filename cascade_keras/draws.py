@@ -161,14 +161,14 @@ def attacker(seed: int, step, num_sources: int) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def of_larger_batch(first, total) -> Iterator[None]:
+def of_larger_batch(rows, total) -> Iterator[None]:
     """Within: what is drawn for images is drawn for ``total`` of them, of which they are a part.
 
     Args:
-        first: the place of the first one among them.
+        rows: the place of each among them, int32.
         total: how many there are, of which attacks are given some.
     """
-    token = _PART.set((first, total))
+    token = _PART.set((rows, total))
     try:
         yield
     finally:
@@ -183,9 +183,16 @@ def part_of(draw: Callable, shape, *args, **kwargs) -> tf.Tensor:
     larger = _PART.get()
     if larger is None:
         return draw(shape, *args, **kwargs)
-    first, total = larger
+    rows, total = larger
     whole = draw(tf.concat([[total], shape[1:]], axis=0), *args, **kwargs)
-    return whole[first : first + shape[0]]
+    return tf.gather(whole, rows)
+
+
+def in_first_half(count: tf.Tensor) -> tf.Tensor:
+    """Return whether each of ``count`` images is in the first half of its batch, bool (count,)."""
+    larger = _PART.get()
+    rows, total = (tf.range(count), count) if larger is None else larger
+    return rows < total // 2
 
 
 def normal_like(images: tf.Tensor, seed) -> tf.Tensor:

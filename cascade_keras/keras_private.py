@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -20,6 +22,8 @@ from keras.src.random.seed_generator import global_seed_generator
 # EarlyStopping and its kind look for a metric's direction in such a list only.
 from keras.src.trainers.compile_utils import MetricsList
 from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
+
+from cascade_keras import replicas
 
 
 class Directions(MetricsList):
@@ -90,9 +94,25 @@ class SteppedModel(keras.Model):
         return {name: found[name].result() if name in found else logs[name] for name in logs}
 
 
-def directed_mean(name: str, direction: str | None) -> keras.metrics.Mean:
-    """Return a mean of which callbacks know whether "up" or "down" is better."""
-    metric = keras.metrics.Mean(name=name)
+class _WholeMean(keras.metrics.Mean):
+    """A mean that each replica has the whole of; Keras would add up what replicas have."""
+
+    def add_variable(self, shape, initializer, dtype=None, aggregation="none", name=None):
+        del aggregation
+        with keras.name_scope(self.name):
+            variable = keras.Variable(
+                initializer, shape, dtype, trainable=False, aggregation="none", name=name
+            )
+        self._tracker.add_to_store("variables", variable)
+        return variable
+
+
+def directed_mean(name: str, direction: str | None, *, whole: bool = False) -> keras.metrics.Mean:
+    """Return a mean of which callbacks know whether "up" or "down" is better.
+
+    With ``whole`` every replica counts the whole batch, else its own part of it.
+    """
+    metric = (_WholeMean if whole else keras.metrics.Mean)(name=name)
     if direction:
         metric._direction = direction
     return metric
@@ -174,10 +194,91 @@ def precisions(network: keras.Model) -> list[str]:
     return sorted(found - {"float32"}) or ["float32"]
 
 
+# A step that several replicas share.
+
+
+@contextlib.contextmanager
+def gradients_are_sums(optimizer: keras.optimizers.Optimizer, summed: bool) -> Iterator[None]:
+    """Within: an optimizer takes the gradients as they are; it would sum them once more."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not summed:
+        yield
+        return
+    with _exchanged(inner, "_all_reduce_sum_gradients", lambda own: lambda pairs: pairs):
+        yield
+
+
+@contextlib.contextmanager
+def statistics_of_all_replicas() -> Iterator[None]:
+    """Within: batch norms of Keras take their statistics of the images of all replicas.
+
+    ``synchronized=True`` does so too, but is a part of the layer, takes the variance as a
+    difference that cancels, and leaves masks out.
+    """
+
+    def synchronised(own):
+        @functools.wraps(own)
+        def moments(layer, inputs, mask):
+            if replicas.current() is None:
+                return own(layer, inputs, mask)
+            weights = None if mask is None else tf.cast(mask, inputs.dtype)[..., None]
+            near = tf.cast(layer.moving_mean.value, inputs.dtype)
+            return replicas.moments(inputs, layer._reduction_axes, near, weights)[:2]
+
+        return moments
+
+    with _exchanged(keras.layers.BatchNormalization, "_moments", synchronised):
+        yield
+
+
+@contextlib.contextmanager
+def _exchanged(holder, name: str, make) -> Iterator[None]:
+    """Within: an attribute is what ``make`` makes of it, until the last replica is out again."""
+    key = id(holder), name
+    with _LOCK:
+        users, own = _EXCHANGED.get(key, (0, vars(holder).get(name)))
+        if not users:
+            _set(holder, name, make(getattr(holder, name)))
+        _EXCHANGED[key] = users + 1, own
+    try:
+        yield
+    finally:
+        with _LOCK:
+            users, own = _EXCHANGED.pop(key)
+            if users > 1:
+                _EXCHANGED[key] = users - 1, own
+            else:
+                _set(holder, name, own)
+
+
+_EXCHANGED: dict[tuple[int, str], tuple] = {}  # how many are within, and what was there before
+
+
+def _set(holder, name: str, value) -> None:
+    """Set an attribute of a class or, past what Keras does about it, of an object."""
+    if isinstance(holder, type):
+        setattr(holder, name, value)
+    elif value is None:
+        object.__delattr__(holder, name)
+    else:
+        object.__setattr__(holder, name, value)
+
+
 # Random numbers of layers, the same for both images of a pair.
 
 _DRAWS = ("uniform", "normal", "truncated_normal", "randint", "gamma", "beta", "binomial",
           "categorical")  # fmt: skip
+
+
+class _Pairs(NamedTuple):
+    """What ``paired_draws`` is given: of the whole batch, and of the images that are here."""
+
+    count: int | tf.Tensor
+    k: int | tf.Tensor
+    here: int | tf.Tensor | None = None
+    rows: tf.Tensor | None = None
+
+
 _PAIRS = threading.local()  # replicas are traced in threads
 _LOCK = threading.Lock()
 _OWN: dict = {}  # Keras's own functions while there are pairs anywhere
@@ -185,7 +286,9 @@ _USERS = [0]
 
 
 @contextlib.contextmanager
-def paired_draws(count: int | tf.Tensor, k: int | tf.Tensor) -> Iterator[None]:
+def paired_draws(
+    count: int | tf.Tensor, k: int | tf.Tensor, part: tuple | None = None
+) -> Iterator[None]:
     """Within: layers draw the same for the i-th image of a batch as for the (k + i)-th, i < k.
 
     What is drawn for each image has as many rows as there are images, or several for each; those
@@ -194,14 +297,16 @@ def paired_draws(count: int | tf.Tensor, k: int | tf.Tensor) -> Iterator[None]:
 
     Args:
         count: images of the batch.
-        k: pairs.
+        k: pairs; of the whole batch, where these images are a part of it.
+        part: the places of the images in the whole batch, int32 (count,), and how many it has:
+            what is drawn for images is drawn for those.
     """
     with _LOCK:
         _USERS[0] += 1
         if _USERS[0] == 1:
             _replace_draws()
     before = getattr(_PAIRS, "now", None)
-    _PAIRS.now = (count, k)
+    _PAIRS.now = _Pairs(count, k) if part is None else _Pairs(part[1], k, count, part[0])
     try:
         yield
     finally:
@@ -222,29 +327,75 @@ def _replace_draws() -> None:
 
     @functools.wraps(own_dropout)
     def dropout(inputs, rate, noise_shape=None, seed=None):
-        if getattr(_PAIRS, "now", None) is None or rate in (0, 1):
+        pairs = getattr(_PAIRS, "now", None)
+        if pairs is None or rate in (0, 1):
             return own_dropout(inputs, rate, noise_shape, seed)
         given = tf.shape(inputs)
         if noise_shape is not None:
             given = [given[i] if side is None else side for i, side in enumerate(noise_shape)]
-        kept = own_dropout(tf.ones(given, inputs.dtype), rate, None, seed)  # 0, or 1 / (1 - rate)
-        return tf.ensure_shape(inputs * _of_partners(kept), inputs.shape)
+
+        def draw(shape):
+            return own_dropout(
+                tf.ones(shape, inputs.dtype), rate, None, seed
+            )  # 0, or 1 / (1 - rate)
+
+        if pairs.rows is None:
+            kept = _of_partners(draw(given), pairs)
+        else:
+            kept = _of_part(draw, given, pairs)
+        return tf.ensure_shape(inputs * kept, inputs.shape)
 
     backend_random.dropout = dropout
 
 
 def _paired(draw):
+    bind = inspect.signature(draw).bind
+
     @functools.wraps(draw)
     def drawn(*args, **kwargs):
-        values = draw(*args, **kwargs)
-        return values if getattr(_PAIRS, "now", None) is None else _of_partners(values)
+        pairs = getattr(_PAIRS, "now", None)
+        if pairs is None:
+            return draw(*args, **kwargs)
+        if pairs.rows is None:
+            return _of_partners(draw(*args, **kwargs), pairs)
+        # The first argument is the shape of what is drawn, or has a row of logits for each image.
+        (_, given), *rest = bind(*args, **kwargs).arguments.items()
+        return _of_part(lambda first: draw(first, **dict(rest)), given, pairs)
 
     return drawn
 
 
-def _of_partners(values: tf.Tensor) -> tf.Tensor:
+def _of_part(draw, given, pairs: _Pairs) -> tf.Tensor:
+    """Return what is drawn for these images, of what is drawn for the whole batch.
+
+    Args:
+        draw: (shape, or logits of images) -> values.
+        given: that, for these images.
+    """
+    logits = tf.is_tensor(given) and given.shape.rank == 2
+    shape = tf.shape(given) if logits else tf.convert_to_tensor(given, tf.int32)
+    known = tf.TensorShape(tf.get_static_value(shape, partial=True))
+    if shape.shape[0] == 0:
+        return draw(given)
+    # What has no row for each image, or several for each, is the same for all.
+    of_images = (shape[0] % pairs.here == 0) & (shape[0] > 0)
+    each = tf.maximum(shape[0] // pairs.here, 1)
+    first = pairs.rows[:, None] * each + tf.range(each)
+    rows = tf.cond(of_images, lambda: tf.reshape(first, [-1]), lambda: tf.range(shape[0]))
+    count = tf.where(of_images, pairs.count * each, shape[0])
+    whole = tf.concat([[count], shape[1:]], axis=0)
+    _PAIRS.now = None  # some draw by others
+    try:
+        values = draw(tf.scatter_nd(rows[:, None], given, whole) if logits else whole)
+    finally:
+        _PAIRS.now = pairs
+    values = tf.gather(_of_partners(values, pairs), rows)
+    return values if logits or known.rank is None else tf.ensure_shape(values, known)
+
+
+def _of_partners(values: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
     """Return what was drawn, with the rows of the first k images those of their partners."""
-    count, k = _PAIRS.now
+    count, k = pairs.count, pairs.k
     if values.shape.rank == 0:
         return values
     rows = values.shape[0]

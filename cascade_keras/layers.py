@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from cascade_keras import replicas
+
 
 @keras.saving.register_keras_serializable("cascade_keras")
 class ConvBatchNorm(keras.layers.Layer):
@@ -71,14 +73,29 @@ class ConvBatchNorm(keras.layers.Layer):
         return tf.nn.conv2d(inputs, kernel, self.strides, "SAME")
 
     def _normalize_by_batch(self, features):
+        if replicas.count() > 1:
+            return self._normalize_by_whole_batch(features)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             features, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
         )
+        self._move_statistics(mean, variance)
+        return outputs
+
+    def _normalize_by_whole_batch(self, features):
+        """Normalise by the statistics of the images of all replicas."""
+        values = tf.cast(features, tf.float32)
+        mean, variance, count = replicas.moments(values, [0, 1, 2], self.moving_mean)
+        outputs = tf.nn.batch_normalization(
+            values, mean, variance, self.beta, self.gamma, self.epsilon
+        )
+        self._move_statistics(mean, variance * count / tf.maximum(count - 1, 1))
+        return tf.cast(outputs, features.dtype)
+
+    def _move_statistics(self, mean, variance):
         decay = tf.minimum(self.momentum, (1 + self.passes) / (10 + self.passes))
         self.moving_mean.assign(self.moving_mean * decay + mean * (1 - decay))
         self.moving_variance.assign(self.moving_variance * decay + variance * (1 - decay))
         self.passes.assign_add(1)
-        return outputs
 
     def compute_output_shape(self, input_shape):
         sides = (None if side is None else -(-side // self.strides) for side in input_shape[1:3])

@@ -123,6 +123,7 @@ class RunConfig(Record, kw_only=True, omit_defaults=True):
         versions: of the packages that it was started with.
         cascade, ensemble: the networks whose images it is trained with, where there are any.
         network: what it trains, where ``flags.model`` names no network of ours.
+        replicas: how many shared each batch when it was started; equal within rounding.
     """
 
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
@@ -133,6 +134,7 @@ class RunConfig(Record, kw_only=True, omit_defaults=True):
     cascade: CascadeRecord | None = None
     ensemble: EnsembleRecord | None = None
     network: NetworkRecord | None = None
+    replicas: Count = 1
 
     def __post_init__(self):
         for name, value in (("seed", self.seed), ("dataset", self.dataset.name)):

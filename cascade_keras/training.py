@@ -29,9 +29,11 @@ from cascade_keras.keras_private import (
     directed_mean,
     draws_random_numbers,
     frozen_layers,
+    gradients_are_sums,
     paired_draws,
     schedule_of,
     split_for_validation,
+    statistics_of_all_replicas,
 )
 from cascade_keras.labels import Labels, guard_labels, smoothed
 from cascade_keras.metrics import OfBothHalves
@@ -126,6 +128,7 @@ class AdversarialTrainer(SteppedModel):
                 f"must be a Keras model, whose weights are trained; got {type(network).__name__}",
                 "network",
             )
+        _check_scope(network)
         self.network = network
         self.border = adapt(
             network, value_range=value_range, from_logits=from_logits, logits=logits,
@@ -150,10 +153,12 @@ class AdversarialTrainer(SteppedModel):
             aggregation="only_first_replica",
             name="steps",
         )
-        self.trackers = {name: directed_mean(name, way) for name, way in METRICS.items()}
+        self.trackers = {
+            name: directed_mean(name, way, whole=True) for name, way in METRICS.items()
+        }
         # What is no part of files: a namespace is not looked into.
         self._state = types.SimpleNamespace(
-            regularization=directed_mean("regularization_loss", "down"),
+            regularization=directed_mean("regularization_loss", "down", whole=True),
             halves=OfBothHalves(),
             directions=[],
             compiled_metrics={},
@@ -171,7 +176,7 @@ class AdversarialTrainer(SteppedModel):
         taken = self._take(data)
         self._refuse_lost_sources()
         batch, weights = taken.batch, taken.weights
-        with tf.control_dependencies(taken.after), replicas.sharing(batch.images) as share:
+        with tf.control_dependencies(taken.after), self._sharing(batch) as share:
             self.steps.assign(batch.step)
             mixed, labels = self._mix(taken, share)
             if weights is not None:
@@ -185,20 +190,31 @@ class AdversarialTrainer(SteppedModel):
             variables = self.network.trainable_variables
             gradients = tape.gradient(scaled_loss, variables)
             if share is not None:
-                # The optimizer sums over replicas; each gives it an equal part, so that each sees
-                # whether the whole is finite.
+                # Before the optimizer has them, so that each replica sees whether all are finite.
                 gradients = _of_all(gradients)
-            self.optimizer.apply(
-                [g if g is None else replicas.part(g) for g in gradients], variables
-            )
+            with gradients_are_sums(self.optimizer, share is not None):
+                self.optimizer.apply(gradients, variables)
             self.steps.assign(batch.step + 1)
             norm = tf.linalg.global_norm(gradients) / loss_scale
             # In half precision a step whose gradient overflows is left out; so it is of the mean.
             finite = tf.math.is_finite(norm)
-            self._track("gradient_norm", tf.where(finite, norm, 0.0), tf.cast(finite, norm.dtype))
-            self._track("loss", replicas.total(loss), tf.shape(labels)[0])
+            norm, counted = tf.where(finite, norm, 0.0), tf.cast(finite, norm.dtype)
+            self._track_part("gradient_norm", replicas.part(norm), counted)
+            self._track_part("loss", loss, self._images(mixed))
             results = self.compute_metrics(mixed, labels, outputs, weights)
             return {**results, "gradient_norm": self.trackers["gradient_norm"].result()}
+
+    def _sharing(self, batch: Batch):
+        """Return within what a step knows its part of the whole batch."""
+        return replicas.sharing(batch.images, batch.part)
+
+    @staticmethod
+    def _images(mixed: Mixed) -> tf.Tensor:
+        """Return how many images the network is shown in a step, on all replicas."""
+        share = replicas.current()
+        if share is None:
+            return tf.shape(mixed.images)[0]
+        return share.total + share.attacked if mixed.paired else share.total
 
     def _take(self, data) -> _Taken:
         """Return a batch with its images in [0, 1]; a user's own are checked, ours are not."""
@@ -206,8 +222,11 @@ class AdversarialTrainer(SteppedModel):
         images = given.batch.images
         self._learn(images)
         if given.ours:
-            if replicas.count() > 1:
-                raise InputError("a data.Batch is for one device; give fit (images, labels)")
+            if replicas.count() > 1 and given.batch.part is None:
+                raise InputError(
+                    "a data.Batch does not say which rows of the batch it has; take "
+                    "data.shared_batches, or give fit (images, labels)"
+                )
             images = to_unit(images, UNIT)
         else:
             images = guard_images(images, self.border.value_range)
@@ -220,7 +239,9 @@ class AdversarialTrainer(SteppedModel):
             )
         labels = smoothed(labels, classes, self.options.label_smoothing)
         # Where a dataset ends, what does not depend on its images would be counted once more.
-        after = [] if given.ours or tf.executing_eagerly() else [images, *checks]
+        after = [images, *checks]
+        if (given.ours and replicas.count() == 1) or tf.executing_eagerly():
+            after = []
         return _Taken(batch, labels, given.labels, given.weights, after)
 
     def _learn(self, images: tf.Tensor) -> None:
@@ -264,7 +285,7 @@ class AdversarialTrainer(SteppedModel):
         if share is None:
             return k
         share.attacked = k
-        return tf.clip_by_value(k - share.first, 0, n)
+        return share.before(k)
 
     def make_adversarial(self, images, labels, step, crafted=None) -> tf.Tensor:
         """Return one adversarial image for each image: the network's own, then cascade images.
@@ -276,6 +297,12 @@ class AdversarialTrainer(SteppedModel):
         """
         k = _count(images)
         share = replicas.current()
+        if share is not None:
+            share.own = share.attacked
+            if crafted is not None:
+                share.own -= share.crafted
+            elif self.cascade_sources:
+                share.own -= share.attacked // 2
         if crafted is not None:
             own = k - _count(crafted)
         elif not self.cascade_sources:
@@ -285,10 +312,9 @@ class AdversarialTrainer(SteppedModel):
             own = k - k // 2
             crafted = self._cascade(images[own:], labels[own:], step)
         else:
-            whole = share.attacked - share.attacked // 2
-            own = tf.clip_by_value(whole - share.first, 0, k)
-            first = tf.maximum(share.first - whole, 0)
-            crafted = self._cascade(images[own:], labels[own:], step, (first, share.attacked // 2))
+            own = share.before(share.own)
+            part = share.rows[own:k] - share.own, share.attacked // 2
+            crafted = self._cascade(images[own:], labels[own:], step, part)
 
         def attack() -> tf.Tensor:
             return self._own_images(images[:own], labels[:own], step)
@@ -303,32 +329,30 @@ class AdversarialTrainer(SteppedModel):
     def _cascade(self, images, labels, step, part: tuple | None = None) -> tf.Tensor:
         """Return the iter_fgsm images of the sources (section 4.1)."""
         count, sources, options = tf.shape(images)[0], self.cascade_sources, self.options
-        first, total = (0, count) if part is None else part
+        rows, total = (None, count) if part is None else part
         drawn = cascade.draw(
             options.seed, step, total, len(sources), options.max_epsilon, options.epsilon_sampling
         )
         if part is not None:
-            drawn = (each[first : first + count] for each in drawn)
+            drawn = (tf.gather(each, rows) for each in drawn)
         return cascade.craft(sources, images, labels, *drawn)
 
     def _own_images(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Return the images of the network itself, or of the step's ensemble source."""
         options, keys = self.options, draws.step_keys(self.options.seed, step)
         share, shape = replicas.current(), tf.shape(images)
-        count, first, larger = shape[0], 0, contextlib.nullcontext()
+        rows, larger = None, contextlib.nullcontext()
         if share is not None:
-            if self.attack.name == "step_both":
-                raise InputError("step_both halves a batch, which several devices share", "attack")
-            total = share.attacked - (share.attacked // 2 if self.cascade_sources else 0)
-            larger = draws.of_larger_batch(share.first, total)
-            first, shape = share.first, tf.concat([[total], shape[1:]], axis=0)
+            rows = share.rows[: shape[0]]
+            larger = draws.of_larger_batch(rows, share.own)
+            shape = tf.concat([[share.own], shape[1:]], axis=0)
         epsilon = draws.sample_epsilon(
             options.epsilon_sampling, shape[0], options.max_epsilon, keys.epsilon
         )
         if options.per_pixel_epsilon:
             epsilon = draws.jitter_per_pixel(epsilon, shape, options.max_epsilon, keys.jitter)
         if share is not None:
-            epsilon = epsilon[first : first + count]
+            epsilon = tf.gather(epsilon, rows)
 
         def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
             return lambda: self._at_epsilon(logits_fn, images, labels, epsilon, keys.signs)
@@ -366,7 +390,7 @@ class AdversarialTrainer(SteppedModel):
             options.adversarial_weight if self.spec.attacks else 0.0,
             paired=k if self.spec.pairs else 0,
             paired_weight=options.paired_weight,
-            normalizer=None if replicas.count() == 1 else replicas.total,
+            normalizer=None if replicas.current() is None else self._divisor(x.paired),
         )
         distance = 0.0
         if self.spec.distance is not None:
@@ -375,18 +399,28 @@ class AdversarialTrainer(SteppedModel):
             if sample_weight is not None:
                 pairs.append(sample_weight[:k])
             distance = options.distance_weight * self.distance(*pairs)
-        decay = replicas.part(self.decay())
+        decay = self.decay()
         own = self.network.losses
         regularization = replicas.part(sum(tf.cast(each, tf.float32) for each in own))
-        images = tf.shape(y)[0]
+        images, decay = self._images(x), replicas.part(decay)
         self._track("clean_loss", per_image[k:])
         self._track("adversarial_loss", per_image[:k])
-        self._track("distance_loss", replicas.total(distance), images)
-        self._track("decay_loss", replicas.total(decay), images)
+        self._track_part("distance_loss", distance, images)
+        self._track_part("decay_loss", decay, images)
         if own:
-            self._state.regularization.update_state(replicas.total(regularization), images)
+            self._track_part("regularization_loss", regularization, images)
             self._tell_of_two_decays()
         return classification + distance + decay + regularization
+
+    def _divisor(self, paired: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Return what gives the weights of the whole batch's images in place of a part's."""
+        share, options = replicas.current(), self.options
+        k, total = (tf.cast(each, tf.float32) for each in (share.attacked, share.total))
+        clean = total - k + (k * options.paired_weight if self.spec.pairs else 0.0)
+        if paired and not self.spec.pairs:  # in validation
+            clean = total
+        adversarial = k * options.adversarial_weight if self.spec.attacks else 0.0
+        return lambda _: clean + adversarial
 
     def distance(self, adversarial, clean, weights=None) -> tf.Tensor:
         """Return the distance of the embeddings (k, d) of adversarial images and their partners.
@@ -424,13 +458,14 @@ class AdversarialTrainer(SteppedModel):
         correct = tf.cast(found == classes, tf.float32)
         self._track("clean_accuracy", correct[k:])
         self._track("adversarial_accuracy", correct[:k])
-        self._track("max_logit", replicas.largest(tf.reduce_max(tf.abs(logits))))
+        self._track_largest("max_logit", tf.reduce_max(tf.abs(logits)))
         absent = {"gradient_norm"}
         if x.paired:
             adversarial, clean = y_pred["embedding"][:k], y_pred["embedding"][k : 2 * k]
             self._track("embedding_distance", tf.norm(adversarial - clean, axis=-1))
         else:
             absent.add("embedding_distance")
+        self._close_tally()
         results = {name: self.trackers[name].result() for name in METRICS if name not in absent}
         if self.network.losses:
             results["regularization_loss"] = self._state.regularization.result()
@@ -441,11 +476,12 @@ class AdversarialTrainer(SteppedModel):
     def test_step(self, data):
         """Measure the loss and the metrics of clean images and of all of them attacked."""
         taken = self._take(data)
-        with tf.control_dependencies(taken.after), replicas.sharing(taken.batch.images) as share:
+        with tf.control_dependencies(taken.after), self._sharing(taken.batch) as share:
             images, labels = taken.batch.images, taken.labels
             larger = contextlib.nullcontext()
             if share is not None:
-                larger = draws.of_larger_batch(share.first, share.total)
+                share.attacked = share.total
+                larger = draws.of_larger_batch(share.rows, share.total)
             with larger:
                 adversarial = self._at_epsilon(
                     self.inference_logits,
@@ -468,7 +504,7 @@ class AdversarialTrainer(SteppedModel):
             )
             outputs, weights = self._named(self.border(mixed.images)), twice(taken.weights)
             loss = self.compute_loss(mixed, target, outputs, weights, training=False)
-            self._track("loss", replicas.total(loss), tf.shape(target)[0])
+            self._track_part("loss", loss, self._images(mixed))
             return self.compute_metrics(mixed, target, outputs, weights)
 
     def predict_step(self, data):
@@ -505,15 +541,25 @@ class AdversarialTrainer(SteppedModel):
 
         Where it has random layers, both images of a pair are given the same random numbers.
         """
-        if not (mixed.paired and self._state.draws):
-            return self._named(self.border(mixed.images, training=True))
-        return self._named(self._with_paired_draws(mixed.images, mixed.k))
+        share, k = replicas.current(), mixed.k if mixed.paired else 0
+        if share is None:
+            if not (mixed.paired and self._state.draws):
+                return self._named(self.border(mixed.images, training=True))
+            return self._named(self._with_paired_draws(mixed.images, k))
+        with statistics_of_all_replicas():
+            if not self._state.draws:
+                return self._named(self.border(mixed.images, training=True))
+            rows, total = share.rows, share.total
+            if mixed.paired:
+                k, total = share.attacked, share.attacked + share.total
+                rows = tf.concat([rows[: mixed.k], k + rows], axis=0)
+            return self._named(self._with_paired_draws(mixed.images, k, (rows, total)))
 
-    def _with_paired_draws(self, images: tf.Tensor, k):
+    def _with_paired_draws(self, images: tf.Tensor, k, part: tuple | None = None):
         def call(images: tf.Tensor):
             return self.border(images, training=True)
 
-        with paired_draws(_count(images), k):
+        with paired_draws(_count(images), k, part):
             if tf.executing_eagerly() and self.border.kind != "logits":
                 # A graph that the border would keep has the pairs of this batch in it.
                 return tf.function(call)(images)
@@ -526,9 +572,10 @@ class AdversarialTrainer(SteppedModel):
         images, and what that changes is changed back.
         """
         state = self._state
-        state.draws = self.spec.pairs and draws_random_numbers(self.network)
+        state.draws = (self.spec.pairs or self._is_shared) and draws_random_numbers(self.network)
         shape = tf.TensorShape(image_shape)
-        if not state.draws or not shape.is_fully_defined() or replicas.count() > 1:
+        looked = self.spec.pairs and shape.is_fully_defined() and replicas.count() == 1
+        if not state.draws or not looked:
             return
         with tf.init_scope():
             kept = [(v, v.numpy()) for v in self.network.variables if not v.trainable]
@@ -557,6 +604,11 @@ class AdversarialTrainer(SteppedModel):
     def call(self, images, training=False):
         """Return {"logits", "embedding"} of the network, given images of its range."""
         return _public(self.border(to_unit(images, self.border.value_range), training=training))
+
+    @property
+    def steps_done(self) -> int:
+        """Where the clock stands: how many batches were trained on."""
+        return int(self.steps.numpy())
 
     def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
         """Return the logits of images in [0, 1] in inference mode: what attacks are given."""
@@ -602,14 +654,24 @@ class AdversarialTrainer(SteppedModel):
             self._tell_of_a_frozen_embedding(self.border.input_shape)
 
     def _needs_no_xla(self) -> bool:
-        """Whether a step crafts images of which some are done before others.
+        """Whether a step crafts images of which some are done before others, or is shared.
 
         XLA needs shapes that are known in advance.
         """
         iterates = specs.ATTACKS[self.attack.name].kind != specs.ONE_STEP
-        return bool(self.cascade_sources) or (iterates and self.spec.attacks)
+        return bool(self.cascade_sources) or (iterates and self.spec.attacks) or self._is_shared
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether several replicas share each batch."""
+        return self.distribute_strategy.num_replicas_in_sync > 1
 
     def _refuse_xla(self) -> None:
+        if self._state.xla_was_asked and self._is_shared:
+            raise InputError(
+                "XLA does not compile a step that several replicas share; leave it off",
+                "jit_compile",
+            )
         if self._state.xla_was_asked:
             made = "cascade images" if self.cascade_sources else f"the images of {self.attack.name}"
             raise InputError(
@@ -887,7 +949,40 @@ class AdversarialTrainer(SteppedModel):
             super().load_own_variables(store)
 
     def _track(self, name: str, value, weight=None) -> None:
-        self.trackers[name].update_state(value, weight)
+        """Count values of images into the mean of a metric."""
+        if replicas.current() is None:
+            self.trackers[name].update_state(value, weight)
+        else:
+            self._tally(name).add_mean(value, weight)
+
+    def _track_part(self, name: str, value, weight) -> None:
+        """Count a number of a whole batch, of which each replica has a part that adds up to it."""
+        if replicas.current() is None:
+            self._metric_of(name).update_state(value, weight)
+        else:
+            self._tally(name).add_part(value, weight)
+
+    def _track_largest(self, name: str, value) -> None:
+        """Count a number of a batch, the largest of those of all replicas."""
+        if replicas.current() is None:
+            self._metric_of(name).update_state(value)
+        else:
+            self._tally(name).add_largest(value)
+
+    def _metric_of(self, name: str) -> keras.metrics.Metric:
+        return self.trackers.get(name) or self._state.regularization
+
+    def _tally(self, name: str) -> replicas.Tally:
+        share = replicas.current()
+        share.tallied.append(name)
+        return share.tally
+
+    def _close_tally(self) -> None:
+        """Count what all replicas have, so that each has the metrics of the whole batch."""
+        share = replicas.current()
+        if share is not None:
+            for name, (value, weight) in zip(share.tallied, share.tally.close(), strict=True):
+                self._metric_of(name).update_state(value, weight)
 
 
 def _once(operations: list, data):
@@ -905,8 +1000,21 @@ def _public(outputs) -> dict:
 def _of_all(gradients: list) -> list:
     """Return the sum over all replicas of each gradient that there is."""
     present = [g for g in gradients if g is not None]
-    summed = iter(replicas.total(present))
+    summed = iter(replicas.total_of_all(present))
     return [None if g is None else next(summed) for g in gradients]
+
+
+def _check_scope(network: keras.Model) -> None:
+    """Refuse a network whose variables are not where this strategy's replicas have theirs."""
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    shared = [isinstance(v.value, tf.distribute.DistributedValues) for v in network.variables]
+    if several and not all(shared):
+        raise InputError("was not made within strategy.scope(), where the trainer is", "network")
+    if not tf.distribute.has_strategy() and any(shared):
+        raise InputError(
+            "was made within a strategy's scope; make the trainer there too, and compile it",
+            "network",
+        )
 
 
 def _count(images: tf.Tensor) -> int | tf.Tensor:

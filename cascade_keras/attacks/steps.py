@@ -95,7 +95,7 @@ def step_both(
     logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, epsilon, *, sparsity: float = 100
 ) -> tf.Tensor:
     """The first half of the images by ``step_ll``, the rest by ``step_fgsm``, in one pass."""
-    towards_least_likely = tf.range(tf.shape(images)[0]) < tf.shape(images)[0] // 2
+    towards_least_likely = draws.in_first_half(tf.shape(images)[0])
 
     def make_objective(clean_logits: tf.Tensor) -> Objective:
         least_likely = towards(least_likely_labels(clean_logits))

@@ -12,6 +12,8 @@ _HOMES = {
     "centre_crop": "datasets",
     "check": "datasets",
     "check_batch_size": "batching",
+    "check_replicas": "batching",
+    "shared_batches": "batching",
     "load": "datasets",
     "mean_image": "datasets",
     "test_images": "datasets",

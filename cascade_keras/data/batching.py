@@ -5,7 +5,7 @@ Cropping, flipping and the conversion to [0, 1] are done for a whole batch at a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.data.datasets import centre_crop
 from cascade_keras.data.specs import AUGMENTS, Crop, sides_of
 from cascade_keras.errors import InputError
+from cascade_keras.replicas import Part
 
 CIFAR_PADDING = 4  # He et al.: 32x32 crops of the image padded to 40x40
 
@@ -29,11 +30,13 @@ class Batch(NamedTuple):
             from which all of the step's draws follow.
         cascade: float32 (c, H, W, C), adversarial images made beforehand, of the last c of the
             images that are attacked; c = 0, or None, where there are none.
+        part: which part of the step's batch these are, where several replicas share it.
     """
 
     images: tf.Tensor
     step: tf.Tensor
     cascade: tf.Tensor | None
+    part: Part | None = None
 
 
 def check_batch_size(batch_size: int, size: int) -> None:
@@ -55,8 +58,16 @@ class Partners(Protocol):
     rows: range
     examples: int
 
-    def read(self, step: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-        """Return those of the centre crops of these images, (len(rows), h, w, C) uint8."""
+    def read(
+        self, step: tf.Tensor, indices: tf.Tensor, taken: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Return those of the centre crops of these images, (n, h, w, C) uint8.
+
+        Args:
+            step: of the batch.
+            indices: of the images in the dataset, (n,).
+            taken: which of ``rows`` they are, (n,); all of them where None.
+        """
 
 
 def batches(
@@ -70,6 +81,8 @@ def batches(
     crop: Crop | None = None,
     augment: str | bool = "none",
     partners: Partners | None = None,
+    replicas: range | None = None,
+    of_replicas: int = 1,
 ) -> tf.data.Dataset:
     """Yield the training batches of the steps ``start`` to ``stop`` - 1.
 
@@ -88,6 +101,10 @@ def batches(
             with black along the sides that ``crop`` keeps whole, and flip one image in two;
             otherwise the centre is cut.
         partners: adversarial images that some images of each batch bring along.
+        replicas: yield for each step the parts of these replicas, one after the other, of
+            ``of_replicas`` that share each batch; the whole batch where None. Replica r has the
+            images r, r + n, r + 2n, ..., so that all have as many of each kind, about.
+        of_replicas: how many there are, n, at most ``batch_size``.
 
     Returns:
         A dataset of (``Batch``, labels int32 (batch,)), the images (batch, h, w, C).
@@ -114,40 +131,121 @@ def batches(
     places = range(batch_size)
     with_partner = tf.constant([partners is not None and i in partners.rows for i in places])
 
-    def crop_indices(step: tf.Tensor) -> tf.Tensor:
+    def crop_indices(step: tf.Tensor, of_part: Callable = _whole) -> tf.Tensor:
         down, across = tf.range(rows)[None], tf.range(columns)[None]
         if not random_crop and not random_flip:
             return down[:, :, None] * width + across[:, None, :]
         # Partners were crafted from centre crops, so their clean images are centre crops too.
-        centred = with_partner[:, None]
+        centred = of_part(with_partner)[:, None]
         if random_crop:
-            top, left = draws.crops(seed, step, batch_size, height - rows + 1, width - columns + 1)
+            drawn = draws.crops(seed, step, batch_size, height - rows + 1, width - columns + 1)
+            top, left = map(of_part, drawn)
             top = tf.where(centred, (height - rows) // 2, top)
             left = tf.where(centred, (width - columns) // 2, left)
         else:
-            top = left = tf.zeros([batch_size, 1], tf.int32)
+            top = left = tf.zeros([tf.shape(centred)[0], 1], tf.int32)
         if random_flip:
-            flip = draws.flips(seed, step, batch_size)
+            flip = of_part(draws.flips(seed, step, batch_size))
             across = tf.where(flip & ~centred, across[:, ::-1], across)
         return (top + down)[:, :, None] * width + (left + across)[:, None, :]
 
-    def batch(step: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+    def shown(order: tf.Tensor, crop: tf.Tensor, count: int | None) -> tf.Tensor:
+        pixels, first_pixel = pixels_of(order)
+        chosen = tf.gather(pixels, first_pixel + tf.cast(crop, tf.int64))
+        chosen.set_shape([count, rows, columns, channels])
+        return tf.cast(chosen, tf.float32) / PIXEL_LEVELS
+
+    def adversarial(read: Callable[[], tf.Tensor], count: int | None) -> tf.Tensor:
+        images = tf.zeros([0, rows, columns, channels], tf.uint8)
+        if partners is not None:
+            images = read()
+            images.set_shape([count, rows, columns, channels])
+        return tf.cast(images, tf.float32) / PIXEL_LEVELS
+
+    def order_of(step: tf.Tensor) -> tf.Tensor:
         order = _order(step, batch_size, size, seed)
         if partners is not None:
             order = tf.where(with_partner, order % partners.examples, order)
-        pixels, first_pixel = pixels_of(order)
-        chosen = tf.gather(pixels, first_pixel + tf.cast(crop_indices(step), tf.int64))
-        chosen.set_shape([batch_size, rows, columns, channels])
-        chosen = tf.cast(chosen, tf.float32) / PIXEL_LEVELS
-        adversarial = tf.zeros([0, rows, columns, channels], tf.uint8)
-        if partners is not None:
-            adversarial = partners.read(step, order[partners.rows.start : partners.rows.stop])
-            adversarial.set_shape([len(partners.rows), rows, columns, channels])
-        adversarial = tf.cast(adversarial, tf.float32) / PIXEL_LEVELS
-        return Batch(chosen, step, adversarial), tf.gather(labels, order)
+        return order
 
-    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
-    return steps.map(batch).prefetch(2)
+    def batch(step: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+        order = order_of(step)
+        chosen = shown(order, crop_indices(step), batch_size)
+        crafted = adversarial(
+            lambda: partners.read(step, order[partners.rows.start : partners.rows.stop]),
+            partners and len(partners.rows),
+        )
+        return Batch(chosen, step, crafted), tf.gather(labels, order)
+
+    def part(number: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+        """Return the rows of a replica: those of the whole batch, of which it makes its own."""
+        step, replica = number // len(replicas), number % len(replicas)
+        own = tf.range(replicas.start + tf.cast(replica, tf.int32), batch_size, of_replicas)
+        count = None if batch_size % of_replicas else batch_size // of_replicas
+        own.set_shape([count])
+        order = tf.gather(order_of(step), own)
+
+        def of_part(values: tf.Tensor) -> tf.Tensor:
+            return tf.gather(values, own)
+
+        def read() -> tf.Tensor:
+            bring = of_part(with_partner)
+            taken = tf.boolean_mask(own, bring) - partners.rows.start
+            return partners.read(step, tf.boolean_mask(order, bring), taken)
+
+        chosen = shown(order, crop_indices(step, of_part), count)
+        crafted = 0 if partners is None else len(partners.rows)
+        where = Part(own, tf.constant(batch_size), tf.constant(crafted))
+        return Batch(chosen, step, adversarial(read, None), where), tf.gather(labels, order)
+
+    stop = np.iinfo(np.int64).max // max(1, len(replicas or ())) if stop is None else stop
+    if replicas is None:
+        return tf.data.Dataset.range(start, stop).map(batch).prefetch(2)
+    check_replicas(of_replicas, batch_size)
+    each = len(replicas)
+    numbers = tf.data.Dataset.range(start * each, stop * each)
+    return numbers.map(part).prefetch(2 * each)
+
+
+def shared_batches(
+    strategy: tf.distribute.Strategy,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    **options,
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Yield the batches of ``batches`` to the replicas of a strategy, which share each batch.
+
+    With one replica these are ``batches``; ``options`` are theirs. Every worker makes the order of
+    all images and of those takes its own.
+
+    Raises:
+        InputError: as ``batches``, or fewer images a batch than there are replicas.
+    """
+    count = strategy.num_replicas_in_sync
+    if count == 1:
+        return batches(images, labels, batch_size, **options)
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        each = count // context.num_input_pipelines
+        first = each * context.input_pipeline_id
+        own = range(first, first + each)
+        return batches(images, labels, batch_size, replicas=own, of_replicas=count, **options)
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+def check_replicas(of_replicas: int, batch_size: int) -> None:
+    """Raise InputError if a batch has fewer clean images than there are replicas."""
+    if of_replicas > batch_size:
+        raise InputError(
+            f"{batch_size} clean images a batch do not suffice for {of_replicas} replicas",
+            "batch_size",
+        )
+
+
+def _whole(values: tf.Tensor) -> tf.Tensor:
+    return values
 
 
 def _prepared(images: np.ndarray, margins: Sequence[int], centre: Crop | None) -> np.ndarray:

@@ -95,7 +95,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.run.begun = True
-        step = int(self.model.steps)
+        step = self.model.steps_done
         due = (
             time.monotonic() - self._written > 60 * self.minutes
             or (self.steps and step % self.steps == 0)
@@ -182,7 +182,7 @@ class Report(keras.callbacks.Callback):
         self._since = time.monotonic() if self._since is None else self._since
 
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.steps)
+        step = self.model.steps_done
         self._steps += 1
         self._progress.update(self._task, completed=step)
         self._estimate(step)
@@ -285,7 +285,7 @@ class Looks(keras.callbacks.Callback):
             self._steps += 1
         else:
             self._started = now  # the first step took longer, it traced the graph
-        step = int(self.model.steps)
+        step = self.model.steps_done
         stopping = step == self.last_step or self.model.stop_training
         if stopping or not self._is_due(step, now):
             return

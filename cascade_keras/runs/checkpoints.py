@@ -23,7 +23,7 @@ def load(trainer, path: pathlib.Path, step: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of each layer that a file lacks, before Keras gives up
         trainer.load_weights(path)
-    clock = int(trainer.steps)
+    clock = trainer.steps_done
     if clock == -1:
         clock = _clock_of_old(trainer, step)
     if clock != step:

@@ -135,7 +135,8 @@ class Session:
             settings.log_steps,
             self.run.tensorboard,
         )
-        batches = data.batches(
+        batches = data.shared_batches(
+            self.trainer.distribute_strategy,
             *self.dataset.train,
             clean_images(settings),
             seed=settings.seed,
@@ -165,9 +166,9 @@ class Session:
         finally:
             checkpoints.restore_handlers()
             report.close()
-        if self.trainer.steps < last_step and not checkpoints.stop_signal:
+        if self.trainer.steps_done < last_step and not checkpoints.stop_signal:
             # Keras takes some errors of TensorFlow for the end of the data.
-            step = int(self.trainer.steps)
+            step = self.trainer.steps_done
             raise InputError(f"there were no data after step {step} of {last_step}")
         return checkpoints.stop_signal
 
@@ -178,7 +179,9 @@ class Session:
         if precision == "mixed_bfloat16" and machine.lacks_bfloat16():
             precision += ", slower than float32 on this processor"
         xla = "with XLA" if self.trainer.jit_compile else "without XLA"
-        return f"training on {machine.devices()}: {machine.threads()}, {precision}, {xla}"
+        with self.trainer.distribute_strategy.scope():
+            devices = machine.devices()
+        return f"training on {devices}: {machine.threads()}, {precision}, {xla}"
 
     @property
     def _last_good(self) -> str:
@@ -213,7 +216,9 @@ class Session:
     def evaluate(self) -> list[dict]:
         """Return the finished network's accuracies as metrics.json keeps them."""
         # Keras does this at the end of fit; a run resumed after its last step has no fit.
-        self.trainer.optimizer.finalize_variable_values(self.trainer.network.trainable_variables)
+        with self.trainer.distribute_strategy.scope():
+            variables = self.trainer.network.trainable_variables
+            self.trainer.optimizer.finalize_variable_values(variables)
         results = [_record(result) for result in self._accuracies()]
         if self.dashboard:
             steps = self.settings.steps

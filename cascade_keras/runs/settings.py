@@ -235,6 +235,14 @@ class TrainingSettings(DataSettings):
         "unless it crafts cascade images.",
         choices=tuple(XLA),
     )
+    strategy: str = setting(
+        "none",
+        "Over which devices: none, one; mirrored, all GPUs of this machine; auto, mirrored where "
+        "there are several. batch_size is that of all together, and the weights are the same "
+        "within rounding.",
+        choices=("none", "mirrored", "auto"),
+        operational=True,
+    )
     seed: int = setting(0, "Of weights, batches and epsilons.", SEED)
     deterministic: bool = setting(False, "Only deterministic operations.")
 

@@ -36,6 +36,7 @@ from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from cascade_keras.data import Dataset
     from cascade_keras.runs.supply import Supply
@@ -243,7 +244,7 @@ class Training:
         import keras
         import tensorflow as tf
 
-        from cascade_keras import data
+        from cascade_keras import data, strategies
         from cascade_keras.runs import build
         from cascade_keras.runs.session import Session
         from cascade_keras.runs.supply import prepare, record_sources
@@ -252,7 +253,11 @@ class Training:
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
         before = self.directory.read_config() if self.directory.started else None
-        cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
+        strategy = strategies.strategy_of(settings.strategy)
+        data.check_replicas(strategy.num_replicas_in_sync, clean_images(settings))
+        self._say_of_replicas(strategy, before)
+        with strategy.scope():
+            cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
         self._compare_initialisations(cascade)
         dataset = self.dataset or data.load(
             self.preset, settings.data_dir, cache_dir=settings.cache_dir, say=self.say
@@ -266,7 +271,8 @@ class Training:
             own_code.import_all(form_of(settings.model).modules, "model")
         # Last, as importing and loading may draw numbers too: the weights follow from the seed.
         keras.utils.set_random_seed(settings.seed)
-        trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
+        with strategy.scope():
+            trainer = self.build_trainer(dataset, supply.online if supply else (), ensemble)
         self._say_what_cannot_be_repeated(trainer.network)
         config = RunConfig(
             format=FORMAT,
@@ -277,6 +283,7 @@ class Training:
             cascade=supply.record() if supply else None,
             ensemble=EnsembleRecord(sources=record_sources(ensemble)) if ensemble else None,
             network=self._network_record(trainer.network, before),
+            replicas=strategy.num_replicas_in_sync,
         )
         if settings.init_from and not self.directory.has_checkpoints:
             build.load_initialisation(trainer.network, settings.init_from)
@@ -295,10 +302,22 @@ class Training:
             with session:
                 stopped = session.fit()
                 if stopped:
-                    step = int(trainer.steps)
+                    step = trainer.steps_done
                     return TrainingResult(self.directory.path, step, stopped_by=stopped)
                 results = session.evaluate()
             return self._finish(trainer.network, results)
+
+    def _say_of_replicas(self, strategy: tf.distribute.Strategy, before: RunConfig | None) -> None:
+        from cascade_keras import strategies
+
+        count, then = strategy.num_replicas_in_sync, before.replicas if before else None
+        if self.settings.strategy != "none" or count > 1:
+            self.say(f"strategy {self.settings.strategy}: {strategies.described(strategy)}")
+        if then not in (None, count):
+            self.say(
+                f"note: the run was started with {then} of such replicas and goes on with {count}; "
+                "its weights will be the same within rounding"
+            )
 
     def _say_what_cannot_be_repeated(self, network: keras.Model) -> None:
         from cascade_keras.runs import build, own

@@ -520,16 +520,18 @@ REPLICAS = """
 import keras, numpy as np, tensorflow as tf, sys
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from cascade_keras import AdversarialTrainer
+from cascade_keras import AdversarialTrainer, data
+from cascade_keras.errors import InputError
+from cascade_keras.layers import ConvBatchNorm
 rng = np.random.default_rng(0)
 batch = rng.random((13, 6, 6, 1), "float32"), np.arange(13) % 5, rng.random(13, "float32")
 layers, strategy = keras.layers, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 one = tf.distribute.get_strategy()
 
-def trained(scope, loss, random=(), rate=0.1, eager=False, **options):
+def trained(scope, loss, random=list, rate=0.1, eager=False, **options):
     with scope.scope():
         keras.utils.set_random_seed(1)
-        model = keras.Sequential([layers.Input((6, 6, 1)), *random, layers.Flatten(),
+        model = keras.Sequential([layers.Input((6, 6, 1)), *random(), layers.Flatten(),
                                   layers.Dense(5, kernel_regularizer="l2")])
         trainer = AdversarialTrainer(model, loss, weight_decay=0.1, **options)
         trainer.compile(keras.optimizers.SGD(rate), run_eagerly=eager or scope is one)
@@ -546,15 +548,55 @@ for loss, options in (("pivot", {"distance_weight": 0.1}), ("kurakin", {"attack"
     for name in numbers:
         np.testing.assert_allclose(numbers[name], of_two[name], rtol=1e-4, atol=1e-6)
     assert abs(moved).max() > 1e-3
-random = layers.GaussianNoise(0.5), layers.Dropout(0.5), layers.RandomFlip()
+def random():
+    return layers.GaussianNoise(0.5), layers.Dropout(0.5), layers.RandomFlip()
 _, noisy = trained(strategy, "pivot", random, rate=0.0, max_epsilon=0.0)
 assert noisy["embedding_distance"] == 0 and abs(noisy["clean_loss"] - numbers["clean_loss"]) > 0.01
+shapes = rng.integers(0, 255, (31, 6, 6, 1), "uint8"), np.arange(31) % 5
+
+def of_ours(scope, loss):
+    with scope.scope():
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([
+            layers.Input((6, 6, 1)), ConvBatchNorm(4), layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(momentum=0.5), layers.Dropout(0.4), layers.Flatten(),
+            layers.Dense(5, activation="softmax")])
+        trainer = AdversarialTrainer(model, loss, attack="step_both", adversarial_batch_size=6,
+            per_pixel_epsilon=True, cascade_sources=[lambda x: 9 * x[:, 0, :5, 0] - 4])
+        trainer.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    given = data.shared_batches(scope, *shapes, 11, seed=3, stop=3, augment="crop_flip")
+    history = trainer.fit(given, verbose=0).history
+    return [*model.get_weights(), *(values[0] for values in history.values())]
+
+for one_has, two_have in zip(of_ours(one, "pivot"), of_ours(strategy, "pivot")):
+    np.testing.assert_allclose(one_has, two_have, rtol=1e-4, atol=2e-5)
+with strategy.scope():
+    model = keras.Sequential([layers.Input((6, 6, 1)), layers.Flatten(), layers.Dense(5)])
+    try:
+        AdversarialTrainer(model).compile("sgd", jit_compile=True)
+    except InputError as error:
+        assert error.setting == "jit_compile"
+    else:
+        raise AssertionError("not refused")
+for scope, other in ((one, strategy), (strategy, one)):
+    try:
+        with scope.scope():
+            model = keras.Sequential([layers.Input((6, 6, 1)), layers.Flatten(), layers.Dense(5)])
+        with other.scope():
+            AdversarialTrainer(model)
+    except InputError as error:
+        assert "scope" in error.message
+    else:
+        raise AssertionError("not refused")
 print("equal")
 """
 
 
 def test_a_step_of_two_replicas_is_that_of_one_device():
     """Of unequal parts of a batch, with weights, a regulariser and weight decay.
+
+    So are several steps of a run's batches, with statistics of the whole batch, layers that draw
+    for it, and cascade images.
 
     And layers draw the same for both images of a pair, on the device that both are on.
     """
