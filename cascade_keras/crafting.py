@@ -22,10 +22,12 @@ from cascade_keras.data.specs import Crop, DatasetSpec, crop_of, sides_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.learned import dataset_of
 from cascade_keras.settings import (
+    AUTO,
     POSITIVE,
     SEED,
     NetworkSettings,
     Rule,
+    batch_size_setting,
     check_apart,
     items_of,
     number,
@@ -88,7 +90,7 @@ class CraftSettings(NetworkSettings, DataSettings):
         "iter_fgsm images of the training split.",
         path=True,
     )
-    batch_size: int = setting(256, "Images a shard.", POSITIVE)
+    batch_size: int | None = batch_size_setting(256, "Images a shard")
     seed: int = setting(0, "Of the attacks that draw random numbers.", SEED)
     worker: str | None = worker_setting("shards")
 
@@ -104,6 +106,7 @@ class Crafting:
         settings: what is crafted.
         source: a network in place of ``settings.source``: all that ``sources.load_source`` takes.
         dataset: one in memory, in place of ``settings.dataset``.
+        say: told in one line what a person might want to know.
 
     Raises:
         InputError: naming the setting: a network that is not there, or a dataset that nobody names.
@@ -115,8 +118,10 @@ class Crafting:
         *,
         source: Network | None = None,
         dataset: Dataset | None = None,
+        say: Callable[[str], None] = print,
     ):
         self.settings = settings
+        self.say = say
         self._network = settings.source if source is None else source
         if self._network is None:
             raise InputError("must be given, the network to attack", "source")
@@ -179,6 +184,27 @@ class Crafting:
             )
         return examples
 
+    @functools.cached_property
+    def batch_size(self) -> int:
+        """How many images a shard has: those of a bank that is gone on with, where nobody says."""
+        if self.settings.batch_size is not None:
+            return self.settings.batch_size
+        if self.bank.exists:
+            return self.bank.load().record["shard_size"]
+        if self.worker is not None:
+            raise InputError(
+                f"{AUTO} would be another number for each worker; give all of them one",
+                "batch_size",
+            )
+        from cascade_keras.data import NetworkImages
+        from cascade_keras.speed import fastest_batch_size
+
+        stored, labels = getattr(self.dataset, self.settings.split)
+        images = NetworkImages(stored, self.crop)
+        found = fastest_batch_size(self.source.logits, images, labels, self.examples)
+        self.say(str(found))
+        return found.chosen
+
     @property
     def worker(self) -> Worker | None:
         """Which of several processes this is that craft one bank; None where it is the only one."""
@@ -187,7 +213,7 @@ class Crafting:
     @property
     def share(self) -> int:
         """How many images this process crafts, with those that it finds done."""
-        worker, size, examples = self.worker, self.settings.batch_size, self.examples
+        worker, size, examples = self.worker, self.batch_size, self.examples
         if worker is None:
             return examples
         shards = range(worker.index, -(-examples // size), worker.count)
@@ -239,7 +265,7 @@ class Crafting:
                 labels[:examples],
                 source_name=self.source.name,
                 dataset_name=self.dataset.name,
-                shard_size=chosen.batch_size,
+                shard_size=self.batch_size,
                 worker=self.worker,
                 progress=progress,
             )

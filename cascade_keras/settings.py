@@ -44,6 +44,7 @@ class Rule(NamedTuple):
     expected: str
 
 
+AUTO = "auto"
 POSITIVE = Rule(lambda v: v > 0, "above 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or above")
 FRACTION = Rule(lambda v: 0 <= v <= _BELOW_ONE, "in [0, 1)")
@@ -68,6 +69,7 @@ def setting(
     parse: Callable[[str], Any] | None = None,
     operational: bool = False,
     repeats: bool = False,
+    auto: bool = False,
 ) -> Any:
     """Return a dataclass field.
 
@@ -82,6 +84,7 @@ def setting(
         parse: makes the value of a flag's text, where the type's own way is not the one.
         operational: it does not change what is computed, so it may differ when work goes on.
         repeats: a list may hold the same item again.
+        auto: None is allowed, is written ``auto``, and stands for what is found out.
     """
     metadata = {
         "help": help,
@@ -91,8 +94,24 @@ def setting(
         "parse": parse,
         "operational": operational,
         "repeats": repeats,
+        "auto": auto,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def batch_size_setting(default: int, help: str) -> Any:
+    """Return the field of every class of settings that says how many images are attacked at once.
+
+    Args:
+        help: without the word that all of them take.
+    """
+    return setting(
+        default,
+        f"{help}; {AUTO}: as many as a short measurement finds fastest, or as what is gone on with "
+        "has.",
+        POSITIVE,
+        auto=True,
+    )
 
 
 def trust_setting() -> Any:
@@ -212,6 +231,8 @@ class Settings:
 
     def _checked(self, field: dataclasses.Field, value):
         kind = kind_of(type(self), field.name)
+        if field.metadata["auto"] and isinstance(value, str) and value == AUTO:
+            value = None
         if value is None and kind.optional:
             return None
         value = _of_python(value)
@@ -290,7 +311,8 @@ def _of_python(value):
 def _typed(kind: Kind, value, field: dataclasses.Field):
     """Return one value as the type that its field, or each of a field's list, has."""
     item = kind.item
-    wrong = InputError(f"must be {_NAMES[item][False]}, got {shown(value)}", field.name)
+    or_auto = f" or {AUTO}" if field.metadata["auto"] else ""
+    wrong = InputError(f"must be {_NAMES[item][False]}{or_auto}, got {shown(value)}", field.name)
     if isinstance(value, bool) and item is not bool:
         raise wrong
     if item in (int, float) and isinstance(value, int | float):
@@ -410,6 +432,8 @@ def of_text(settings: type, field: dataclasses.Field, text: str) -> Any:
     kind, parse = kind_of(settings, field.name), field.metadata["parse"]
     if not text.strip(" "):
         raise InputError("must not be empty; leave it out for its default", field.name)
+    if field.metadata["auto"] and text.strip(" ") == AUTO:
+        return AUTO
     try:
         if parse is not None:
             return parse(text)
@@ -421,6 +445,7 @@ def of_text(settings: type, field: dataclasses.Field, text: str) -> Any:
     except ValueError as error:
         rule = field.metadata["rule"]
         expected = rule.expected if rule is not None and parse is not None else kind.name
+        expected += f" or {AUTO}" if field.metadata["auto"] else ""
         raise InputError(f"must be {expected}, got {shown(text)}", field.name) from error
 
 

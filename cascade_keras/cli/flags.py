@@ -11,7 +11,7 @@ from absl import flags
 
 from cascade_keras.errors import InputError, about, shown
 from cascade_keras.files import expand
-from cascade_keras.settings import Kind, Settings, choices_of, flag_of, kind_of, of_text
+from cascade_keras.settings import AUTO, Kind, Settings, choices_of, flag_of, kind_of, of_text
 
 S = TypeVar("S", bound=Settings)
 _MOST_BYTES = 2**20  # of a file of flags
@@ -41,6 +41,8 @@ def _help(field: dataclasses.Field, kind: Kind) -> str:
         text += f" {'Some' if kind.many else 'One'} of: {', '.join(map(str, choices))}."
     elif kind.item is not str and kind.item is not bool and field.metadata["parse"] is None:
         text += f" {kind.name[0].upper()}{kind.name[1:]}."
+    if field.metadata["auto"]:
+        text += f" Or {AUTO}."
     if kind.many and field.default and _may_be_empty(field):
         text += " Or none."
     if field.default is None or field.default == ():

@@ -6,18 +6,12 @@ bin/evaluate --dry_run --target=saved/a --attack=autoattack
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import tensorflow as tf
-
-from cascade_keras import attacks
 from cascade_keras.evaluation import tasks
 from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.stores import Arrays
-
-_TIMES = 3  # that a gradient is taken; the fastest counts, as a machine may be busy with others
+from cascade_keras.speed import gradient_seconds
 
 
 class Estimated(NamedTuple):
@@ -108,22 +102,8 @@ def estimate(measuring: Measuring, arrays: Arrays) -> Estimate:
         # A task of clean images has no source; it is one of the network that sees them.
         network = getattr(task, "network", None) or task.source or task.shown[0]
         if network not in gradient:
-            gradient[network] = _gradient(measuring.networks.logits(network), images, labels)
+            gradient[network] = gradient_seconds(measuring.networks.logits(network), images, labels)
         left = sum(len(task.indices[batch]) for batch in tasks.missing_batches(task, arrays))
         seconds = left * task.cost * gradient[network]
         found.append(Estimated(task.key, network, len(task.indices), task.cost, left, seconds))
     return Estimate(tuple(found), gradient, size)
-
-
-def _gradient(logits_fn: attacks.LogitsFn, images: Sequence, labels: Sequence) -> float:
-    """Return the seconds that the gradient of an image takes, once it is compiled."""
-    images, labels = tf.constant(images), tf.constant(labels, tf.int32)
-    objective = attacks.cross_entropy(labels)
-    function = tf.function(lambda given: attacks.input_gradient(logits_fn, given, objective))
-    function(images)
-    taken = []
-    for _ in range(_TIMES):
-        started = time.perf_counter()
-        function(images).numpy()
-        taken.append(time.perf_counter() - started)
-    return min(taken) / len(images)

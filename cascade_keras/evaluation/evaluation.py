@@ -10,7 +10,7 @@ from cascade_keras.data.datasets import check
 from cascade_keras.data.specs import DatasetSpec
 from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.estimate import Estimate, estimate
-from cascade_keras.evaluation.measuring import Measuring
+from cascade_keras.evaluation.measuring import Measuring, measured_batch_size
 from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.report import Report, Seconds, check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
@@ -102,16 +102,25 @@ class Evaluation:
             preset.grid,
             preset.class_names,
         )
+        seen = data.NetworkImages(images, data.crop_of(targets.shape[:2]))
+        noted = []
+        if settings.batch_size is None:
+            size = self.report.batch_size
+            if size is None:
+                count = min(settings.num_images, len(labels))
+                found = measured_batch_size(targets, sources, seen, labels, count)
+                size, noted = found.chosen, [str(found)]
+            self.settings = settings = settings.replace(batch_size=size)
         stores = _Stores(settings, given, targets, sources)
         self.measuring = Measuring(
             settings.asked(),
             given,
-            data.NetworkImages(images, data.crop_of(targets.shape[:2])),
+            seen,
             targets,
             sources,
             stores.keep if settings.images_dir is not None else None,
         )
-        self.notes = self.measuring.notes
+        self.notes = [*self.measuring.notes, *noted]
         for store in stores.all:
             store.check()
 

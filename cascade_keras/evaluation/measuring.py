@@ -35,6 +35,7 @@ from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.stores import Arrays, told_by
 from cascade_keras.provenance import package_versions
 from cascade_keras.sources import Source
+from cascade_keras.speed import BatchSize, fastest_batch_size
 
 # What a report says of a network's training.
 _RECIPE = ("model", "loss", "steps", "seed", "init_from", "cascade_source", "ensemble_source")
@@ -414,3 +415,18 @@ def _predicted(
         for target, versions in zip(task.shown, array, strict=True):
             for epsilon, classes in zip(task.attack.epsilons, versions, strict=True):
                 yield Cell(target, task.source, task.label, epsilon), np.array(classes)
+
+
+def measured_batch_size(
+    targets: Loaded, sources: Loaded, images: Sequence, labels: np.ndarray, count: int
+) -> BatchSize:
+    """Return of how many images at a time the first network's gradients are fastest.
+
+    Args:
+        targets, sources: as for ``Measuring``; those of the sources are taken where there are any.
+        images, labels, count: as for ``fastest_batch_size``.
+    """
+    taken = sources if sources.names else targets
+    name = taken.names[0]
+    networks = tasks.SavedNetworks({name: taken.sources[0]}, taken.shape)
+    return fastest_batch_size(networks.logits(name), images, labels, count)

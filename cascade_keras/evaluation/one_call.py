@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from cascade_keras.evaluation.asked import Asked, Given, gives_minimal, labelled
 from cascade_keras.evaluation.cells import CLEAN
 from cascade_keras.evaluation.crafting import Craft, slices
 from cascade_keras.evaluation.measured import Measured
-from cascade_keras.evaluation.measuring import Measuring, small_epsilon_note
+from cascade_keras.evaluation.measuring import Measuring, measured_batch_size, small_epsilon_note
 from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.samples import collect
 from cascade_keras.evaluation.settings import EvaluationSettings, possible
@@ -35,6 +36,7 @@ from cascade_keras.provenance import networks_in
 from cascade_keras.ranges import UNIT, check_images, check_value_range, scaled_from_unit
 from cascade_keras.settings import ENSEMBLES
 from cascade_keras.sources import Network, Source, load_source, made_for
+from cascade_keras.speed import BatchSize
 
 Networks = Network | Sequence[Network] | Mapping[str, Network]
 _IMAGES = "images"  # what data is called that has no name
@@ -53,7 +55,7 @@ def evaluate(
     embedding: str | None = None,
     sources: Networks | Sequence[Sequence[Network]] = (),
     ensemble: str = ENSEMBLES[0],
-    batch_size: int = 250,
+    batch_size: int | str = 250,
     seed: int = 0,
     num_images: int | None = None,
     diagnosis_images: int = 200,
@@ -80,7 +82,7 @@ def evaluate(
             source, an ensemble: ``sources=[a, [b, c]]``, or by name ``{"both": [b, c]}``.
         ensemble: what an attack on an ensemble ascends: the objective of the mean of the "logits",
             or the mean of the "losses".
-        batch_size: images at a time.
+        batch_size: images at a time; "auto" for as many as a short measurement finds fastest.
         seed: of the attacks that draw random numbers.
         num_images: the first ones only; all when None.
         diagnosis_images: as many are looked at for masked gradients; 0 for none.
@@ -115,6 +117,11 @@ def evaluate(
     subject = _Subject(
         model, x, y, sources, found["num_images"], value_range, told, class_names, ensemble
     )
+    if found["batch_size"] is None:
+        fastest = subject.batch_size()
+        found["batch_size"] = fastest.chosen
+        if progress:
+            print(fastest, file=sys.stderr, flush=True)
     asked = _asked(chosen, found, len(subject.labels), subject.told)
     kept: dict[tuple[str, str], np.ndarray] = {}
 
@@ -153,7 +160,7 @@ def craft(
     from_logits: bool | str = "auto",
     logits: str | None = None,
     embedding: str | None = None,
-    batch_size: int = 250,
+    batch_size: int | str = 250,
     seed: int = 0,
     num_images: int | None = None,
 ) -> np.ndarray:
@@ -201,7 +208,8 @@ def craft(
         subject.targets.names[0], attack_at, seed=seed, num_classes=subject.given.num_classes
     )
     made = np.empty((len(values), *subject.images.shape), np.float32)
-    size = tasks.batch_of(attack_at, batch_size)
+    most = found["batch_size"] or subject.batch_size().chosen
+    size = tasks.batch_of(attack_at, most)
     for first, batch, labels in slices(subject.images, subject.labels, size):
         made[:, first : first + len(batch)] = make(batch, labels, first)
     made = subject.as_given(made)
@@ -390,6 +398,11 @@ class _Subject:
             spec.grid if dataset else CIFAR_GRID,
             _class_names(class_names or (dataset and dataset.preset.class_names), classes),
         )
+
+    def batch_size(self) -> BatchSize:
+        """Return how many images at a time are fastest."""
+        count = len(self.labels)
+        return measured_batch_size(self.targets, self.sources, self.images, self.labels, count)
 
     def as_given(self, images: np.ndarray) -> np.ndarray:
         """Return images of [0, 1] in the range that they came in, float32."""

@@ -219,6 +219,18 @@ class Report:
         mend = "restore it, go on with the version that made it, or name another directory"
         return read_values(self._config_file, Config, mend)
 
+    @property
+    def batch_size(self) -> int | None:
+        """How many images at a time what is there was computed with, None where nothing is.
+
+        Raises:
+            InputError: config.json cannot be read.
+        """
+        if not self._config_file.exists():
+            return None
+        with about("output"):
+            return self._read_config()["batch_size"]
+
     def read(self) -> tuple[Values, Values]:
         """Return what config.json and report.json of a finished report hold.
 

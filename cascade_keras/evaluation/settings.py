@@ -25,6 +25,7 @@ from cascade_keras.settings import (
     SOME,
     NetworkSettings,
     Rule,
+    batch_size_setting,
     check_apart,
     setting,
     trust_setting,
@@ -89,7 +90,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         0.0, "Add random signs of so many pixel values before a network.", EPSILON
     )
     seed: int = setting(0, "Of the attacks that draw random numbers and of inference_noise.", SEED)
-    batch_size: int = setting(250, "Images at a time.", POSITIVE)
+    batch_size: int | None = batch_size_setting(250, "Images at a time")
 
     # Which attacks.
     attack: tuple[str, ...] = setting(
