@@ -24,6 +24,26 @@ from keras.src.trainers.compile_utils import MetricsList
 from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
 
 from cascade_keras import replicas
+from cascade_keras.errors import InputError
+
+_OLDEST = (3, 15)
+
+
+def check_version(version: str) -> None:
+    """Refuse a Keras that nobody would see computing something else.
+
+    Raises:
+        InputError: it is older than those that the package was tried with.
+    """
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise InputError(
+            f"needs Keras {needed}, this is {version}; older ones count a network's regularisers "
+            f"several times, or cannot read its files: pip install 'keras>={needed}'"
+        )
+
+
+check_version(keras.__version__)
 
 
 class Directions(MetricsList):

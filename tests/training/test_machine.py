@@ -10,7 +10,8 @@ import rich.console
 import tensorflow as tf
 
 from cascade_keras import machine
-from cascade_keras.keras_private import precisions
+from cascade_keras.errors import InputError
+from cascade_keras.keras_private import check_version, precisions
 from cascade_keras.runs import callbacks
 from cascade_keras.runs.session import Session
 
@@ -60,7 +61,9 @@ def test_what_a_training_runs_on_is_one_line(cpuinfo, instructions, slower):
     dense = keras.layers.Dense(3, dtype="mixed_bfloat16")
     session = Session.__new__(Session)
     network = keras.Sequential([keras.Input((2,)), dense])
-    session.trainer = types.SimpleNamespace(network=network, jit_compile=True)
+    session.trainer = types.SimpleNamespace(
+        network=network, jit_compile=True, distribute_strategy=tf.distribute.get_strategy()
+    )
     assert session._runs_on == (
         f"training on CPU A processor: the fast one: {machine.threads()}, mixed_bfloat16{slower}, "
         "with XLA"
@@ -84,12 +87,12 @@ def test_the_time_left_is_estimated_by_the_first_steps(monkeypatch, terminal):
     report = callbacks.Report(tf.summary.create_noop_writer(), 10, 1010, 128, 50)
     shown = io.StringIO()
     report.console = rich.console.Console(file=shown, force_terminal=terminal)
-    report.set_model(types.SimpleNamespace(steps=10))
+    report.set_model(types.SimpleNamespace(steps_done=10))
     report.on_train_begin()
     for seconds in (100, *[2] * 8):
         report.on_train_batch_begin(0)
         now[0] += seconds
-        report.model.steps += 1
+        report.model.steps_done += 1
         report.on_train_batch_end(0, {})
     lines = [line for line in shown.getvalue().splitlines() if "min left" in line]
     left = (1010 - 14) * 2 / 60
@@ -102,11 +105,23 @@ def test_nothing_is_estimated_of_a_training_that_is_soon_over(monkeypatch):
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     report = callbacks.Report(tf.summary.create_noop_writer(), 0, 20, 128, 50)
     report.console = rich.console.Console(file=io.StringIO())
-    report.set_model(types.SimpleNamespace(steps=0))
+    report.set_model(types.SimpleNamespace(steps_done=0))
     report.on_train_begin()
     for _ in range(10):
         report.on_train_batch_begin(0)
         now[0] += 2
-        report.model.steps += 1
+        report.model.steps_done += 1
         report.on_train_batch_end(0, {})
     assert not report.console.file.getvalue()
+
+
+@pytest.mark.parametrize("version, fits", [
+    ("3.10.0", False), ("3.14.1", False), ("2.15.0", False), ("3.15.0", True), ("3.16.0rc0", True),
+    ("4.0.0", True),
+])  # fmt: skip
+def test_a_keras_that_computes_something_else_is_refused(version, fits):
+    if fits:
+        check_version(version)
+        return
+    with pytest.raises(InputError, match=f"this is {version}"):
+        check_version(version)

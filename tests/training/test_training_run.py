@@ -314,7 +314,7 @@ def test_a_metric_of_a_trainer_reaches_tensorboard_by_itself(tmp_path):
     report = callbacks.Report(writer, 0, 1, 8, 1)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.5))
-    model.steps = 1
+    model.steps_done = 1
     report.set_model(model)
     report.on_train_begin()
     report.on_train_batch_begin(0)
