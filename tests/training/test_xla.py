@@ -36,9 +36,8 @@ def test_xla_is_refused_where_cascade_images_are_crafted_in_the_step():
     trainer = AdversarialTrainer(oracle.mlp(), "pivot", cascade_sources=[pixels])
     said = refusal(lambda: trainer.compile("sgd", jit_compile=True))
     assert "bank" in said
-    for given in ({}, {"jit_compile": "auto"}, {"jit_compile": False}):
-        trainer.compile("sgd", **given)
-        assert not trainer.jit_compile
+    trainer.compile("sgd", jit_compile="auto")
+    assert not trainer.jit_compile
     later = AdversarialTrainer(oracle.mlp(), "pivot")
     later.compile("sgd", jit_compile=True)
     refusal(lambda: later.set_sources([pixels]))
