@@ -209,6 +209,12 @@ class Crew:
     def _wait(self) -> Lock:
         return Lock(self._path, wait=True, name=LOCK_FILE, fleeting=True)
 
+    def claimed(self, name: str) -> Lock | None:
+        """Return the lock of a part that anyone may make, None where another worker has it."""
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            return Lock(self._path, name=f"{name}.lock", fleeting=True)
+        return None
+
     def at_work(self) -> set[int]:
         """Return the numbers of the workers, of as many as these, that are at work."""
         with contextlib.suppress(FileNotFoundError), self._wait():

@@ -5,6 +5,7 @@
              --epsilon=2,4,8,16 --num_images=10000 --output=reports/matrix
     evaluate --target=saved/a --attack=iter_fgsm,pgd,cw_linf
     evaluate --target=saved/a --attack=autoattack --dry_run           what it would take
+    evaluate --target=saved/a --attack=autoattack --worker=0/4        a share, beside 1/4, 2/4, 3/4
     evaluate --verify=reports/matrix --verify_share=0.05              whether a report holds: 0 or 1
 
 A network is a saved network, a run, a .keras file or anybody's SavedModel from images in [0, 1] to
@@ -15,11 +16,12 @@ be stopped at any moment; the same command goes on where it was. Epsilons are in
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from cascade_keras.cli.common import run_program
+from cascade_keras.cli.common import of_cluster, run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.settings import EvaluationSettings
@@ -39,7 +41,7 @@ def evaluate(values: flags.FlagValues) -> int:
     if settings.verify is not None:
         return _verify(settings)
     preset = settings.row()  # once: it may take a look at all files of a folder
-    settings = settings.resolved(dataset=preset)
+    settings = of_cluster(settings).resolved(dataset=preset)
     from cascade_keras.evaluation.report import check_places
 
     check_places(settings)  # before TensorFlow, which takes seconds, is imported
@@ -56,10 +58,19 @@ def evaluate(values: flags.FlagValues) -> int:
         print_table(*found.grid(), text_columns=1, fixed_columns=1)
         print("\n".join(found.sentences()))
         return 0
-    with show_progress("evaluating, gradients", lambda: evaluation.work) as progress:
-        content = evaluation.run(progress)
+    worker, path = evaluation.worker, evaluation.report.path
+    what = "evaluating, gradients" + (f", worker {worker}" if worker else "")
+
+    def say(sentence: str) -> None:
+        print(f"{path}: worker {worker} {sentence}", file=sys.stderr, flush=True)
+
+    with show_progress(what, lambda: evaluation.work) as progress:
+        content = evaluation.run(progress, say)
+    if content is None:
+        print(f"{path}: worker {worker} has computed its batches; {evaluation.left}")
+        return 0
     console = rich.console.Console(highlight=False)
-    tables.print_report(content, console, evaluation.report.path)
+    tables.print_report(content, console, path)
     seconds = evaluation.seconds
     print(f"crafting took {seconds.crafting:.0f} s, classifying {seconds.classifying:.0f} s")
     return 0

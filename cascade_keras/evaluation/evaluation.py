@@ -8,17 +8,20 @@ from cascade_keras import data
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.datasets import check
 from cascade_keras.data.specs import DatasetSpec
+from cascade_keras.errors import InputError
 from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.estimate import Estimate, estimate
 from cascade_keras.evaluation.measuring import Measuring, measured_batch_size
 from cascade_keras.evaluation.networks import Loaded, load_networks
 from cascade_keras.evaluation.report import Report, Seconds, check_places
 from cascade_keras.evaluation.settings import EvaluationSettings
-from cascade_keras.evaluation.stores import DiskArrays, ImageStore, file_name
+from cascade_keras.evaluation.sharing import Parts, Sharing
+from cascade_keras.evaluation.stores import ImageStore, file_name
 from cascade_keras.evaluation.tasks import batch_of
 from cascade_keras.files import expand
 from cascade_keras.provenance import package_versions
 from cascade_keras.sources import Network
+from cascade_keras.workers import ONE_FOR_ALL, Crew, of_text
 
 
 class Evaluation:
@@ -38,6 +41,9 @@ class Evaluation:
         notes: what can be computed and is likely not what was meant, a sentence each.
         work: how many gradients it takes, about, with those that were taken before.
         seconds: what crafting and classifying took, all runs with this output together.
+        worker: which of several processes this is that share the work; None for the only one.
+        left: once a worker has run, a sentence of what others have not computed yet; "" where the
+            report is written.
 
     Raises:
         InputError: settings, networks or data that cannot be used.
@@ -54,7 +60,8 @@ class Evaluation:
         for record in found["results"]:
             print(record["attack"], record["epsilon"], record["accuracy"], record["options"])
 
-    The same settings with the same output go on where a run was interrupted.
+    The same settings with the same output go on where a run was interrupted. With ``worker`` "0/4",
+    "1/4", ... in four processes they share it, and whoever finds all computed writes the report.
     """
 
     def __init__(
@@ -106,6 +113,8 @@ class Evaluation:
         noted = []
         if settings.batch_size is None:
             size = self.report.batch_size
+            if size is None and settings.worker is not None:
+                raise InputError(ONE_FOR_ALL, "batch_size")
             if size is None:
                 count = min(settings.num_images, len(labels))
                 found = measured_batch_size(targets, sources, seen, labels, count)
@@ -121,13 +130,15 @@ class Evaluation:
             stores.keep if settings.images_dir is not None else None,
         )
         self.notes = [*self.measuring.notes, *noted]
+        self.worker, self.left = of_text(settings.worker), ""
+        self._sharing = Sharing(self.measuring, self.worker) if self.worker else None
         for store in stores.all:
             store.check()
 
     @property
     def work(self) -> int:
-        """How many gradients it takes, about, with those that were taken before."""
-        return self.measuring.plan.work
+        """How many gradients it takes, about, with those that were taken before; a worker's own."""
+        return self._sharing.work if self._sharing else self.measuring.plan.work
 
     @property
     def seconds(self) -> Seconds:
@@ -139,32 +150,56 @@ class Evaluation:
 
         Nothing is written; what was computed before is not counted.
         """
-        return estimate(
-            self.measuring, DiskArrays(self.report.arrays.path, writable=False, absent=True)
-        )
+        arrays = self.report.arrays
+        return estimate(self.measuring, Parts(arrays, Crew(arrays.path)).view())
 
-    def run(self, progress: Callable[[int], None] | None = None) -> dict:
+    def run(
+        self,
+        progress: Callable[[int], None] = lambda done: None,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> dict | None:
         """Compute what is missing, write the report, and return what report.json holds.
 
         Args:
             progress: called with the gradients done of ``work``.
+            say: called by a worker with a sentence before it waits for others.
+
+        Returns:
+            None where ``left`` says what other workers have not computed yet.
 
         Raises:
             InputError: the output is in use, or of another evaluation; or a network gives logits
                 that are not finite.
         """
+        told = {"settings": self.settings.decisive(), "versions": package_versions()}
+        config = {**self.measuring.plan.config(), **told}
+        with self.report.opened(config, self.worker) as crew:
+            parts = Parts(self.report.arrays, crew)
+            if self._sharing is None:
+                return self._whole(parts, crew, progress)
+            self.left = self._sharing.run(parts, crew, progress, say)
+            if self.left:
+                return None
+            with crew.alone():
+                self.report.clean()
+                return self._whole(parts, crew)
+
+    def _whole(self, parts: Parts, crew: Crew, progress=None) -> dict:
+        """Compute what no worker has computed, and write the report."""
         measuring, settings = self.measuring, self.settings
-        told = {"settings": settings.decisive(), "versions": package_versions()}
-        with self.report.opened({**measuring.plan.config(), **told}):
-            found = measuring.run(self.report.arrays, progress)
-            written = measuring.content(found)
-            measuring.write(
-                self.report,
-                found,
-                written,
-                confusion=settings.confusion,
-                examples=settings.examples,
-            )
+        spent = parts.collect()
+        found = measuring.run(self.report.arrays, progress)
+        written = measuring.content(found)
+        measuring.write(
+            self.report,
+            found,
+            written,
+            confusion=settings.confusion,
+            examples=settings.examples,
+        )
+        if any(spent.values()):
+            self.report.add_seconds(**spent)
+        crew.forget()
         return written
 
 

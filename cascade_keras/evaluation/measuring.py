@@ -119,26 +119,35 @@ class Measuring:
         Raises:
             InputError: a network gives logits that are not finite.
         """
-        plan, labels = self.plan, self.plan.given.labels
+        plan = self.plan
         progress = progress or (lambda done: None)
-        given = self.networks, arrays, self._images, labels
+        given = self.networks, arrays, *self.shown
         tasks.run(plan.tasks, *given, progress)
         done, before = plan.work, list(plan.following)
-        self._follow(arrays)
+        self.follow(arrays)
         if plan.following != before:
             tasks.run(plan.following, *given, lambda new: progress(done + new))
         return self._held(arrays)
 
     def found(self, arrays: Arrays) -> Found:
         """Return what the arrays of a finished evaluation hold."""
-        self._follow(arrays)
+        self.follow(arrays)
         return self._held(arrays)
 
-    def _follow(self, arrays: Arrays) -> None:
-        """Plan what AutoAttacks are gone on with, where it was not yet."""
+    @property
+    def may_follow(self) -> bool:
+        """Whether AutoAttacks are gone on with where the diagnosis says so."""
+        asked = any(map(stages.goes_on, self.plan.asked.attacks.values()))
+        return asked and self.plan.diagnosed > 0
+
+    def follow(self, arrays: Arrays) -> None:
+        """Plan what AutoAttacks are gone on with, where it was not yet.
+
+        Args:
+            arrays: in which all other tasks are complete.
+        """
         plan = self.plan
-        asked = any(map(stages.goes_on, plan.asked.attacks.values()))
-        if asked and plan.diagnosed and not plan.following:
+        if self.may_follow and not plan.following:
             given = plan.targets, plan.given.num_classes, self._ran()
             findings = content.diagnose(self._held(arrays), *given)["findings"]
             plan.follow(stages.flagged(findings), arrays)
@@ -184,6 +193,11 @@ class Measuring:
                 wrong = (seen[rows] >= 0) & (seen[rows] != self.plan.given.labels[rows])
                 minimal = np.where(wrong, np.minimum(minimal, cell.epsilon), minimal)
         return minimal.astype(np.float32)
+
+    @property
+    def shown(self) -> tuple[Images, np.ndarray]:
+        """Images as networks see them, of the whole split, and their true classes, (N,)."""
+        return self._images, self.plan.given.labels
 
     def part(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return images as networks see them, (n, H, W, C), and their true classes, (n,)."""

@@ -51,6 +51,7 @@ from cascade_keras.records import (
     read,
     read_values,
 )
+from cascade_keras.workers import Crew, Worker
 
 RESULT_FIELDS = (
     "target", "source", "attack", "epsilon", "correct", "examples", "accuracy", "options",
@@ -186,11 +187,15 @@ class Report:
             self.seconds()
 
     @contextlib.contextmanager
-    def opened(self, config: Mapping) -> Iterator[None]:
+    def opened(self, config: Mapping, worker: Worker | None = None) -> Iterator[Crew]:
         """Create the directory where needed, and hold it as long as the block runs.
 
         Args:
             config: what the numbers follow from; a key is named as the setting it comes from.
+            worker: hold it with others that are workers too.
+
+        Yields:
+            Who works on the predictions.
 
         Raises:
             InputError: another process is using it, or it was made with another configuration.
@@ -201,17 +206,27 @@ class Report:
             self.compare(config)
         self.arrays.path.mkdir(parents=True, exist_ok=True)
         in_use = f"{self.path} is in use by another process; wait for it, or name another"
-        with hold(self.arrays.path, in_use, "output"):
+        with hold(self.arrays.path, in_use, "output", shared=worker is not None):
             if self._config_file.exists():
                 self.compare(config)  # whoever held it may have made another
                 before = self._read_config()
                 if config.get("settings") not in (None, before.get("settings")):
                     write_json(self._config_file, {**before, "settings": config["settings"]})
-            else:
+            elif worker is None:
                 write_json(self._config_file, config)
-            for folder in (self.path, *(self.path / name for name in FOLDERS)):
-                clean(folder)
-            yield
+            else:
+                write_json(self._config_file, config, keep=True)
+                self.compare(config)  # another may have been first
+            if worker is None:
+                self.clean()
+            crew = Crew(self.arrays.path, worker)
+            with crew.joined(self.path, "output"):
+                yield crew
+
+    def clean(self) -> None:
+        """Remove what killed processes were writing; nobody else may be writing."""
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            clean(folder)
 
     def _read_config(self) -> Values:
         if "flags" in read(self._config_file, Values, "name another directory"):

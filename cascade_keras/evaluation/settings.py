@@ -30,6 +30,7 @@ from cascade_keras.settings import (
     setting,
     trust_setting,
 )
+from cascade_keras.workers import worker_setting
 
 CW = "cw_linf"
 _PGD, _MI_FGSM, _CW, _AUTOATTACK = (
@@ -179,6 +180,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     examples: int = setting(
         0, "Draw so many misclassified images an attack.", NOT_NEGATIVE, operational=True
     )
+    worker: str | None = worker_setting("batches")
 
     def __post_init__(self):
         super().__post_init__()

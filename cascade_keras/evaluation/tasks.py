@@ -168,11 +168,13 @@ class Task(Filled, Protocol):
         batch_size: images at a time.
         cost: gradients an image takes, about.
         further: other arrays that are filled with it, none where a task has no such attribute.
+        whole: whether workers cannot share its batches, False where it has no such attribute.
     """
 
     batch_size: int
     cost: float
     further: Sequence[Filled]
+    whole: bool
 
     def start(self, networks: Networks) -> Craft:
         """Return the function of a batch: images, labels, its first index -> (*shape, batch).
@@ -204,13 +206,53 @@ def run(
     done = work(tasks) - sum(
         task.cost * len(task.indices[batch]) for task, absent in missing for batch in absent
     )
+
+    def keeper(task: Task) -> Keep:
+        filled = [open_array(each, arrays) for each in arrays_of(task)]
+
+        def keep(batch: slice, parts: Sequence[np.ndarray]) -> None:
+            # The task's own comes last: where it is there, all is.
+            for array, part in reversed(list(zip(filled, parts, strict=True))):
+                array[..., batch] = part
+                if isinstance(array, np.memmap):
+                    with naming(array.filename):
+                        array.flush()
+
+        return keep
+
+    compute(missing, networks, images, labels, keeper, progress, done)
+
+
+# Keeps the parts of a batch, in the order of ``arrays_of``.
+Keep = Callable[[slice, Sequence[np.ndarray]], None]
+Keeper = Callable[[Task], Keep]
+
+
+def compute(
+    batches: Iterable[tuple[Task, Iterable[slice]]],
+    networks: Networks,
+    images: np.ndarray,
+    labels: np.ndarray,
+    keeper: Keeper,
+    progress: Callable[[int], None],
+    done: float,
+) -> None:
+    """Compute batches of tasks.
+
+    Args:
+        batches: of each task, taken one by one.
+        images, labels: see ``run``.
+        keeper: of a task -> what keeps its batches.
+        progress: called with the gradients done.
+        done: how many of them before.
+    """
     progress(round(done))
-    for task, absent in missing:
-        if not absent:
-            # Loading and tracing take seconds: only for what has to be computed.
-            continue
-        filled, step = [open_array(each, arrays) for each in arrays_of(task)], task.start(networks)
-        for batch in absent:
+    for task, some in batches:
+        step = None
+        for batch in some:
+            if step is None:
+                # Loading and tracing take seconds: only for what has to be computed.
+                keep, step = keeper(task), task.start(networks)
             indices = task.indices[batch]
             cost = task.cost * len(indices)
 
@@ -219,13 +261,7 @@ def run(
 
             with progress_within(within):
                 found = step(images[indices], labels[indices], batch.start)
-            parts = found if len(filled) > 1 else [found]
-            # The task's own comes last: where it is there, all is.
-            for array, part in reversed(list(zip(filled, parts, strict=True))):
-                array[..., batch] = part
-                if isinstance(array, np.memmap):
-                    with naming(array.filename):
-                        array.flush()
+            keep(batch, found if len(arrays_of(task)) > 1 else [found])
             done += cost
             progress(round(done))
 
@@ -348,6 +384,11 @@ class Predictions:
         self.further = (told,) if told.names else ()
         self.clock = clock
         self._through = through
+
+    @property
+    def whole(self) -> bool:
+        """Whether one process is to make all batches: their images are kept in the same files."""
+        return self._through is not None
 
     def start(self, networks: Networks) -> Craft:
         """See ``Task``."""

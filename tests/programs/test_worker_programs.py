@@ -38,10 +38,11 @@ def check_equal(whole, place):
     assert differences(canonical(whole), canonical(place)) == []
 
 
-@pytest.mark.parametrize("program", ["craft"])
+@pytest.mark.parametrize("program", ["craft", "evaluate"])
 def test_two_at_once_killed_at_random_make_the_files_of_one(program, launchers, small, tmp_path):
     whole, place = (shutil.copytree(small, tmp_path / name) for name in ("whole", "workers"))
-    argv = [flag.replace("--batch_size=32", "--batch_size=8") for flag in PROGRAMS[program]]
+    smaller = "--batch_size=8" if program == "craft" else "--batch_size=5"
+    argv = [*(f for f in PROGRAMS[program] if not f.startswith("--batch_size")), smaller]
     alone = launchers[0].run(argv, whole)
     assert alone.status == 0, alone.errors
     draw, killed = random.Random(0), 0

@@ -217,6 +217,33 @@ def test_killed_when_all_shards_are_done_the_next_call_says_so(again, alone, tmp
     assert tree(path) == alone and not (path / ".workers").exists()
 
 
+def test_another_may_put_all_together_between_two_looks(alone, tmp_path, monkeypatch):
+    path, done, others = tmp_path / "bank", Crew.done, ["1/2"]
+
+    def done_before(self):
+        found = done(self)
+        if found and others:
+            craft(path, others.pop())
+        return found
+
+    killed(path, "0/2", 6)
+    monkeypatch.setattr(Crew, "done", done_before)
+    bank = Bank(path).load()
+    assert not others and bank.complete and bank.complete_images == COUNT and tree(path) == alone
+
+
+def test_a_worker_writes_what_it_is_given_and_nothing_beside(tmp_path, monkeypatch):
+    """No pages of a file that other machines write too."""
+    flags, opened = [], os.open
+    monkeypatch.setattr(os, "open", lambda f, how, *a: flags.append(how) or opened(f, how, *a))
+    for worker in (None, "0/1"):
+        flags.clear()
+        craft(tmp_path / str(worker), worker)
+        synchronous = [how for how in flags if how & os.O_DSYNC]
+        assert len(synchronous) == (worker is not None)
+        assert all(how & os.O_ACCMODE == os.O_WRONLY for how in synchronous)
+
+
 def test_without_locks_the_same_files_come_out(alone, tmp_path, monkeypatch):
     """As where machines share a file system but not its locks: all begin at once."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
