@@ -182,8 +182,6 @@ class Crew:
         )
         with self.alone():
             for other in self._at_work():
-                if other == self.worker:
-                    raise InputError(twice, setting)
                 if other.count != self.worker.count:
                     raise InputError(
                         f"{place}: worker {other} is at work, one of {other.count}, got "

@@ -244,23 +244,21 @@ def test_a_worker_writes_what_it_is_given_and_nothing_beside(tmp_path, monkeypat
         assert all(how & os.O_ACCMODE == os.O_WRONLY for how in synchronous)
 
 
-def test_without_locks_the_same_files_come_out(alone, tmp_path, monkeypatch):
-    """As where machines share a file system but not its locks: all begin at once."""
+@pytest.mark.parametrize("at", ["write_json", "write_atomically", "reserve", "crafter"])
+@pytest.mark.parametrize("other", ["1/2", "0/1"])
+def test_without_locks_the_same_files_come_out(at, other, alone, tmp_path, monkeypatch):
+    """As where machines share a file system but not its locks: another comes by in between."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    path, begun = tmp_path / "bank", []
+    path, others, function = tmp_path / "bank", [other], getattr(bank_module, at)
 
-    def begin_another(done):
-        if len(begun) < 3:
-            begun.append(done)
-            craft(path, f"{len(begun)}/4", begin_another)
+    def after_another(*args, **options):
+        if others:
+            craft(path, others.pop())
+        return function(*args, **options)
 
-    monkeypatch.setattr(
-        Bank,
-        "_check_room",
-        lambda self, shape: begin_another(0),  # between two of its steps
-    )
-    craft(path, "0/4", begin_another)
-    assert len(begun) == 3 and tree(path) == alone and not (path / ".workers").exists()
+    monkeypatch.setattr(bank_module, at, after_another)
+    craft(path, "0/2")
+    assert not others and tree(path) == alone and not (path / ".workers").exists()
 
 
 @pytest.mark.parametrize(
