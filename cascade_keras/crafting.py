@@ -22,7 +22,6 @@ from cascade_keras.data.specs import Crop, DatasetSpec, crop_of, sides_of
 from cascade_keras.errors import InputError, about
 from cascade_keras.learned import dataset_of
 from cascade_keras.settings import (
-    AUTO,
     POSITIVE,
     SEED,
     NetworkSettings,
@@ -34,7 +33,7 @@ from cascade_keras.settings import (
     setting,
     trust_setting,
 )
-from cascade_keras.workers import Worker, of_text, worker_setting
+from cascade_keras.workers import ONE_FOR_ALL, Worker, of_text, worker_setting
 
 if TYPE_CHECKING:
     from cascade_keras.bank import Bank
@@ -192,10 +191,7 @@ class Crafting:
         if self.bank.exists:
             return self.bank.load().record["shard_size"]
         if self.worker is not None:
-            raise InputError(
-                f"{AUTO} would be another number for each worker; give all of them one",
-                "batch_size",
-            )
+            raise InputError(ONE_FOR_ALL, "batch_size")
         from cascade_keras.data import NetworkImages
         from cascade_keras.speed import fastest_batch_size
 

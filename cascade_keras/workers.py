@@ -23,8 +23,10 @@ import msgspec
 from cascade_keras.errors import InputError
 from cascade_keras.files import LOCK_FILE, Lock, hold, write_atomically
 from cascade_keras.records import Index, OpenRecord, Values, in_words
-from cascade_keras.settings import Rule, setting
+from cascade_keras.settings import AUTO, Rule, setting
 
+# What is said of a batch size that each process would measure for itself.
+ONE_FOR_ALL = f"{AUTO} would be another number for each worker; give all of them one"
 _FOLDER = ".workers"
 _MOST = 9_999  # workers; a cluster's array of jobs has fewer
 _MOST_SHOWN = 5  # of them, in a sentence
