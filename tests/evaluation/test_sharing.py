@@ -254,7 +254,7 @@ def test_two_workers_end_with_the_report_of_one_process(tmp_path, monkeypatch):
     assert not (place / "report" / "report.json").exists()
     with pytest.raises(InputError, match=r"^attack: .* was made with"):
         evaluation(place, "1/2", attack=["step_ll"]).run()
-    with pytest.raises(InputError, match=r"^batch_size: auto would be another number for each worker"):
+    with pytest.raises(InputError, match=r"^batch_size: auto would be another number for each"):
         evaluation(tmp_path / "three", "1/2", batch_size="auto")
     report = second.report
 
