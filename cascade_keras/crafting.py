@@ -189,7 +189,9 @@ class Crafting:
         if self.settings.batch_size is not None:
             return self.settings.batch_size
         if self.bank.exists:
-            return self.bank.load().record["shard_size"]
+            size = self.bank.load().record["shard_size"]
+            self.say(f"batch_size {size}, with which {self.bank.path} was begun")
+            return size
         if self.worker is not None:
             raise InputError(ONE_FOR_ALL, "batch_size")
         from cascade_keras.data import NetworkImages

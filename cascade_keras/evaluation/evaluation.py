@@ -115,7 +115,9 @@ class Evaluation:
             size = self.report.batch_size
             if size is None and settings.worker is not None:
                 raise InputError(ONE_FOR_ALL, "batch_size")
-            if size is None:
+            if size is not None:
+                noted = [f"batch_size {size}, with which {self.report.path} was begun"]
+            else:
                 count = min(settings.num_images, len(labels))
                 found = measured_batch_size(targets, sources, seen, labels, count)
                 size, noted = found.chosen, [str(found)]

@@ -104,6 +104,7 @@ def test_an_evaluation_says_it_and_keeps_it(network, timed):
     timed.seconds[32], timed.asked[:] = 0.1, []
     again = evaluation(network, "auto")
     assert again.settings.batch_size == 64 and not timed.asked
+    assert "batch_size 64, with which report was begun" in again.notes
     begin(again)
     with pytest.raises(InputError) as error:
         begin(evaluation(network, 32))
@@ -125,10 +126,10 @@ def test_a_bank_keeps_the_shards_that_it_was_begun_with(network, timed):
         crafting(worker="0/2").run()
     assert crafting().run().record["shard_size"] == 64
     assert crafting(worker="1/2").share == 36
-    assert len(said) == 1 and "batch_size 64" in said[0]
     timed.asked.clear()
     assert crafting().run().record["shard_size"] == 64
-    assert len(said) == 1 and not timed.asked
+    assert len(said) == 3 and not timed.asked
+    assert all(line.startswith("batch_size 64, ") for line in said)
 
 
 def test_one_call_from_python(network, timed, capsys):
