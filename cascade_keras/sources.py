@@ -56,6 +56,8 @@ class Source:
             this function is given [0, 1].
         shapes: a hash of the shapes of its weights, which networks of one architecture share; None
             where it is not known.
+        weights: a hash of its weights alone, which the same network has in whatever form it was
+            saved, by whomever; None where it is not known.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Source:
     time_limit: float | None = None
     value_range: ValueRange = UNIT
     shapes: str | None = None
+    weights: str | None = None
 
     def __str__(self) -> str:
         return str(self.path or self.name)
@@ -334,9 +337,12 @@ def _adapted(network: Callable, where, told: _Told, image_shape=None) -> Adapted
 
 
 def _source(
-    adapted: Adapted, name: str, path, shape, weights: str, provenance: dict, *rest, shapes=None
+    adapted: Adapted, name: str, path, shape, digest: str, provenance: dict, *rest, arrays=()
 ) -> Source:
+    """Return a source of what ``adapt`` returned; ``arrays`` are its weights, if it has any."""
     where = path or name
+    # The states of generators, whole numbers, are no weights, and not everybody saves them.
+    learned = [array for array in arrays if array.dtype.kind not in "biuO"]
 
     def function(images: tf.Tensor) -> Outputs:
         try:
@@ -349,12 +355,13 @@ def _source(
         name,
         path,
         shape,
-        weights,
+        digest,
         provenance,
         function,
         *rest,
         value_range=adapted.value_range,
-        shapes=shapes,
+        shapes=shapes_hash(learned),
+        weights=weights_hash(learned) if learned else None,
     )
 
 
@@ -393,6 +400,7 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
             "unknown batch size"
         )
     recorded = location.provenance.get("weights_hash")
+    arrays = [variable.numpy() for variable in getattr(loaded, "variables", ())]
     if recorded is None:
         digest = source_hash(_files_hash(path), told)
     else:
@@ -403,7 +411,7 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
                 "it; leave value_range out"
             )
         told = told._replace(value_range=None)  # the signatures take [0, 1]
-        digest = weights_hash(variable.numpy() for variable in loaded.variables)
+        digest = weights_hash(arrays)
         if digest != recorded:
             raise InputError(f"{path} is damaged: its weights are not those recorded; export again")
         digest = location.provenance.get("source_hash", digest)
@@ -413,9 +421,8 @@ def _load_saved_model(location: Location, told: _Told, trust: bool, time_limit: 
 
     shape = tuple(spec.shape[1:])
     adapted = _adapted(function, path, told)
-    shapes = shapes_hash(getattr(loaded, "variables", ()))
     known = location.name, path, shape, digest, location.provenance, trust, time_limit
-    source = _source(adapted, *known, shapes=shapes)
+    source = _source(adapted, *known, arrays=arrays)
     return source if recorded is None else dataclasses.replace(source, value_range=own)
 
 
@@ -456,10 +463,9 @@ def _of_keras(
     adapted = _adapted(model if trainer else network, where, told, told_shape)
     if not network.built:
         raise InputError(f"{where} is not built yet; call it on images, or give image_shape")
-    digest = source_hash(weights_hash(weight.numpy() for weight in network.weights), adapted)
-    return _source(
-        adapted, name, path, shape, digest, provenance, shapes=shapes_hash(network.weights)
-    )
+    arrays = [np.asarray(weight) for weight in network.weights]
+    digest = source_hash(weights_hash(arrays), adapted)
+    return _source(adapted, name, path, shape, digest, provenance, arrays=arrays)
 
 
 def _own_shape(network: keras.Model):

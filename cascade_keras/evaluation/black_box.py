@@ -40,6 +40,7 @@ class Kin(Protocol):
     weights_hash: str
     provenance: Mapping[str, Any]
     shapes: str | None
+    weights: str | None
 
 
 class Mark(NamedTuple):
@@ -63,9 +64,9 @@ def mark_of(target: Kin, source: Kin) -> Mark:
 
 
 def _mark(target: Kin, source: Kin) -> str:
-    # Of a function the hash is what its owner calls it.
-    same_weights = source.shapes is not None and source.weights_hash == target.weights_hash
-    if source is target or same_weights:
+    # Not by ``weights_hash``: that of a function is what its owner calls it, that of a SavedModel
+    # by others is of its files.
+    if source is target or (source.weights is not None and source.weights == target.weights):
         return ITSELF
     if any(_is_meant(record, source) for record in _training(target)):
         return SEEN
@@ -93,7 +94,7 @@ def _is_meant(record: Mapping[str, str], source: Kin) -> bool:
     better to call a network seen that was not than the other way round.
     """
     if "weights_hash" in record:
-        return record["weights_hash"] == source.weights_hash
+        return record["weights_hash"] in (source.weights_hash, source.weights)
     path = expand(record["path"])
     if source.path is not None:
         places = {source.path.resolve(), source.path.resolve().parent}

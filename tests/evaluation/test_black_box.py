@@ -5,6 +5,7 @@ import pathlib
 import types
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -183,8 +184,9 @@ def test_means_that_there_are_not_and_classes_that_differ_are_refused():
 
 def kin(name="source", digest="1" * 64, shapes="small", path=None, members=None, **provenance):
     found = types.SimpleNamespace(
-        name=name, weights_hash=digest, shapes=shapes, path=path, provenance=provenance
-    )
+        name=name, weights_hash=digest, shapes=shapes, path=path, provenance=provenance,
+        weights=shapes and digest,
+    )  # fmt: skip
     if members:
         found.members = members
     return found
@@ -244,6 +246,37 @@ def test_runs_and_what_is_exported_of_them_say_what_they_learned_from(saved):
     assert black_box.mark_of(c, a).mark == SEEN and black_box.mark_of(a, c).mark == FAMILY
     assert black_box.mark_of(c, b).mark == FAMILY
     assert black_box.mark_of(load_source(features(5, width=30)), a).mark == UNKNOWN
+
+
+@keras.saving.register_keras_serializable("test_black_box")
+class Drawing(keras.layers.Layer):
+    """Holds the state of a generator, which is none of a network's weights."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, images):
+        return images + 0 * keras.random.uniform(tf.shape(images), seed=self.seeds)
+
+
+def test_whoever_saved_a_network_it_stays_itself(tmp_path, saved):
+    def network(seed):
+        inner = features(seed)
+        return keras.Model(inner.inputs, inner(Drawing()(inner.inputs[0])))
+
+    own, other = (network(seed) for seed in (0, 1))
+    own.save(tmp_path / "own.keras")
+    for name, exported in (("own", own), ("other", other)):
+        exported.export(tmp_path / name, format="tf_saved_model", verbose=False)
+    file, export, unlike = (load_source(tmp_path / n) for n in ("own.keras", "own", "other"))
+    assert file.weights_hash != export.weights_hash  # of its files
+    for target, source in ((file, export), (export, file), (load_source(saved / "a"), export)):
+        assert black_box.mark_of(target, source).mark == ITSELF
+    assert black_box.mark_of(file, unlike).mark == FAMILY
+    # What was trained with images of the file has seen those of the export too.
+    seen = [{"name": "x", "path": "elsewhere", "weights_hash": file.weights_hash}]
+    assert black_box.mark_of(kin("t", "t", "large", learned_from=seen), export).mark == SEEN
 
 
 # Counting.
