@@ -8,6 +8,12 @@ From a random start in the ball, with u = 0.75 (1 at the first step) and eta = 2
 At checkpoints, ever closer to each other, eta is halved and X_n becomes the best image so far, if f
 rose in fewer than 0.75 of the steps since the last one, or if neither eta nor the largest f has
 changed since. An image is done as soon as one of its iterates is misclassified.
+
+Of a network that draws random numbers each step takes the mean of the gradients of several passes
+(expectation over transformation; Athalye et al., 2018). What one of these misclassifies may be
+classified correctly by the next, so an image is done as soon as all passes of an iterate are wrong,
+and else becomes the iterate that most of them got wrong. The published ``rand`` version of
+AutoAttack looks at the last pass alone and keeps the last iterate that this one got wrong.
 """
 
 from __future__ import annotations
@@ -70,8 +76,9 @@ def apgd(
         iterations: of each start: so many gradients, and a forward pass of the last iterate.
         restarts: number of starts; those that stand after one are started again.
         objective: what is ascended: "cross_entropy", "dlr", "margin", or a function of labels.
-        average: how many passes through a network that draws random numbers make a step; gradients,
-            objectives and the logits that decide whether it is fooled are means of these.
+        average: how many passes through a network that draws random numbers make a step; gradients
+            and objectives are means of these. An image is returned as soon as all of an iterate's
+            are wrong, else the iterate that most got wrong, see above.
 
     Raises:
         InputError: an option that is no whole number of 1 or above, or "dlr" of two classes.
@@ -222,7 +229,7 @@ def _in_turn(
     """
     reach = radius(epsilon, images.dtype)
 
-    def run(number, found, best):
+    def run(number, found, most, best):
         rows = tf.where(~found.fooled)[:, 0]
         clean, own, aims = rows_of(rows, (images, keys, aims_of(number)))
         noise = draws.of_images(draws.uniform_of, own, number, tf.shape(images)[1:])
@@ -233,26 +240,35 @@ def _in_turn(
         )
         lowest, highest = bounds(clean, epsilon)
         start = tf.clip_by_value(clean + reach * noise, lowest, highest)
-        new, values = ascent(start, lowest, highest, aims, reach)
-        better = tf.where(new.fooled | (values > tf.gather(best, rows)))[:, 0]
+        new, wrong, values = ascent(start, lowest, highest, aims, reach)
+        before = tf.gather(most, rows), tf.gather(best, rows)
+        better = tf.where(_better((wrong, values), before))[:, 0]
         spent = Found(
             put(found.images, tf.gather(rows, better), tf.gather(new.images, better)),
             put(found.fooled, rows, new.fooled),
             tf.tensor_scatter_nd_add(found.gradients, rows[:, tf.newaxis], new.gradients),
             tf.tensor_scatter_nd_add(found.forwards, rows[:, tf.newaxis], new.forwards),
         )
+        most = put(most, tf.gather(rows, better), tf.gather(wrong, better))
         best = put(best, tf.gather(rows, better), tf.gather(values, better))
-        return number + 1, spent, best
+        return number + 1, spent, most, best
 
     none = tf.zeros([tf.shape(images)[0]], tf.int32)
     found = Found(images, none > 0, none, none)
     lowest_value = tf.fill([tf.shape(images)[0]], -tf.constant(float("inf"), tf.float64))
-    _, found, _ = tf.while_loop(
-        lambda number, found, _: (number < runs) & ~tf.reduce_all(found.fooled),
+    _, found, *_ = tf.while_loop(
+        lambda number, found, *_: (number < runs) & ~tf.reduce_all(found.fooled),
         run,
-        (tf.constant(0), found, lowest_value),
+        (tf.constant(0), found, none, lowest_value),
     )
     return found
+
+
+def _better(found: tuple[tf.Tensor, tf.Tensor], before: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """Whether more passes of an image are wrong than of another, or as many and it has the larger
+    objective; both as pairs of numbers an image, (n,).
+    """
+    return (found[0] > before[0]) | ((found[0] == before[0]) & (found[1] > before[1]))
 
 
 class _Standing(NamedTuple):
@@ -269,6 +285,8 @@ class _Standing(NamedTuple):
         stride: the step size, in units of [0, 1], (n, 1, 1, 1).
         halved: whether the last checkpoint halved it.
         then: the largest objective at the last checkpoint.
+        worst: where several passes make a step, of the iterate that most of them got wrong: the
+            image, how many, and its objective; else empty.
     """
 
     places: tf.Tensor
@@ -285,6 +303,7 @@ class _Standing(NamedTuple):
     stride: tf.Tensor
     halved: tf.Tensor
     then: tf.Tensor
+    worst: tuple[tf.Tensor, ...]
 
 
 class _Ascent:
@@ -306,13 +325,15 @@ class _Ascent:
         for place in checkpoints(self.iterations):
             self.widths[place], last = place - last, place
 
-    def __call__(self, start, lowest, highest, aims, reach) -> tuple[Found, tf.Tensor]:
+    def __call__(self, start, lowest, highest, aims, reach) -> tuple[Found, tf.Tensor, tf.Tensor]:
         """Ascend from a start, (n, H, W, C), n at least 1.
 
         Returns:
-            ``Found``, of each image that stands the best iterate, and its objective, (n,) float64.
+            ``Found``, of each image that stands the best iterate; how many of its passes got that
+            wrong, (n,) int32; and its objective, (n,) float64.
         """
         count = tf.shape(start)[0]
+        none = tf.zeros([count], tf.int32)
         least = tf.fill([count], -tf.constant(float("inf"), tf.float64))
         standing = _Standing(
             places=tf.range(count),
@@ -329,8 +350,8 @@ class _Ascent:
             stride=tf.fill([count, 1, 1, 1], 2 * reach),
             halved=tf.zeros([count], tf.bool),
             then=least,
+            worst=(start, none - 1, least) if self.average > 1 else (),
         )
-        none = tf.zeros([count], tf.int32)
         found = Found(start, none > 0, none, none)
         variables = (tf.constant(0), standing, found)
         # Images leave, so the number of those that stand is no constant of the loop.
@@ -347,16 +368,17 @@ class _Ascent:
             shape_invariants=shapes,
         )
         # No network is given nothing.
-        found, last = tf.cond(
+        all_wrong = self.average * tf.cast(found.fooled, tf.int32)
+        return tf.cond(
             tf.size(standing.places) > 0,
             lambda: self._finished(standing, found),
-            lambda: (found, least),
+            lambda: (found, all_wrong, least),
         )
-        return found, last
 
     def _step(self, number, standing: _Standing, found: Found):
         wrong, values, gradients = self._look(standing.images, standing.aims, gradient=True)
-        fallen = tf.where(wrong)[:, 0]
+        surely = wrong == self.average
+        fallen = tf.where(surely)[:, 0]
         places = tf.gather(standing.places, fallen)
         passes = tf.fill([tf.size(places)], self.average * (number + 1))
         found = found._replace(
@@ -364,10 +386,21 @@ class _Ascent:
             fooled=put(found.fooled, places, tf.ones_like(places, tf.bool)),
             gradients=put(found.gradients, places, passes),
         )
-        left = tf.where(~wrong)[:, 0]
-        standing, values, gradients = rows_of(left, (standing, values, gradients))
+        left = tf.where(~surely)[:, 0]
+        standing, wrong, values, gradients = rows_of(left, (standing, wrong, values, gradients))
+        standing = self._noted(standing, wrong, values)
         standing, gradients = self._judged(number, standing, values, gradients)
         return number + 1, _moved(number, standing, gradients), found
+
+    def _noted(self, standing: _Standing, wrong, values) -> _Standing:
+        """Keep the iterates that most passes got wrong, where there are several."""
+        if self.average == 1:  # what is wrong has left
+            return standing
+        image, *before = standing.worst
+        better = _better((wrong, values), before)
+        image = tf.where(each_pixel(better), standing.images, image)
+        numbers = [tf.where(better, *pair) for pair in ((wrong, before[0]), (values, before[1]))]
+        return standing._replace(worst=(image, *numbers))
 
     def _judged(self, number, standing: _Standing, values, gradients):
         """Keep the best iterates; at a checkpoint halve the steps of those that go on badly."""
@@ -402,23 +435,25 @@ class _Ascent:
     def _finished(self, standing: _Standing, found: Found) -> tuple[Found, tf.Tensor]:
         """Look at the last iterates, and give of those that stand the best."""
         wrong, values, _ = self._look(standing.images, standing.aims, gradient=False)
-        last = wrong | (values > standing.best_value)
+        before = standing.worst or (standing.best, tf.zeros_like(wrong), standing.best_value)
+        last = _better((wrong, values), before[1:])
         passes = tf.fill([tf.size(standing.places)], self.average)
-        best = tf.where(each_pixel(last), standing.images, standing.best)
+        best = tf.where(each_pixel(last), standing.images, before[0])
+        wrong, values = tf.where(last, wrong, before[1]), tf.where(last, values, before[2])
         found = Found(
             put(found.images, standing.places, best),
-            put(found.fooled, standing.places, wrong),
+            put(found.fooled, standing.places, 2 * wrong > self.average),
             put(found.gradients, standing.places, self.iterations * passes),
             put(found.forwards, standing.places, passes),
         )
-        reached = tf.where(last, values, standing.best_value)
+        many = self.average * tf.cast(found.fooled, tf.int32)
         least = tf.zeros([tf.shape(found.fooled)[0]], tf.float64)
-        return found, put(least, standing.places, reached)
+        return found, put(many, standing.places, wrong), put(least, standing.places, values)
 
     def _look(self, images, aims, *, gradient: bool):
-        """Return who is misclassified, the objectives in float64, and the gradients of these.
+        """Return how many passes misclassify each, objectives in float64, and their gradients.
 
-        Of several passes the logits, objectives and gradients are means.
+        Of several passes the objectives and gradients are means.
         """
         objective = over_members(self.make(aims))
 
@@ -431,24 +466,22 @@ class _Ascent:
             if gradient:
                 # A network without gradients does not move its images.
                 slope = tape.gradient(values, images, unconnected_gradients="zero")
-            return tf.cast(logits, tf.float64), tf.cast(values, tf.float64), slope
+            wrong = tf.cast(misclassified(logits, aims[0]), tf.int32)
+            return wrong, tf.cast(values, tf.float64), slope
 
         if self.average == 1:
-            logits, values, slope = once()
-            return misclassified(logits, aims[0]), values, slope
+            return once()
 
-        def again(number, logits, values, slope):
-            drawn = once()
-            return number + 1, logits.write(number, drawn[0]), values + drawn[1], slope + drawn[2]
+        def again(number, *sums):
+            return number + 1, *map(tf.add, sums, once())
 
-        zero = tf.zeros([tf.shape(images)[0]], tf.float64)
-        _, logits, values, slope = tf.while_loop(
+        none = tf.zeros([tf.shape(images)[0]], tf.int32)
+        _, wrong, values, slope = tf.while_loop(
             lambda number, *_: number < self.average,
             again,
-            (tf.constant(0), tf.TensorArray(tf.float64, self.average), zero, tf.zeros_like(images)),
+            (tf.constant(0), none, tf.cast(none, tf.float64), tf.zeros_like(images)),
         )
-        logits = tf.reduce_mean(logits.stack(), axis=0)
-        return misclassified(logits, aims[0]), values / self.average, slope / self.average
+        return wrong, values / self.average, slope / self.average
 
 
 def _moved(number, standing: _Standing, gradients: tf.Tensor) -> _Standing:

@@ -25,7 +25,8 @@ class Found(NamedTuple):
     Attributes:
         images: float32 (batch, H, W, C) in [0, 1]: one that is misclassified, where there is one;
             elsewhere the best that the search has seen.
-        fooled: whether the image is misclassified, bool (batch,).
+        fooled: whether the image is misclassified, bool (batch,); where several passes of a network
+            that draws random numbers were taken, by more than half of them.
         gradients: how many forward passes with a backward pass each image took, int32 (batch,).
         forwards: how many forward passes alone, int32 (batch,).
     """
@@ -93,10 +94,21 @@ def put(whole, rows: tf.Tensor, parts):
     )
 
 
-def untouched(logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor) -> Found:
-    """Return what is known before a search: whose clean image is misclassified already."""
+def untouched(logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, passes: int = 1) -> Found:
+    """Return what is known before a search: whose clean image is misclassified already.
+
+    Args:
+        passes: of a network that draws random numbers: what all of them misclassify.
+    """
     none = tf.zeros([tf.shape(images)[0]], tf.int32)
-    return Found(images, misclassified(logits_fn(images), labels), none, none + 1)
+
+    def another(number, wrong):
+        return number + 1, wrong & misclassified(logits_fn(images), labels)
+
+    wrong = misclassified(logits_fn(images), labels)
+    if passes > 1:
+        _, wrong = tf.while_loop(lambda number, _: number < passes, another, (1, wrong))
+    return Found(images, wrong, none, none + passes)
 
 
 def ascending(
@@ -111,7 +123,8 @@ def ascending(
     """Search at several epsilons, from the smallest on.
 
     An image that falls at one stands for all larger ones, which then take no pass: more epsilon
-    never leaves more images. One that is misclassified when clean is not searched for.
+    never leaves more images. One that is misclassified when clean is not searched for; where a
+    search takes several passes for a step, ``average``, by all of so many.
 
     Args:
         search: of one epsilon: ``search(logits_fn, images, labels, epsilon, keys, **options)``,
@@ -128,7 +141,7 @@ def ascending(
     """
     values = [_number(epsilon) for epsilon in epsilons]
     sizes = sorted(set(values))
-    clean = untouched(logits_fn, images, labels)
+    clean = untouched(logits_fn, images, labels, options.get("average", 1))
     arrays = Found(*(tf.TensorArray(part.dtype, len(sizes)) for part in clean))
 
     def step(number, last, kept):
