@@ -274,6 +274,11 @@ def test_whoever_saved_a_network_it_stays_itself(tmp_path, saved):
     for target, source in ((file, export), (export, file), (load_source(saved / "a"), export)):
         assert black_box.mark_of(target, source).mark == ITSELF
     assert black_box.mark_of(file, unlike).mark == FAMILY
+    same = {"setting": "source", "ensembles": "logits"}
+    for networks in ([file, export], [[file, export]]):
+        with pytest.raises(InputError, match="are the same network; name"):
+            load_networks(networks, DIGITS, **same)
+    assert load_networks([file, unlike], DIGITS, **same).names == ("own", "other")
     # What was trained with images of the file has seen those of the export too.
     seen = [{"name": "x", "path": "elsewhere", "weights_hash": file.weights_hash}]
     assert black_box.mark_of(kin("t", "t", "large", learned_from=seen), export).mark == SEEN
