@@ -13,7 +13,7 @@ import inspect
 import numbers
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from cascade_keras.errors import InputError, shown
 from cascade_keras.ranges import UNIT, ValueRange
 
 _within = contextvars.ContextVar("within an attack", default=False)
+_said = contextvars.ContextVar("epsilons below 1 were warned of", default=False)
 
 
 def entry(attack: Callable) -> Callable:
@@ -238,8 +239,20 @@ def as_objective(objective: str | Callable[[Any], Objective]) -> Callable[[Any],
     return OBJECTIVES[objective]
 
 
+@contextlib.contextmanager
+def fractions_said() -> Iterator[None]:
+    """Warn of no epsilon below 1 as long as the block runs: the caller has said it."""
+    token = _said.set(True)
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
 def warn_of_fractions(epsilon) -> None:
     """Warn of an epsilon, or of epsilons, that are numbers between 0 and 1: of another unit."""
+    if _said.get():
+        return
     number = isinstance(epsilon, numbers.Real)
     if not number and not isinstance(epsilon, list | tuple | range):
         return

@@ -69,6 +69,7 @@ class AttackSpec:
         seeded: whether it draws random numbers, so takes a seed.
         whole_pixels: its images at whole epsilons are whole pixel values, so a bank can hold them.
         options: the defaults of its options, recorded wherever its numbers are.
+        rare: the defaults of options that are recorded only where they are set otherwise.
         fixed: arguments that make this attack of a function that others share.
         training: options of its own where it makes training images, of which there is one a step;
             those that it does not have here are as in ``options``.
@@ -92,6 +93,7 @@ class AttackSpec:
     seeded: bool = False
     whole_pixels: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cost: Callable[[Sequence[float], Mapping], float] | None = None
@@ -110,6 +112,19 @@ class AttackSpec:
     def trains(self) -> bool:
         """Whether training images can be made by it: one step."""
         return self.kind == ONE_STEP
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """All options that can be set, with their defaults."""
+        return {**self.options, **self.rare}
+
+    def recorded(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options without the rare ones that are as usual."""
+        return {
+            name: value
+            for name, value in options.items()
+            if name not in self.rare or value != self.rare[name]
+        }
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -167,9 +182,11 @@ class Chosen:
         if self.name != "clean" and self.name not in ATTACKS:
             raise InputError(f"{shown(self.name)} is none of clean, {', '.join(ATTACKS)}", "attack")
         check_options(self.name, self.options)
-        known = {} if self.name == "clean" else ATTACKS[self.name].options
-        options = {name: _plain(value, known[name]) for name, value in self.options.items()}
-        object.__setattr__(self, "options", options)
+        if self.options:
+            row = ATTACKS[self.name]
+            known = row.choices
+            options = {name: _plain(value, known[name]) for name, value in self.options.items()}
+            object.__setattr__(self, "options", row.recorded(options))
 
     @classmethod
     def of(cls, attack: str | Chosen) -> Chosen:
@@ -212,7 +229,7 @@ def check_options(attack: str, options: Mapping[str, Any]) -> None:
     Raises:
         InputError: the first of them.
     """
-    known = {} if attack == "clean" else ATTACKS[attack].options
+    known = {} if attack == "clean" else ATTACKS[attack].choices
     for option, value in options.items():
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
@@ -239,7 +256,7 @@ _LIMITS = {
 
 def _wrong(attack: str, option: str, value: Any) -> str | None:
     """Return what an option's value ought to be, None where it is."""
-    default = ATTACKS[attack].options[option]
+    default = ATTACKS[attack].choices[option]
     if option in _WORDS:
         fine = value in _WORDS[option]
         return None if fine else f"one of {', '.join(_WORDS[option])}, got {shown(value)}"
@@ -280,7 +297,7 @@ def _chooser(function: str, attack: str) -> Callable[..., Chosen]:
     choose.__signature__ = inspect.Signature(
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-            for name, default in row.options.items()
+            for name, default in row.choices.items()
         ],
         return_annotation=Chosen,
     )
@@ -311,14 +328,16 @@ class Attack:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        known = {} if self.name == "clean" else look_up(self.name).options
-        unknown = sorted(set(self.options) - set(known))
+        row = None if self.name == "clean" else look_up(self.name)
+        known = {} if row is None else row.options
+        unknown = sorted(set(self.options) - set({} if row is None else row.choices))
         if unknown:
             raise ValueError(f"attack {self.name!r} has no option {unknown[0]!r}")
+        given = self.options if row is None else row.recorded(self.options)
         object.__setattr__(self, "epsilons", tuple(map(float, self.epsilons)))
         if not all(map(math.isfinite, self.epsilons)):
             raise ValueError(f"epsilons must be finite, in 0..255 units, got {self.epsilons}")
-        object.__setattr__(self, "options", {**known, **self.options})
+        object.__setattr__(self, "options", {**known, **given})
 
     @classmethod
     def at(cls, chosen: str | Chosen, epsilons: Sequence[float]) -> Attack:
@@ -367,8 +386,16 @@ def short_steps(options: Mapping[str, Any], epsilons: Sequence[float]) -> list[s
 
 
 def in_words(options: Mapping[str, Any]) -> str:
-    """Return options that are set as captions have them, such as ``steps 40, restarts 5``."""
-    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    """Return options that are set as captions have them, such as ``steps 40, restarts 5``.
+
+    What plays no part is left out: AutoAttack's version rand has no square.
+    """
+    unused = ("queries",) if options.get("version") == "rand" else ()
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in options.items()
+        if value is not None and name not in unused
+    )
 
 
 def names(*kinds: str) -> tuple[str, ...]:
@@ -399,7 +426,8 @@ def look_up(name: str, among: Sequence[str] | None = None) -> AttackSpec:
 
 
 def _pgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
-    return len(epsilons) * options["steps"] * options["restarts"]
+    starts = options["restarts"] if options.get("random_start", True) else 1
+    return len(epsilons) * options["steps"] * starts
 
 
 def _momentum_cost(epsilons: Sequence[float], options: Mapping) -> float:
@@ -456,6 +484,7 @@ for _row in (
     AttackSpec(
         "pgd", SEARCH, "projected:pgd", seeded=True, weaker="step_fgsm", strongest=True, style=4,
         options={"steps": 40, "step_size": None, "restarts": 5, "objective": "margin"},
+        rare={"random_start": True},
         training={"steps": 7, "restarts": 1, "objective": "cross_entropy"}, cost=_pgd_cost,
     ),
     # No ``weaker``: what makes its images carry over to other networks may cost it on its own.

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import data
+from cascade_keras.attacks.entry import fractions_said
 from cascade_keras.attacks.specs import Attack, Chosen, short_steps
 from cascade_keras.data.specs import CIFAR_GRID, DatasetSpec
 from cascade_keras.ensembles import check_mean
@@ -204,14 +205,16 @@ def craft(
         dict(zip(subject.targets.names, subject.targets.sources, strict=True)),
         subject.targets.shape,
     )
-    make = networks.crafter(
-        subject.targets.names[0], attack_at, seed=seed, num_classes=subject.given.num_classes
-    )
+    with fractions_said():  # above
+        make = networks.crafter(
+            subject.targets.names[0], attack_at, seed=seed, num_classes=subject.given.num_classes
+        )
     made = np.empty((len(values), *subject.images.shape), np.float32)
     most = found["batch_size"] or subject.batch_size().chosen
     size = tasks.batch_of(attack_at, most)
-    for first, batch, labels in slices(subject.images, subject.labels, size):
-        made[:, first : first + len(batch)] = make(batch, labels, first)
+    with fractions_said():
+        for first, batch, labels in slices(subject.images, subject.labels, size):
+            made[:, first : first + len(batch)] = make(batch, labels, first)
     made = subject.as_given(made)
     return made if _are_several(epsilons) and chosen.name != CLEAN else made[0]
 

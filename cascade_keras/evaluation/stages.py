@@ -97,9 +97,9 @@ def sentences(content: Mapping) -> list[str]:
         if went_on := record.get("went_on"):
             broke = record["broken"][went_on["to"]]
             found.append(
-                f"{record['source']}: as its gradients mislead, {record['attack']} (fast) at "
-                f"epsilon {record['epsilon']:g} went on to {went_on['to']}, which broke {broke} of "
-                f"the {went_on['stood']} images that stood"
+                f"{record['source']}: as its gradients mislead, {_attack(record)} at epsilon "
+                f"{record['epsilon']:g} went on to {went_on['to']}, which broke {broke} of the "
+                f"{went_on['stood']} images that stood"
             )
     return found
 
@@ -113,13 +113,12 @@ def grid(content: Mapping) -> tuple[list[str], list[list[str]]]:
     rows = []
     took = {_place(record): record for record in content.get("passes", ())}
     for record in found:
-        version = record["options"].get("version", "")
-        version += f", then {record['went_on']['to']}" if "went_on" in record else ""
+        then = f"then {record['went_on']['to']}" if "went_on" in record else ""
         passes = took[_place(record)]
         rows.append(
             [
                 record["source"],
-                f"{record['attack']} ({version})" if version else record["attack"],
+                _attack(record, then),
                 f"{record['epsilon']:g}",
                 *(str(record["broken"].get(name, 0)) for name in names),
                 str(record["stands"]),
@@ -140,6 +139,15 @@ def in_words(content: Mapping) -> str:
         for record in content.get("passes", ())
         if _place(record) not in suites
     )
+
+
+def _attack(record: Mapping, then: str = "") -> str:
+    """Return an attack's label with its version, which may be in it, and what followed."""
+    name, _, rest = record["attack"].partition(" (")
+    version = record["options"].get("version", "")
+    others = [text for text in rest.rstrip(")").split(", ") if text != f"version {version}"]
+    words = ", ".join(filter(None, [version, *others, then]))
+    return f"{name} ({words})" if words else name
 
 
 def _place(record: Mapping) -> tuple:
