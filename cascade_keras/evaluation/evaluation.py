@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cascade_keras import data
+from cascade_keras.attacks.entry import fractions_said
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.datasets import check
 from cascade_keras.data.specs import DatasetSpec
@@ -179,7 +180,8 @@ class Evaluation:
             parts = Parts(self.report.arrays, crew)
             if self._sharing is None:
                 return self._whole(parts, crew, progress)
-            self.left = self._sharing.run(parts, crew, progress, say)
+            with fractions_said():  # by the notes
+                self.left = self._sharing.run(parts, crew, progress, say)
             if self.left:
                 return None
             with crew.alone():

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cascade_keras.attacks.entry import fractions_said
 from cascade_keras.attacks.specs import ATTACKS, NESTED, SUITE, Attack, short_steps
 from cascade_keras.attacks.versions import left_out
 from cascade_keras.ensembles import Ensemble
@@ -65,6 +66,7 @@ class Measuring:
         plan: the tasks.
         notes: what can be computed and is likely not what was meant, a sentence each.
         networks: as the tasks ask for them.
+        randomised: targets that do not answer the same images the same twice, by their names.
 
     Raises:
         InputError: more images of each class than there are.
@@ -97,7 +99,8 @@ class Measuring:
         ]
         self.notes = _notes(asked, everyone.values(), given.num_classes)
         self.notes += _near(asked) if sources.names else []
-        self.notes += _randomised(targets, asked)
+        self.randomised = _randomised(targets)
+        self.notes += [_of_randomised(name, asked) for name in self.randomised]
         self._images = images
         self._marks = {
             (target, source): black_box.mark_of(everyone[target], everyone[source])
@@ -105,7 +108,7 @@ class Measuring:
             for source in sources.names
         }
         hashes = {name: source.weights_hash for name, source in everyone.items()}
-        self.plan = Plan(asked, given, targets.names, sources.names, hashes, keep)
+        self.plan = Plan(asked, given, targets.names, sources.names, hashes, keep, self.part)
 
     def run(self, arrays: Arrays, progress: Callable[[int], None] | None = None) -> Found:
         """Compute what is missing of the tasks' arrays, and return what they hold.
@@ -122,11 +125,12 @@ class Measuring:
         plan = self.plan
         progress = progress or (lambda done: None)
         given = self.networks, arrays, *self.shown
-        tasks.run(plan.tasks, *given, progress)
-        done, before = plan.work, list(plan.following)
-        self.follow(arrays)
-        if plan.following != before:
-            tasks.run(plan.following, *given, lambda new: progress(done + new))
+        with fractions_said():  # by the notes
+            tasks.run(plan.tasks, *given, progress)
+            done, before = plan.work, list(plan.following)
+            self.follow(arrays)
+            if plan.following != before:
+                tasks.run(plan.following, *given, lambda new: progress(done + new))
         return self._held(arrays)
 
     def found(self, arrays: Arrays) -> Found:
@@ -186,12 +190,14 @@ class Measuring:
 
         An AutoAttack that was gone on with has found images that were not there to start from.
         """
-        minimal, rows = np.array(minimal), task.indices
+        minimal, own = np.array(minimal), task.indices < self.plan.count
+        rows = task.indices[own]  # it may look at images that no other attack was given
+        labels = self.plan.given.labels[rows]
         for cell, seen in predicted.items():
             attack = self.plan.asked.every.get(cell.attack)
             if cell.source == cell.target == task.network and attack and told_by(attack.name):
-                wrong = (seen[rows] >= 0) & (seen[rows] != self.plan.given.labels[rows])
-                minimal = np.where(wrong, np.minimum(minimal, cell.epsilon), minimal)
+                wrong = (seen[rows] >= 0) & (seen[rows] != labels)
+                minimal[own] = np.where(wrong, np.minimum(minimal[own], cell.epsilon), minimal[own])
         return minimal.astype(np.float32)
 
     @property
@@ -204,13 +210,13 @@ class Measuring:
         indices = np.asarray(indices)
         return self._images[indices], self.plan.given.labels[indices]
 
-    def again(self, task: tasks.Task) -> Callable[[slice], np.ndarray]:
-        """Return the function that computes a batch of a task's array, and keeps nothing."""
+    def again(self, task: tasks.Task) -> Callable[[slice], list[np.ndarray]]:
+        """Return the function that computes a batch of a task's arrays, and keeps nothing."""
         step = task.start(self.networks)
 
-        def compute(batch: slice) -> np.ndarray:
+        def compute(batch: slice) -> list[np.ndarray]:
             found = step(*self.part(task.indices[batch]), batch.start)
-            return found[0] if len(tasks.arrays_of(task)) > 1 else found
+            return found if len(tasks.arrays_of(task)) > 1 else [found]
 
         return compute
 
@@ -349,6 +355,11 @@ def _notes(asked: Asked, sources: Iterable[Source], num_classes: int) -> list[st
         notes += short_steps(attack.options, attack.epsilons)
         if attack.name == "autoattack":
             notes += left_out(attack.options["version"], num_classes)
+        if stages.goes_on(attack) and not asked.diagnosis_images:
+            notes.append(
+                f"autoattack (fast) does not go on to {stages.AFTERWARDS}: with diagnosis_images 0 "
+                "nothing says whether gradients mislead."
+            )
     return list(dict.fromkeys(notes))
 
 
@@ -368,27 +379,30 @@ def _near(asked: Asked) -> list[str]:
     ]
 
 
-def _randomised(networks: Loaded, asked: Asked) -> Iterator[str]:
-    """Yield a sentence for each network that is asked twice and does not answer the same."""
-    averaged = any(
-        attack.options.get("version") == "rand" or attack.options.get("average", 1) > 1
-        for attack in asked.every.values()
-    )
+def _randomised(networks: Loaded) -> list[str]:
+    """Return the names of networks that are asked twice and do not answer the same."""
+    found = []
     for name, source, before in zip(networks.names, networks.sources, networks.probed, strict=True):
         if not is_loaded(source):
             continue
         now = source.on_probes(networks.shape)
         if np.abs(now - before).max() > checklist.MOST_DIFFERENCE * np.abs(before).max():
-            yield (
-                f"{name} is randomised: it answers the same images otherwise each time. Attacks "
-                "are judged by other draws than they were made with, and single gradients mislead "
-                "them"
-                + (
-                    "."
-                    if averaged
-                    else "; ask for autoattack's version rand, which averages gradients."
-                )
-            )
+            found.append(name)
+    return found
+
+
+def _of_randomised(name: str, asked: Asked) -> str:
+    """Return what there is to say of a network that is randomised."""
+    averaged = any(
+        attack.options.get("version") == "rand" or attack.options.get("average", 1) > 1
+        for attack in asked.every.values()
+    )
+    propose = "; ask for autoattack's version rand, which averages gradients"
+    return (
+        f"{name} is randomised: it answers the same images otherwise each time. Attacks are judged "
+        "by other draws than they were made with, and single gradients mislead them"
+        f"{'' if averaged else propose}."
+    )
 
 
 def small_epsilon_note(epsilons: Sequence[float], trained: float | None = None) -> list[str]:

@@ -17,6 +17,7 @@ from cascade_keras.evaluation.stores import Arrays, Through, told_by
 from cascade_keras.evaluation.tasks import (
     Clock,
     MinimalEpsilons,
+    Part,
     Predictions,
     Task,
     ZeroGradients,
@@ -38,6 +39,7 @@ class Plan:
         targets, sources: names of networks; without sources each target is its own.
         hashes: of every network's weights, by name.
         keep: what the images that are made go through; None for nothing.
+        part: gives images and labels of indices, for the tasks that look at others' images.
 
     Attributes:
         asked, given, targets, sources: as given.
@@ -64,9 +66,10 @@ class Plan:
         sources: Sequence[str],
         hashes: Mapping[str, str],
         keep: Keep | None = None,
+        part: Part | None = None,
     ):
         self.asked, self.given = asked, given
-        self._hashes, self._keep = hashes, keep
+        self._hashes, self._keep, self._part = hashes, keep, part
         self.targets, self.sources = tuple(targets), tuple(sources)
         self.clock = Clock()
         self.count = min(asked.num_images, len(given.labels))
@@ -142,6 +145,7 @@ class Plan:
                         for task in self.main
                         if task.source == target and told_by(task.attack.name)
                     ],
+                    part=self._part,
                     clock=self.clock,
                 )
                 for target in self.targets

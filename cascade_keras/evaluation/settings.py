@@ -147,7 +147,9 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     )
     queries: int = setting(_AUTOATTACK["queries"], "Of square, in autoattack too.", POSITIVE)
     diagnosis_images: int = setting(
-        200, "Of the search for masked gradients; 0: none.", NOT_NEGATIVE
+        200,
+        "Of the search for masked gradients; 0: none, and a fast autoattack does not go on.",
+        NOT_NEGATIVE,
     )
 
     # Instead of measuring.

@@ -21,11 +21,21 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation import crafting
 from cascade_keras.evaluation.crafting import NOT_FINITE, Craft, Predict
 from cascade_keras.evaluation.networks import is_loaded, loaded_again
-from cascade_keras.evaluation.stores import Amended, Arrays, Content, Through, is_missing, told_by
+from cascade_keras.evaluation.stores import (
+    Amended,
+    Arrays,
+    Content,
+    Through,
+    is_missing,
+    shown_to,
+    told_by,
+)
 from cascade_keras.files import naming
 from cascade_keras.progress import progress_within
 from cascade_keras.sources import Source
 
+# Indices of images -> the images and their labels.
+Part = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _VERSIONS = 4_096  # adversarial images in memory at a time, at most
 _CW_BATCH = 50
 LARGEST_EPSILON = 255.0  # from black to white
@@ -384,6 +394,7 @@ class Predictions:
         self.further = (told,) if told.names else ()
         self.clock = clock
         self._through = through
+        self._remembered: dict[int, np.ndarray | None] = {}
 
     @property
     def whole(self) -> bool:
@@ -410,7 +421,35 @@ class Predictions:
         """Return the function that makes the images of a batch, or takes those that were kept."""
         name = self.source or self.shown[0]
         craft = networks.crafter(name, self.attack, seed=self.seed, num_classes=self.num_classes)
-        return self._through.through(craft) if self._through else craft
+        craft = self._through.through(craft) if self._through else craft
+        return shown_to(self._remember, craft) if self._remembered else craft
+
+    def remember(self, places: Iterable[int]) -> None:
+        """Keep the images at these places of ``indices`` that it makes, for ``made``."""
+        self._remembered |= dict.fromkeys(map(int, places))
+
+    def _remember(self, versions: np.ndarray, first: int) -> None:
+        for number in range(versions.shape[1]):
+            if first + number in self._remembered:
+                self._remembered[first + number] = versions[:, number].copy()
+
+    def made(self, places: Sequence[int], networks: Networks, part: Part) -> np.ndarray:
+        """Return images at places that were to be remembered, (epsilons, len(places), H, W, C).
+
+        Those that are not there are made again, in whole batches: they are what they were to the
+        last bit, which an image of a batch of another size need not be.
+
+        Args:
+            part: gives images and labels of indices.
+        """
+        craft = None
+        for first in np.unique(np.asarray(places) // self.batch_size) * self.batch_size:
+            batch = slice(int(first), int(first) + self.batch_size)
+            inside = (place for place in places if batch.start <= place < batch.stop)
+            if any(self._remembered[place] is None for place in inside):
+                craft = craft or self.crafter(networks)
+                craft(*part(self.indices[batch]), batch.start)
+        return np.stack([self._remembered[place] for place in places], axis=1)
 
     def amend(self, versions: np.ndarray, first: int, places: np.ndarray) -> None:
         """Replace images that are kept in memory, where places, (epsilons, batch), are True."""
@@ -445,8 +484,9 @@ class MinimalEpsilons:
         network: that is attacked.
         indices: of the images.
         grid, search, iterations: of the attack, see ``CarliniWagner``.
-        starts: tasks of AutoAttack and its members on the network, from whose images the search
-            goes on where they are nearer.
+        starts: tasks of AutoAttack and its members on the network, of the first images, from whose
+            images the search goes on where they are nearer.
+        part: gives images and labels of indices, for what ``starts`` have to make again.
         clock: seconds.
     """
 
@@ -461,6 +501,7 @@ class MinimalEpsilons:
         search: str,
         iterations: int,
         starts: Sequence[Predictions] = (),
+        part: Part | None = None,
         clock: Clock,
     ):
         self.key = f"{network}--cw_linf"
@@ -472,10 +513,11 @@ class MinimalEpsilons:
             indices,
         )
         self.grid, self.search, self.iterations = grid, search, iterations
-        self.starts = tuple(starts)
+        self.starts, self._part = tuple(starts), part
+        for task in self.starts:
+            task.remember(indices)
         pairs = len(grid.constants) * len(grid.taus) * iterations
         self.cost = pairs if search == "grid" else ATTACKS["cw_linf"].gradients((), {})
-        self.cost += sum(task.attack.gradients for task in self.starts)
 
     def start(self, networks: Networks) -> Craft:
         """See ``Task``."""
@@ -486,18 +528,32 @@ class MinimalEpsilons:
             search=self.search,
             iterations=self.iterations,
         )
-        crafts = [
-            networks.crafter(
-                self.network, task.attack, seed=task.seed, num_classes=task.num_classes
-            )
-            for task in self.starts
-        ]
 
         def search(images: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
-            # Their random numbers are those of the images' places in the split.
             places = self.indices[first : first + len(images)]
-            made = [craft(images, labels, places) for craft in crafts]
+            made = [self._made(task, places, networks, images, labels) for task in self.starts]
             starts = np.concatenate(made) if made else None
             return attack(images, labels, starts=starts).epsilon
 
         return lambda *batch: self.clock.measure("crafting", search, *batch)
+
+    def _made(
+        self, task: Predictions, places: np.ndarray, networks: Networks, *given
+    ) -> np.ndarray:
+        """Return what a task makes of images, (epsilons, len(places), H, W, C).
+
+        Args:
+            given: the images and labels at these places, of which some may not be the task's.
+        """
+        own = places < len(task.indices)
+        shape = (len(task.attack.epsilons), *given[0].shape)
+        made = np.empty(shape, np.float32)
+        if own.any():
+            made[:, own] = task.made(places[own], networks, self._part)
+        if not own.all():
+            craft = networks.crafter(
+                self.network, task.attack, seed=task.seed, num_classes=task.num_classes
+            )
+            # Their random numbers are those of the images' places in the split.
+            made[:, ~own] = craft(*(part[~own] for part in given), places[~own])
+        return made

@@ -110,6 +110,12 @@ def verify(
     evaluation = Evaluation(told, targets=targets, sources=sources, dataset=dataset)
     measuring = evaluation.measuring
     report.compare(measuring.plan.config(), "it cannot be verified with these")
+    if measuring.randomised:
+        raise InputError(
+            f"{', '.join(measuring.randomised)} draws random numbers and takes the same images for "
+            "other classes each time, so that the report cannot be computed again",
+            "verify",
+        )
     arrays = DiskArrays(report.arrays.path, writable=False)
     problems = []
     try:
@@ -128,15 +134,16 @@ def verify(
         for _, batch in batches:
             progress(int(100 * done / total))
             done += _cost((task, batch))
-            try:
-                then = tasks.open_array(task, arrays)[..., batch]
-            except InputError as error:  # said before
-                problems.append(f"predictions: {error.message}")
-                continue
-            unlike = int(np.count_nonzero(_differ(again(batch), then, task.missing)))
-            count = counts.setdefault(task.key, [0, 0])
-            count[0] += unlike
-            count[1] += then.size
+            for filled, now in zip(tasks.arrays_of(task), again(batch), strict=True):
+                try:
+                    then = tasks.open_array(filled, arrays)[..., batch]
+                except InputError as error:  # said before
+                    problems.append(f"predictions: {error.message}")
+                    continue
+                unlike = int(np.count_nonzero(_differ(now, then, filled.missing)))
+                count = counts.setdefault(filled.key, [0, 0])
+                count[0] += unlike
+                count[1] += then.size
     progress(100)
     for key, (unlike, size) in counts.items():
         if unlike > MOST_DIFFERENT * size:

@@ -6,8 +6,9 @@ import tensorflow as tf
 from support.networks import features
 
 import cascade_keras as ck
-from cascade_keras import attacks, draws
-from cascade_keras.evaluation import crafter
+from cascade_keras import Evaluation, EvaluationSettings, attacks, draws
+from cascade_keras.evaluation import crafter, tasks
+from cascade_keras.evaluation.verify import verify
 
 WEIGHTS = [tf.constant(values) for values in features(0).get_weights()]
 
@@ -94,6 +95,49 @@ def test_images_are_crafted_by_their_places_alone(attack, options, digits):
     np.testing.assert_allclose(some, whole[:, rows], atol=1e-6)
     elsewhere = craft(images[rows], labels[rows], rows)
     assert np.abs(elsewhere - whole[:, rows]).max() > 1e-3
+
+
+@pytest.mark.long
+def test_images_that_the_run_has_are_not_made_again(tmp_path, monkeypatch):
+    """A run that goes on makes them again, in the same batches: its bytes are the same."""
+    made, craft_of = [], tasks.crafter_of
+
+    def counted(logits_fn, image_shape, attack, **others):
+        craft = craft_of(logits_fn, image_shape, attack, **others)
+        if attack.name != "apgd":
+            return craft
+
+        def tell(images, labels, first):
+            made.append((first, len(images)))
+            return craft.tell(images, labels, first)
+
+        return type(craft)(tell)
+
+    monkeypatch.setattr(tasks, "crafter_of", counted)
+    source = ck.load_source(network, (8, 8, 1), weights_hash="features")
+    given = {"targets": [source], "dataset": ck.data.load("digits")}
+    asked = {"attack": ["apgd", "cw_linf"], "epsilon": [12], "num_images": 21, "batch_size": 13,
+             "cw_images": 8, "cw_iterations": 5, "diagnosis_images": 0}  # fmt: skip
+    whole = Evaluation(EvaluationSettings(output=tmp_path / "whole", **asked), **given)
+    whole.run()
+    # The last image for minimal epsilons is none of those that apgd was given.
+    rows = whole.measuring.plan.minimal[0].indices
+    assert len(rows) == 8 and 13 < rows[-2] < 21 < rows[-1]
+    assert made == [(0, 13), (13, 8), (rows[-1:], 1)]
+
+    half = Evaluation(EvaluationSettings(output=tmp_path / "half", **asked), **given)
+    run = tasks.MinimalEpsilons.start
+    monkeypatch.setattr(tasks.MinimalEpsilons, "start", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        half.run()
+    monkeypatch.setattr(tasks.MinimalEpsilons, "start", run)
+    made.clear()
+    again = Evaluation(EvaluationSettings(output=tmp_path / "half", **asked), **given)
+    again.run()
+    assert made == [(0, 13), (13, 8), (rows[-1:], 1)]
+    for name in ("report.json", "predictions/network--cw_linf.npy"):
+        assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert verify(tmp_path / "whole", 1, **given).holds
 
 
 def test_places_follow_the_first():

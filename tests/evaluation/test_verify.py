@@ -100,6 +100,22 @@ def test_a_report_that_was_changed_does_not_hold(place, capsys, harm, words):
     assert words in out and out.endswith("report does not hold\n")
 
 
+def test_what_attacks_told_is_computed_again(place):
+    """Passes that a report is made to follow from are not those of the attack."""
+    asked = ASKED | {"attack": ["square"], "num_images": 30, "queries": 9}
+    settings = EvaluationSettings(target=["net.keras"], output="suite", **asked)
+    Evaluation(settings).run()
+    found = ck.verify("suite", 1)
+    assert found.holds and found.compared == 30 + 2 * 30 + 2 * 2 * 30
+    told = np.lib.format.open_memmap("suite/predictions/net--square--told.npy", mode="r+")
+    told[1, 0] //= 2  # half as many forward passes at the smaller epsilon
+    told.flush()
+    Evaluation(settings).run()  # the report follows from these
+    found = ck.verify("suite", 1)
+    (problem,) = found.problems
+    assert "net--square--told: " in problem and "numbers are others" in problem
+
+
 def test_a_single_image_on_a_boundary_does_not_matter(place):
     flip_predictions(1)
     found = ck.verify("report", 1)
@@ -187,6 +203,17 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(place, capsys):
     assert round(found.passes) == evaluation.work
     assert {(t.images, t.left) for t in found.tasks} == {(COUNT, COUNT)}
     assert found.seconds == pytest.approx(found.passes * found.gradient["net"])
+    assert found.further == [] and "up to" not in "\n".join(found.sentences())
+    # A square of 300 queries at both epsilons above 0 may follow, where gradients mislead.
+    suite = settings.replace(attack=["autoattack"], epsilon=[0, 8, 20], queries=300, output="new")
+    assert Evaluation(suite).estimate().further == []  # nothing is diagnosed
+    found = Evaluation(suite.replace(diagnosis_images=5)).estimate()
+    (square,) = found.further
+    assert (square.images, square.left, square.passes) == (COUNT, COUNT, 300 / 3 * 2)
+    assert f"up to {200 * COUNT:,} more, about" in found.sentences()[-1]
+    (row,) = (row for row in found.grid()[1] if row[0] == "net--autoattack--square")
+    assert row[2:4] == ["up to 200.0", f"up to {COUNT}"]
+    assert round(found.passes) == Evaluation(suite.replace(diagnosis_images=5)).work
     # Of what is there nothing is left.
     done = Evaluation(settings.replace(output="report")).estimate()
     assert done.passes == done.seconds == 0 and tree(".") == before
