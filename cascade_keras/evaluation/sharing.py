@@ -38,8 +38,8 @@ Batches = list[tuple[Task, list[slice]]]
 def owners(planned: Sequence[Task], count: int) -> dict[tuple[str, int], int]:
     """Return which worker computes each batch, by the task's key and the batch's first place.
 
-    It follows from the tasks alone, so that all workers know it: the longest batches first, each to
-    whoever has least to do then; starting with another task counts too.
+    It follows from the tasks alone, so that all workers know it: the longest first, each to whoever
+    has least to do then. Batches that take less than starting with their task stay together.
 
     Args:
         planned: the tasks.
@@ -48,8 +48,13 @@ def owners(planned: Sequence[Task], count: int) -> dict[tuple[str, int], int]:
     units = []
     for task in planned:
         batches = tasks.batches(task)
-        together = [batches] if getattr(task, "whole", False) else [[batch] for batch in batches]
-        units += [(task, unit, sum(_cost(task, batch) for batch in unit)) for unit in together]
+        parts = int(sum(_cost(task, batch) for batch in batches) // _START)
+        if getattr(task, "whole", False) or parts == 0:
+            parts = 1
+        size = -(-len(batches) // parts)
+        for first in range(0, len(batches), size):
+            unit = batches[first : first + size]
+            units.append((task, unit, sum(_cost(task, batch) for batch in unit)))
     units.sort(key=lambda unit: -unit[2])  # those that are alike stay in their order
     loads = [0.0] * min(count, len(units))
     begun: set[tuple[int, str]] = set()

@@ -41,17 +41,26 @@ _CASCADE = (
     "--tensorboard=none", "--noexport",
 )  # fmt: skip
 
+_CRAFT = (
+    "craft", "--source=saved/std", "--epsilons=1..2", "--examples=70", "--batch_size=32",
+    "--output=banks/std",
+)  # fmt: skip
+_EVALUATE = (
+    "evaluate", "--target=saved/std", "--attack=step_ll", "--epsilon=4", "--num_images=20",
+    "--batch_size=10", "--diagnosis_images=0", "--confusion", "--examples=1",
+    "--images_dir=images", "--output=reports/run",
+)  # fmt: skip
+
 PROGRAMS = {
     "train": (*TRAIN, "--loss=pivot", "--adversarial_batch_size=8", "--tensorboard=all",
               "--tensorboard_images=8", "--tensorboard_steps=2", "--name=run"),
     "own": (*_OWN, "--tensorboard=none"),
     "cascade by bank": (*_CASCADE, "--cascade_mode=bank", "--bank_examples=300", "--name=run"),
     "cascade online": (*_CASCADE, "--cascade_mode=online", "--name=run"),
-    "craft": ("craft", "--source=saved/std", "--epsilons=1..2", "--examples=70",
-              "--batch_size=32", "--output=banks/std"),
-    "evaluate": ("evaluate", "--target=saved/std", "--attack=step_ll", "--epsilon=4",
-                 "--num_images=20", "--batch_size=10", "--diagnosis_images=0", "--confusion",
-                 "--examples=1", "--images_dir=images", "--output=reports/run"),
+    "craft": _CRAFT,
+    "craft by a worker": (*_CRAFT, "--worker=0/1"),
+    "evaluate": _EVALUATE,
+    "evaluate by a worker": (*_EVALUATE, "--worker=0/1"),
     "evaluate cw_linf": ("evaluate", "--target=saved/std", "--attack=step_ll,cw_linf",
                          "--epsilon=4", "--num_images=20", "--batch_size=20",
                          "--diagnosis_images=5", "--cw_images=1", "--cw_iterations=2",

@@ -108,7 +108,7 @@ class Sweep:
         if changed:
             failures["two unkilled runs"] = changed
         before = {p.relative_to(self.place) for p in self.place.rglob("*")}
-        seen = {event.path for event in first.events if event.kind in ("create", "rename", "cut")}
+        seen = {event.path for event in first.events if event.kind in ("create", "rename", "link")}
         files = (p for p in (work / "first").rglob("*") if p.is_file())
         unseen = [str(p) for p in (p.relative_to(work / "first") for p in files)
                   if p not in before and not _seen(str(p), seen)]  # fmt: skip
