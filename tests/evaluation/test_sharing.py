@@ -8,11 +8,12 @@ import pytest
 from support.files import tree
 from test_suites import COUNT as IMAGES_OF_OWN
 from test_suites import OWN, SMALL, plain, rounded
-from test_tasks import IMAGES, LABELS, N, Squares
+from test_tasks import CONFIG, IMAGES, LABELS, N, Squares
 
 from cascade_keras import Evaluation, EvaluationSettings
 from cascade_keras.errors import InputError
-from cascade_keras.evaluation import pictures, sharing, tasks
+from cascade_keras.evaluation import pictures, report, sharing, tasks
+from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.sharing import Parts, Sharing, owners
 from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.sources import load_source
@@ -213,6 +214,24 @@ def test_nobody_waits_for_a_worker_that_is_not_at_work(tmp_path, monkeypatch):
     assert sentence.endswith(", at work)") and computed == []
 
 
+def test_of_two_that_begin_a_report_at_once_the_second_has_to_want_the_same(tmp_path, monkeypatch):
+    write = report.write_json
+
+    def after_another(file, content, **options):
+        write(file, {**content, "seed": CONFIG["seed"] + seed})
+        write(file, content, **options)
+
+    monkeypatch.setattr(report, "write_json", after_another)
+    seed = 0
+    with Report(tmp_path / "same").opened(CONFIG, of_text("0/2")):
+        seed = 1
+        with (
+            pytest.raises(InputError, match=r"^seed: .* was made with"),
+            Report(tmp_path / "other").opened(CONFIG, of_text("0/2")),
+        ):
+            pass
+
+
 @pytest.mark.parametrize("harm", ["cut", "text", "shape", "type"])
 def test_a_damaged_batch_is_refused_by_name(harm, tmp_path):
     share(tmp_path, "0/2")
@@ -267,7 +286,6 @@ def test_two_workers_end_with_the_report_of_one_process(tmp_path, monkeypatch):
         pass
     with pytest.raises(InputError, match=r"^batch_size: auto would be another number for each"):
         evaluation(tmp_path / "three", "1/2", batch_size="auto")
-    report = second.report
 
     def meanwhile(done):
         for worker, message in (
@@ -277,7 +295,7 @@ def test_two_workers_end_with_the_report_of_one_process(tmp_path, monkeypatch):
         ):
             with (
                 pytest.raises(InputError, match=message),
-                report.opened(config | {"versions": {}}, of_text(worker)),
+                second.report.opened(config | {"versions": {}}, of_text(worker)),
             ):
                 pass
 
