@@ -14,7 +14,7 @@ from cascade_keras.errors import InputError, about
 from cascade_keras.evaluation.asked import Asked
 from cascade_keras.files import expand, folder_name, is_path, named_twice
 from cascade_keras.learned import dataset_of, learned_by
-from cascade_keras.provenance import networks_in
+from cascade_keras.provenance import members_of, networks_in
 from cascade_keras.settings import (
     ENSEMBLES,
     EPSILON,
@@ -216,6 +216,13 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         networks = {"target": targets or self.target, "source": sources or self.source}
         if not networks["target"]:
             raise InputError("name at least one network", "target")
+        with about("target"):
+            for target in filter(is_path, networks["target"]):
+                if len(members_of(target)) > 1:
+                    raise InputError(
+                        f"{target} would be an ensemble, which only a source can be; name its "
+                        "networks as targets of their own, with commas"
+                    )
         with about("source"):
             members = [member for source in networks["source"] for member in networks_in(source)]
         return {**networks, "source": members}

@@ -123,6 +123,12 @@ def test_a_text_names_members_unless_it_is_a_place(tmp_path, monkeypatch):
             members_of(text)
 
 
+def test_a_target_is_no_ensemble(saved):
+    with pytest.raises(InputError, match="would be an ensemble, which only a source can") as error:
+        ck.EvaluationSettings(target=[f"{saved}/a+{saved}/b"]).resolved()
+    assert error.value.setting == "target"
+
+
 def test_an_ensemble_is_one_network_let_go_and_loaded_whole(saved):
     text = f"{saved}/a+{saved}/b"
     load = {"setting": "source", "keep": False}
