@@ -193,13 +193,13 @@ def test_the_start_of_pgd_is_an_option_that_is_recorded_where_it_is_set():
 
 
 def test_an_epsilon_below_one_is_warned_of_once():
-    asked = [attacks.PGD(steps=1, random_start=False), "step_fgsm"]
+    asked = attacks.PGD(steps=1, random_start=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = ck.evaluate(
             plain, IMAGES, LABELS, asked, [0.5], diagnosis_images=0, progress=False, images=True
         )
-        images = ck.craft(plain, IMAGES, LABELS, asked[0], 0.5)
+        images = ck.craft(plain, IMAGES, LABELS, asked, 0.5)
     said = [str(warning.message) for warning in caught]
     assert len(said) == 2 and said[0] == said[1] and "less than one pixel value" in said[0]
     # From the image itself, by the sign of the gradient: a step of 2.5 epsilon, clipped to one.

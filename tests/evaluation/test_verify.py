@@ -100,6 +100,7 @@ def test_a_report_that_was_changed_does_not_hold(place, capsys, harm, words):
     assert words in out and out.endswith("report does not hold\n")
 
 
+@pytest.mark.long
 def test_what_attacks_told_is_computed_again(place):
     """Passes that a report is made to follow from are not those of the attack."""
     asked = ASKED | {"attack": ["square"], "num_images": 30, "queries": 9}
