@@ -54,9 +54,14 @@ def _uniform(shape, key) -> tf.Tensor:
 # Batches.
 
 
+def order_key(seed: int, epoch) -> tf.Tensor:
+    """Return the key of an epoch's permutation, int32 (2,)."""
+    return _key(seed, _BATCH_ORDER, epoch)
+
+
 def shuffled(places: tf.Tensor, size: int, seed: int, epoch) -> tf.Tensor:
     """Return which image is at each place of an epoch, int64, of the permutation of ``size``."""
-    key = tf.cast(_key(seed, _BATCH_ORDER, epoch), tf.int64)
+    key = tf.cast(order_key(seed, epoch), tf.int64)
     return tf.random.experimental.index_shuffle(places, key, tf.constant(size - 1, tf.int64))
 
 

@@ -1,0 +1,82 @@
+"""Make runs of bin/train of what run_training.py has trained.
+
+    python benchmarks/xla/restore.py --runs=FILE --data_dir=DATA --trained=FOLDER --note=TEXT
+
+FILE is what lower_training.py was given, FOLDER the output of run_training.py. Each network is
+evaluated as at the end of bin/train and kept where that would have kept it; trained_by.json beside
+it has the note. A run that is under way there goes on here, by TensorFlow, to its end. Runs
+that are finished here, or have not begun there, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+from lower_training import numbered, read_runs
+
+from cascade_keras.errors import InputError
+from cascade_keras.runs.run import Run
+
+
+class Elsewhere(Run):
+    """The directory of a run that was trained elsewhere, at first or to its end.
+
+    Args:
+        path: the directory.
+        file: of ``run_training.py``.
+    """
+
+    def __init__(self, path: pathlib.Path, file: pathlib.Path):
+        super().__init__(path)
+        self.file = file
+
+    def restore(self, trainer) -> int:
+        """Take over weights, momenta and clock, unless there is a checkpoint; return the step."""
+        if self.has_checkpoints:
+            return super().restore(trainer)
+        with np.load(self.file) as kept:
+            for name, variable in numbered(trainer.network.variables).items():
+                variable.assign(kept[f"network/{name}"])
+            slots = [v for v in trainer.optimizer.variables if v.path.endswith("_momentum")]
+            momenta = sorted(name for name in kept.files if name.endswith("_momentum"))
+            for slot, name in zip(slots, momenta, strict=True):
+                slot.assign(kept[name])
+            trainer.optimizer.iterations.assign(kept["steps"])
+            trainer.steps.assign(kept["steps"])
+        return int(trainer.steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", required=True)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--trained", required=True, type=pathlib.Path)
+    parser.add_argument("--note", default="", help="such as the device and its precision")
+    options = parser.parse_args()
+    try:
+        for training in read_runs(options.runs, options.data_dir):
+            name = training.settings.name
+            files = [options.trained / f"{name}{kind}.npz" for kind in ("", ".state")]
+            file = next((file for file in files if file.exists()), None)
+            if file is None or training.directory.finished:
+                continue
+            with np.load(file) as kept:
+                steps = int(kept["steps"])
+            training.directory = Elsewhere(training.directory.path, file)
+            result = training.run()
+            note = {"steps": steps, "of": result.step, "by": options.note}
+            (result.path / "trained_by.json").write_text(json.dumps(note, indent=1) + "\n")
+            for found in result.results:
+                print(f"{name}: {found['attack']} {found['accuracy']:.2f} %", flush=True)
+    except InputError as error:
+        sys.exit(f"restore: {error.setting or ''} {error.message}")
+
+
+if __name__ == "__main__":
+    main()
