@@ -342,7 +342,7 @@ class Bank:
         )
         if self.complete or not missing:
             return ""
-        return left(missing, worker, "shards", Crew(self.path, worker).at_work())
+        return left(missing, worker, ("shard", "shards"), Crew(self.path, worker).at_work())
 
     def _begin(self, wanted, images, labels, names, shard_size, crew: Crew) -> None:
         """Load the bank; make room for it where there is none, and refuse another one."""

@@ -269,13 +269,20 @@ def _lock_of(worker: Worker) -> str:
     return f"{worker.index}-of-{worker.count}.lock"
 
 
-def left(missing: Mapping[int, int], worker: Worker, unit: str, at_work: Sequence[int]) -> str:
+def counted(number: int, one: str, several: str) -> str:
+    """Return how many of something are, by what one and several are called."""
+    return f"{number} {one} is" if number == 1 else f"{number} {several} are"
+
+
+def left(
+    missing: Mapping[int, int], worker: Worker, unit: tuple[str, str], at_work: Sequence[int]
+) -> str:
     """Return a sentence of what other workers have not done yet.
 
     Args:
         missing: how many parts, by the worker's number.
         worker: who says it.
-        unit: what a part is called, in the plural.
+        unit: what a part is called, see ``counted``.
         at_work: who is making them now.
     """
     total = sum(missing.values())
@@ -293,6 +300,6 @@ def left(missing: Mapping[int, int], worker: Worker, unit: str, at_work: Sequenc
             "--worker, makes what nobody is at work on"
         )
     return (
-        f"{total} {unit} are missing, of "
+        f"{counted(total, *unit)} missing, of "
         f"worker{'s' if owners[1:] else ''} {', '.join([*owners[:_MOST_SHOWN], *more])}{mend}"
     )

@@ -23,7 +23,7 @@ from cascade_keras.evaluation.measuring import Measuring
 from cascade_keras.evaluation.stores import Content, DiskArrays, file_name
 from cascade_keras.evaluation.tasks import Clock, Task
 from cascade_keras.records import Count, Index, NotNegative, Record, Text, read_arrays
-from cascade_keras.workers import Crew, Worker, left
+from cascade_keras.workers import Crew, Worker, counted, left
 
 # Gradients of an image that loading a network and tracing an attack take, about: some seconds, for
 # which one worker rather computes a short task alone.
@@ -294,8 +294,8 @@ class Sharing:
         if not absent:
             return ""
         return (
-            f"{absent} batches of attacks that follow are missing; other workers are at work on "
-            "them, or the same command again makes them"
+            f"of attacks that follow {counted(absent, 'batch', 'batches')} missing; "
+            "other workers are at work on what is missing, or the same command again makes it"
         )
 
     def _compute(self, batches, parts: Parts, progress, done: float) -> None:
@@ -318,7 +318,7 @@ class Sharing:
         ):
             at_work = crew.at_work()
             if not self._measuring.may_follow or not missing.keys() <= at_work:
-                return left(missing, self.worker, "batches", at_work)
+                return left(missing, self.worker, ("batch", "batches"), at_work)
             if missing.keys() != told:
                 told = set(missing)
                 names = ", ".join(f"{index}/{self.worker.count}" for index in sorted(told))

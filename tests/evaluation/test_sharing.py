@@ -17,7 +17,7 @@ from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.sharing import Parts, Sharing, owners
 from cascade_keras.evaluation.stores import DiskArrays
 from cascade_keras.sources import load_source
-from cascade_keras.workers import Crew, of_text
+from cascade_keras.workers import Crew, counted, of_text
 
 
 class Told:
@@ -135,7 +135,9 @@ def test_workers_fill_the_arrays_of_one_process_and_nothing_twice(order, alone, 
         seen += computed
         assert told[-1][0] == told[-1][1] and told[0][0] == 0
         missing = len(BATCHES) - len(seen)
-        assert sentence.startswith(f"{missing} batches are missing" if missing else "")
+        assert sentence.startswith(
+            counted(missing, "batch", "batches") + " missing" if missing else ""
+        )
     assert sorted(seen) == sorted(BATCHES)
     found, spent = collected(tmp_path)
     assert found == {name: held for name, held in alone.items() if name.name != "c.npy"}
@@ -195,7 +197,7 @@ def test_what_follows_is_computed_once_all_are_there(alone, tmp_path, monkeypatc
         sentence, own = share(tmp_path, "0/2", True, said.append)
     assert said == ["waits for what workers are computing, as attacks may follow: 1/2"]
     found, computed = third
-    assert found.startswith("1 batches of attacks that follow are missing; other workers are at")
+    assert found.startswith("of attacks that follow 1 batch is missing; other workers")
     assert sentence == "" and sorted(own + seen + computed) == sorted(BATCHES + FOLLOWING)
     assert [key for key, _ in computed] == ["c"] * 4 and ("c", 10) in seen
     assert collected(tmp_path)[0] == alone

@@ -14,7 +14,7 @@ from cascade_keras.bank import Bank, identity
 from cascade_keras.crafting import CraftSettings
 from cascade_keras.errors import InputError
 from cascade_keras.files import write_atomically
-from cascade_keras.workers import Crew, Worker, from_tf_config, left, of_text
+from cascade_keras.workers import Crew, Worker, counted, from_tf_config, left, of_text
 
 COUNT, SHARD = 11, 2  # six shards, the last of one image
 WANTED = {
@@ -171,7 +171,7 @@ def test_workers_make_the_files_of_one_process_and_nothing_twice(order, alone, c
         assert bank.complete == (sorted(crafted) == list(range(0, COUNT, SHARD)))
         missing = [n for n in order[number + 1 :] if n < 6]
         assert bank.left(Worker(index, count)).startswith(
-            f"{6 - len(crafted)} shards are missing, of worker" if missing else ""
+            counted(6 - len(crafted), "shard", "shards") + " missing, of worker" if missing else ""
         )
     assert tree(path) == alone and sorted(p.name for p in path.iterdir()) == [
         "bank.json", "images.npy", "labels.npy",
@@ -339,14 +339,16 @@ def test_files_that_all_write_are_one_ones(tmp_path, monkeypatch):
 
 
 def test_a_sentence_says_whose_is_missing():
-    found = left({1: 3, 12: 1}, Worker(0, 20), "shards", {12})
+    found = left({1: 3, 12: 1}, Worker(0, 20), ("shard", "shards"), {12})
     assert found == (
         "4 shards are missing, of workers 1/20 (3), 12/20 (1, at work); the same command with "
         "--worker=1/20, or without --worker, makes what nobody is at work on"
     )
-    many = left(dict.fromkeys(range(1, 20), 1), Worker(0, 20), "shards", ())
+    many = left(dict.fromkeys(range(1, 20), 1), Worker(0, 20), ("shard", "shards"), ())
     assert "5/20 (1), 14 others; the same command with --worker=1/20 and so on, or" in many
-    assert left({1: 1}, Worker(0, 2), "shards", {1}).endswith("of worker 1/2 (1, at work)")
+    assert left({1: 1}, Worker(0, 2), ("shard", "shards"), {1}) == (
+        "1 shard is missing, of worker 1/2 (1, at work)"
+    )
 
 
 def test_a_crew_knows_who_is_at_work(tmp_path):
