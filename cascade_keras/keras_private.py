@@ -1,4 +1,4 @@
-"""What is reached in Keras by private names, as there is no public way to it; all of it.
+"""What is reached in Keras and TensorFlow by private names, for want of a public way; all of it.
 
 Tried with Keras 3.15; tests/training/test_training.py and test_export.py use each.
 """
@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import threading
+import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,11 +18,13 @@ import tensorflow as tf
 
 # The functions that layers draw by; they look them up whenever they are called.
 from keras.src.backend.tensorflow import random as backend_random
+from keras.src.backend.tensorflow import trainer
 from keras.src.random.seed_generator import global_seed_generator
 
 # EarlyStopping and its kind look for a metric's direction in such a list only.
 from keras.src.trainers.compile_utils import MetricsList
 from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
+from tensorflow.python.eager import context
 
 from cascade_keras import replicas
 from cascade_keras.errors import InputError
@@ -92,6 +95,18 @@ class SteppedModel(keras.Model):
             return step_func(self.distribute_strategy.run(self.check_step, args=(data,)))
 
         return super()._autoconvert_optionals(checked_step)
+
+    def _make_function(self, step_function):
+        """Leave what a step returns as it is where Keras would reduce it over several workers."""
+        function = super()._make_function(step_function)
+        if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return function
+
+        def of_this_worker(iterator):
+            with _exchanged(trainer, "reduce_per_replica", lambda own: _of_this_worker):
+                return function(iterator)
+
+        return of_this_worker
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Leave out, where there is nothing to build, that Keras adds the batches of replicas up.
@@ -217,6 +232,44 @@ def precisions(network: keras.Model) -> list[str]:
 # A step that several replicas share.
 
 
+def configure_coordination(
+    resolver: tf.distribute.cluster_resolver.ClusterResolver, timeout: float
+) -> None:
+    """Let TensorFlow's workers not wait for each other longer than so many seconds.
+
+    ``MultiWorkerMirroredStrategy`` itself waits for an hour, and has no argument for it.
+
+    Raises:
+        RuntimeError: TensorFlow was used before.
+    """
+    jobs = resolver.cluster_spec().as_dict()
+    named = [name for name in ("chief", "worker") if name in jobs]
+    if context.context()._context_handle:
+        raise RuntimeError("its devices are in use")
+    config = tf.compat.v1.ConfigProto().experimental.coordination_config
+    for name in named:
+        config.coordinated_job_list.add(name=name, num_tasks=len(jobs[name]))
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{named[0]}/task:0",
+        cluster_register_timeout_in_ms=round(1000 * timeout),
+        heartbeat_timeout_in_ms=round(1000 * min(timeout, _SILENCE)),
+        coordinated_jobs=list(config.coordinated_job_list),
+    )
+
+
+_SILENCE = 60.0  # seconds after which a process that sends nothing is taken for dead
+
+
+def _of_this_worker(values, strategy: tf.distribute.Strategy, reduction: str):
+    """Return the first replica's values: each has those of the whole batch.
+
+    Keras would reduce numbers along an axis that they do not have.
+    """
+    del reduction
+    return tf.nest.map_structure(lambda each: strategy.experimental_local_results(each)[0], values)
+
+
 @contextlib.contextmanager
 def gradients_are_sums(optimizer: keras.optimizers.Optimizer, summed: bool) -> Iterator[None]:
     """Within: an optimizer takes the gradients as they are; it would sum them once more."""
@@ -275,8 +328,8 @@ _EXCHANGED: dict[tuple[int, str], tuple] = {}  # how many are within, and what w
 
 
 def _set(holder, name: str, value) -> None:
-    """Set an attribute of a class or, past what Keras does about it, of an object."""
-    if isinstance(holder, type):
+    """Set an attribute of a class, a module or, past what Keras does about it, an object."""
+    if isinstance(holder, type | types.ModuleType):
         setattr(holder, name, value)
     elif value is None:
         object.__delattr__(holder, name)

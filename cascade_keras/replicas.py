@@ -94,6 +94,12 @@ def sharing(images: tf.Tensor, part: Part | None = None) -> Iterator[Share | Non
         _SHARE.reset(token)
 
 
+def variables_of(variable) -> tuple[tf.Variable, ...]:
+    """Return the variables that each replica here has of one."""
+    shared = isinstance(variable, tf.distribute.DistributedValues)
+    return tuple(variable.values) if shared else (variable,)
+
+
 def total(value):
     """Return the sum of a tensor, or of each of several, over all replicas; with a gradient."""
     if count() == 1:
@@ -147,7 +153,9 @@ def moments(values: tf.Tensor, axes: Sequence[int], near: tf.Tensor, weights=Non
     else:
         mean, variance = tf.nn.weighted_moments(values, axes, weights)
         number = tf.reduce_sum(tf.broadcast_to(weights, tf.shape(values)), axes)
-    apart = mean - near
+    some = number > 0  # a replica may have no image
+    apart = tf.where(some, mean - near, 0.0)
+    variance = tf.where(some, variance, 0.0)
     sums = [number * apart, number * (variance + tf.square(apart)), number]
     first, second, number = tf.unstack(total(tf.stack(sums)))
     apart = tf.math.divide_no_nan(first, number)

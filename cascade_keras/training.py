@@ -722,6 +722,8 @@ class AdversarialTrainer(SteppedModel):
     def fit(self, x=None, y=None, *args, **kwargs):
         """Train as Keras does, on images in ``value_range``; see ``keras.Model.fit``."""
         bound = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        self._refuse_unshared(bound.get("x"), "x")
+        self._refuse_unshared(bound.get("validation_data"), "validation_data")
         check_arguments(**bound)
         share = bound.pop("validation_split", 0)
         if not 0 <= share < 1:
@@ -733,6 +735,17 @@ class AdversarialTrainer(SteppedModel):
         self._state.validation = bound.get("validation_data")
         with in_one_line():
             return super().fit(**bound)
+
+    def _refuse_unshared(self, data, setting: str) -> None:
+        """Refuse data of which each worker would make its own order and take rows of that."""
+        strategy, shared = self.distribute_strategy, tf.distribute.DistributedDataset
+        over_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if over_workers and data is not None and not isinstance(data, shared) and self._is_shared:
+            raise InputError(
+                "over several workers a batch must be shared by all; give data.shared_batches("
+                "strategy, images, labels, batch_size), and measure on one worker afterwards",
+                setting,
+            )
 
     def check_step(self, data):
         """Return data of which is asserted, if it is a user's own, what a step asserts."""
@@ -750,6 +763,7 @@ class AdversarialTrainer(SteppedModel):
 
     def evaluate(self, *args, **kwargs):
         """Measure as Keras does, on images in ``value_range``; see ``keras.Model.evaluate``."""
+        self._refuse_unshared(args[0] if args else kwargs.get("x"), "x")
         with in_one_line():
             return super().evaluate(*args, **kwargs)
 
@@ -1009,7 +1023,9 @@ def _check_scope(network: keras.Model) -> None:
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     shared = [isinstance(v.value, tf.distribute.DistributedValues) for v in network.variables]
     if several and not all(shared):
-        raise InputError("was not made within strategy.scope(), where the trainer is", "network")
+        raise InputError(
+            "was not made within strategy.scope(), where the trainer is; make it there", "network"
+        )
     if not tf.distribute.has_strategy() and any(shared):
         raise InputError(
             "was made within a strategy's scope; make the trainer there too, and compile it",

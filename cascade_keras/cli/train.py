@@ -19,6 +19,7 @@ from absl import flags
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
+from cascade_keras.cluster import WorkerLost
 from cascade_keras.printed import print_table
 from cascade_keras.runs.settings import TrainingSettings
 from cascade_keras.runs.training_run import Training, TrainingResult
@@ -27,7 +28,12 @@ from cascade_keras.runs.training_run import Training, TrainingResult
 def train(values: flags.FlagValues) -> int:
     """Run the program with parsed flags; returns the exit code."""
     training = Training(read(values, TrainingSettings))
-    result = training.run()
+    try:
+        result = training.run()
+    except WorkerLost as lost:
+        from cascade_keras.strategies import start_again
+
+        start_again(lost, training.settings.worker_timeout)
     if result.was_finished:
         print(f"{result.path} is finished; use another --name to train again")
     elif result.stopped_by:

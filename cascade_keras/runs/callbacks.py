@@ -25,6 +25,7 @@ from cascade_keras.keras_private import random_states
 from cascade_keras.runs import events
 from cascade_keras.runs.metrics import metric, progress_text
 from cascade_keras.runs.run import Run
+from cascade_keras.strategies import Watch, Workers
 
 # The rest of a training is estimated by steps that took so long, and are so many.
 _ESTIMATED_STEPS, _ESTIMATED_SECONDS = 3, 5
@@ -63,10 +64,12 @@ class Checkpoints(keras.callbacks.Callback):
         minutes: at most this long between two.
         steps: at multiples of this number of steps as well; 0 for none.
         last_step: always written.
+        writes: whether this process writes them; it only stops where another one does.
     """
 
-    def __init__(self, run: Run, minutes: float, steps: int, last_step: int):
+    def __init__(self, run: Run, minutes: float, steps: int, last_step: int, writes: bool = True):
         super().__init__()
+        self.writes = writes
         self.run = run
         self.minutes = minutes
         self.steps = steps
@@ -104,6 +107,12 @@ class Checkpoints(keras.callbacks.Callback):
         )
         if not due:
             return
+        if self.writes:
+            self._write(step)
+        if self.stop_signal:
+            self.model.stop_training = True
+
+    def _write(self, step: int) -> None:
         # An overflow in the update itself shows in the loss of the next step only.
         if not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
             raise DivergenceError(
@@ -112,8 +121,26 @@ class Checkpoints(keras.callbacks.Callback):
             )
         self.run.save_checkpoint(self.model, step)
         self._written = time.monotonic()
-        if self.stop_signal:
-            self.model.stop_training = True
+
+
+class Together(keras.callbacks.Callback):
+    """Lets all workers stop after the same step, whichever of them is asked to.
+
+    Args:
+        workers: all of them.
+        checkpoints: is asked to stop; comes after this one.
+        watch: told of each step.
+    """
+
+    def __init__(self, workers: Workers, checkpoints: Checkpoints, watch: Watch):
+        super().__init__()
+        self.workers = workers
+        self.checkpoints = checkpoints
+        self.watch = watch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.watch.stepped()
+        self.checkpoints.stop_signal = self.workers.agreed(self.checkpoints.stop_signal)
 
 
 class Report(keras.callbacks.Callback):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from cascade_keras import border, own_code
+from cascade_keras import border, own_code, replicas
 from cascade_keras.errors import InputError
 from cascade_keras.keras_private import frozen_layers, random_states
 from cascade_keras.runs.settings import TrainingSettings
@@ -63,7 +63,8 @@ def check_state(network: keras.Model, shape: Sequence[int], setting: str = "netw
     Raises:
         InputError: it has variables that Keras does not know.
     """
-    known = {id(each.value) for each in (*network.variables, *random_states(network))}
+    held = (each.value for each in (*network.variables, *random_states(network)))
+    known = {id(variable) for each in held for variable in replicas.variables_of(each)}
     step = tf.function(lambda images: network(images, training=True))
     graph = step.get_concrete_function(tf.TensorSpec((None, *shape), tf.float32)).graph
     unknown = [each.name for each in graph.variables if id(each) not in known]

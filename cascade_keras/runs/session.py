@@ -22,6 +22,7 @@ from cascade_keras.runs.dashboard import Dashboard, expected_steps
 from cascade_keras.runs.events import open_writer, writing
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings, clean_images
+from cascade_keras.strategies import Watch, Workers
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -38,6 +39,7 @@ class Session:
         partners: of cascade images that lie in banks.
         say: told in one line each what a person might want to know.
         random_layers: whether the network may draw random numbers, as Dropout does; ours do not.
+        workers: that train together; the chief alone restores, writes, reports and evaluates.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Session:
         say: Callable[[str], None] = print,
         *,
         random_layers: bool = False,
+        workers: Workers | None = None,
     ):
+        self.workers = workers or Workers(trainer.distribute_strategy)
         self.settings = settings
         self.run = run
         self.trainer = trainer
@@ -58,7 +62,8 @@ class Session:
         self.partners = partners
         self.random_layers = random_layers
         self.say = say
-        self.first_step = run.restore(trainer)
+        self.first_step = run.restore(trainer) if self.workers.is_chief else 0
+        self._share()
         if self.first_step:
             say(f"{run.path}: going on from step {self.first_step} of {settings.steps}")
         with contextlib.ExitStack() as stack:
@@ -77,8 +82,21 @@ class Session:
     def __exit__(self, *error) -> bool:
         return self._opened.__exit__(*error)
 
+    def _share(self) -> None:
+        """Go on where the chief does, with its weights."""
+        trainer, workers = self.trainer, self.workers
+        workers.share_variables(
+            [*trainer.network.weights, *trainer.optimizer.variables, trainer.steps]
+        )
+        self.first_step = workers.from_chief(self.first_step)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a step was done in this sitting."""
+        return self.trainer.steps_done > self.first_step
+
     def _open_writer(self) -> tf.summary.SummaryWriter:
-        if self.settings.tensorboard == "none":
+        if self.settings.tensorboard == "none" or not self.workers.is_chief:
             return tf.summary.create_noop_writer()
         return open_writer(self.run.tensorboard, self.first_step)
 
@@ -89,7 +107,7 @@ class Session:
     def _open_dashboard(self) -> Dashboard | None:
         """Return what TensorBoard shows beside scalars, None where that is not wanted."""
         settings = self.settings
-        if settings.tensorboard != "all":
+        if settings.tensorboard != "all" or not self.workers.is_chief:
             return None
         images, labels = (part[: settings.tensorboard_images] for part in self.dataset.test)
         return Dashboard(
@@ -125,8 +143,14 @@ class Session:
             return None
         self.say(self._runs_on)
         checkpoints = callbacks.Checkpoints(
-            self.run, settings.checkpoint_minutes, settings.checkpoint_steps, last_step
+            self.run,
+            settings.checkpoint_minutes,
+            settings.checkpoint_steps,
+            last_step,
+            writes=self.workers.is_chief,
         )
+        watch = Watch(settings.worker_timeout)
+        several = self.workers.count > 1
         report = callbacks.Report(
             self.writer,
             self.first_step,
@@ -150,12 +174,14 @@ class Session:
         called = [
             StopOnDivergence(),
             *self._random_layers(),
-            report,
+            *([report] if self.workers.is_chief else ()),
+            *([callbacks.Together(self.workers, checkpoints, watch)] if several else ()),
             checkpoints,
-            *self._extras(),
+            *(self._extras() if self.workers.is_chief else ()),
         ]
         try:
-            self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
+            with watch if several else contextlib.nullcontext():
+                self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
         except DivergenceError as error:
             raise InputError(f"{error}; {self._last_good}") from error
         except tf.errors.OpError as error:

@@ -238,9 +238,15 @@ class TrainingSettings(DataSettings):
     strategy: str = setting(
         "none",
         "Over which devices: none, one; mirrored, all GPUs of this machine; auto, mirrored where "
-        "there are several. batch_size is that of all together, and the weights are the same "
-        "within rounding.",
-        choices=("none", "mirrored", "auto"),
+        "there are several; multiworker, the processes of TF_CONFIG or of a Slurm step. batch_size "
+        "is that of all together, and the weights are the same within rounding.",
+        choices=("none", "mirrored", "multiworker", "auto"),
+        operational=True,
+    )
+    worker_timeout: float = setting(
+        600.0,
+        "Seconds that multiworker waits for a worker that is gone, and for a step.",
+        POSITIVE,
         operational=True,
     )
     seed: int = setting(0, "Of weights, batches and epsilons.", SEED)

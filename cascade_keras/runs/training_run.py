@@ -13,15 +13,18 @@ import signal
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import msgspec
+
 import cascade_keras
-from cascade_keras import own_code
+from cascade_keras import cluster, own_code
 from cascade_keras.data.specs import Crop, DatasetSpec, crop_of
-from cascade_keras.errors import InputError, about
+from cascade_keras.errors import InputError, about, first_line, shown
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
 from cascade_keras.models.forms import APPLICATION, NAMED, form_of
 from cascade_keras.provenance import package_versions
 from cascade_keras.recorded import (
     FORMAT,
+    CascadeRecord,
     DatasetRecord,
     EnsembleRecord,
     Metrics,
@@ -41,6 +44,7 @@ if typing.TYPE_CHECKING:
     from cascade_keras.data import Dataset
     from cascade_keras.runs.supply import Supply
     from cascade_keras.sources import Source
+    from cascade_keras.strategies import Workers
     from cascade_keras.training import AdversarialTrainer
 
 
@@ -178,21 +182,28 @@ class Training:
                 check_output(self._saved)
         if self.settings.init_from and not directory.has_checkpoints:
             initialisation(self.settings.init_from)
+        found = cluster.of_environment() if self.settings.strategy == "multiworker" else None
+        told = self.say
+        if found and not found.is_chief:
+            self.say = _say_nothing
         for note in self.settings.notes():
             self.say(f"note: {note}")
         import_tensorflow()
         # Where a program is interrupted while it imports, it ends at once: so before it makes
         # directories.
+        from cascade_keras import strategies
         from cascade_keras.evaluation import networks  # noqa: F401
         from cascade_keras.runs import session, supply  # noqa: F401
 
-        directory.hold()
+        if found.is_chief if found else strategies.here().is_chief:
+            directory.hold()
         try:
             # Another process may have been at it since it was looked at.
             directory.check(self.flags, defaults=self._defaults)
-            return self._as_it_was() if directory.finished else self._trained()
+            return self._as_it_was() if directory.finished else self._trained(found, told)
         finally:
             directory.close()
+            self.say = told
 
     def _as_it_was(self) -> TrainingResult:
         """Return what is kept of a finished run."""
@@ -201,12 +212,20 @@ class Training:
         results = metrics.as_json()["results"]
         return TrainingResult(self.directory.path, metrics.steps, results, was_finished=True)
 
-    def _trained(self) -> TrainingResult:
+    def _trained(self, found: cluster.Cluster | None, told: Callable) -> TrainingResult:
+        from cascade_keras import strategies
         from cascade_keras.runs.build import precision
 
+        self._session = None
         try:
             with precision(self.settings.precision):
-                return self._run()
+                return self._run(found, told)
+        except strategies.LOST as error:
+            if not found and strategies.here().count == 1:
+                raise
+            lost = cluster.WorkerLost(f"another worker is gone ({first_line(error)})")
+            lost.stepped = self._session is not None and self._session.stepped
+            raise lost from error
         except InputError as error:
             if error.setting == "network" and self.network is None:
                 raise InputError(error.message, "model") from error
@@ -228,6 +247,13 @@ class Training:
         from cascade_keras.runs import build, own
 
         network = self.network
+        if network is not None and self.settings.strategy != "none":
+            raise InputError(
+                f"is made already, so it cannot go over the devices of strategy "
+                f"{self.settings.strategy}; make it and call run within strategy.scope(), with "
+                "strategy='none'",
+                "network",
+            )
         if network is None:
             network = build.build_network(self.settings, dataset)
         else:
@@ -240,23 +266,27 @@ class Training:
             ensemble_sources=ensemble_sources,
         )
 
-    def _run(self) -> TrainingResult:
+    def _run(self, found: cluster.Cluster | None, told: Callable) -> TrainingResult:
         import keras
         import tensorflow as tf
 
         from cascade_keras import data, strategies
         from cascade_keras.runs import build
         from cascade_keras.runs.session import Session
-        from cascade_keras.runs.supply import prepare, record_sources
+        from cascade_keras.runs.supply import record_sources
 
         settings = self.settings
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
-        before = self.directory.read_config() if self.directory.started else None
-        strategy = strategies.strategy_of(settings.strategy)
+        strategy = strategies.strategy_of(
+            settings.strategy, found=found, timeout=settings.worker_timeout, say=told
+        )
+        workers = strategies.Workers(strategy)
+        before = self._before(workers)
         data.check_replicas(strategy.num_replicas_in_sync, clean_images(settings))
         self._say_of_replicas(strategy, before)
-        with strategy.scope():
+        # Each worker has its own sources; where they go over devices, each device has.
+        with strategy.scope() if workers.count == 1 else contextlib.nullcontext():
             cascade, ensemble = (self._sources(name, before) for name in self.own_sources)
         self._compare_initialisations(cascade)
         dataset = self.dataset or data.load(
@@ -265,7 +295,7 @@ class Training:
         data.check_batch_size(clean_images(settings), len(dataset.train[1]))
         supply: Supply | None = None
         if cascade:
-            supply = prepare(cascade, settings, dataset, before and before.cascade, self.say)
+            supply = self._prepared(workers, cascade, dataset, before)
         own_code.import_all(settings.import_)
         if self.network is None:
             own_code.import_all(form_of(settings.model).modules, "model")
@@ -285,9 +315,12 @@ class Training:
             network=self._network_record(trainer.network, before),
             replicas=strategy.num_replicas_in_sync,
         )
-        if settings.init_from and not self.directory.has_checkpoints:
+        writes = workers.is_chief
+        if settings.init_from and not self.directory.has_checkpoints and writes:
             build.load_initialisation(trainer.network, settings.init_from)
-        self.directory.open(config, self._defaults)
+        self._compare_with_chief(workers, config)
+        if writes:
+            self.directory.open(config, self._defaults)
         partners = supply.partners if supply else None
         with self._saying_what_is_kept():
             session = Session(
@@ -298,14 +331,59 @@ class Training:
                 partners,
                 self.say,
                 random_layers=not self._is_ours,
+                workers=workers,
             )
+            self._session = session
             with session:
                 stopped = session.fit()
                 if stopped:
                     step = trainer.steps_done
                     return TrainingResult(self.directory.path, step, stopped_by=stopped)
-                results = session.evaluate()
-            return self._finish(trainer.network, results)
+                results = session.evaluate() if writes else []
+            result = self._finish(trainer.network, results) if writes else None
+            results = workers.from_chief(results)  # the others stay until all is done
+            return result or TrainingResult(self.directory.path, settings.steps, results)
+
+    def _before(self, workers: Workers) -> RunConfig | None:
+        """Return what the run's config.json says to the chief, where the run goes on."""
+        started = self.directory.started
+        before = self.directory.read_config() if started and workers.is_chief else None
+        if workers.count == 1:
+            return before
+        found = workers.from_chief(before and before.as_json())
+        return found and msgspec.convert(found, RunConfig)
+
+    def _prepared(
+        self, workers: Workers, cascade: Sequence[Source], dataset: Dataset, before
+    ) -> Supply:
+        """Return the cascade images; what is chosen and crafted the chief chooses and crafts."""
+        from cascade_keras.runs.supply import prepare
+
+        record = before and before.cascade
+        supply = None
+        if workers.is_chief:
+            supply = prepare(cascade, self.settings, dataset, record, self.say)
+        if workers.count == 1:
+            return supply
+        record = msgspec.convert(
+            workers.from_chief(supply and msgspec.to_builtins(supply.record())), CascadeRecord
+        )
+        return supply or prepare(cascade, self.settings, dataset, record, self.say)
+
+    def _compare_with_chief(self, workers: Workers, config: RunConfig) -> None:
+        """Refuse to train something else than the chief does."""
+        own = config.as_json()
+        chief = workers.from_chief(own)
+        for name in {**own["flags"], **chief["flags"]}:
+            if own["flags"].get(name) != chief["flags"].get(name):
+                raise InputError(
+                    f"is {shown(own['flags'].get(name))} here, the chief has "
+                    f"{shown(chief['flags'].get(name))}; start the same command on all workers",
+                    name,
+                )
+        for name in ("dataset", "cascade", "ensemble", "network"):
+            if _without_places(own.get(name)) != _without_places(chief.get(name)):
+                raise InputError(f"this worker's {name} is not the chief's; give all the same")
 
     def _say_of_replicas(self, strategy: tf.distribute.Strategy, before: RunConfig | None) -> None:
         from cascade_keras import strategies
@@ -428,6 +506,17 @@ class Training:
                     f"note: {source.name} started from {theirs}; in the paper a cascade network "
                     f"starts from the same weights as its source (init_from {theirs})"
                 )
+
+
+def _without_places(record: dict | None) -> dict | None:
+    """Return a record without the paths in it, which workers may have elsewhere."""
+    if not record or "sources" not in record:
+        return record
+    return {**record, "sources": [source["weights_hash"] for source in record["sources"]]}
+
+
+def _say_nothing(text: str) -> None:
+    """Leave it to the chief."""
 
 
 def _loaded(sources: Sequence | None, setting: str, settings: TrainingSettings) -> list[Source]:
