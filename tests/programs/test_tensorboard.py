@@ -319,9 +319,9 @@ def test_looks_are_as_rare_as_they_are_dear(cost, options, steps, expected, monk
     trainer = types.SimpleNamespace(stop_training=False)
     looks.set_model(trainer)
     looks.on_train_begin()
-    for trainer.steps in range(1, steps + 1):
+    for trainer.steps_done in range(1, steps + 1):
         now[0] += 1
-        looks.on_train_batch_end(trainer.steps - 1)
+        looks.on_train_batch_end(trainer.steps_done - 1)
     assert taken == expected
     if "every" not in options and expected:
         assert cost * (len(expected) - 1) <= callbacks.Looks.SHARE * steps

@@ -638,9 +638,8 @@ def test_partners_are_those_of_the_very_images(examples, side, tmp_path):
     padded = np.pad(images[..., 0], ((0, 0), (margin, margin), (margin, margin)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), axis=(1, 2))
     seen, others, moved, mirrored = set(), set(), [], []
-    for step, ((clean, _, adversarial), places) in enumerate(
-        batches(images, labels, given, augment=True)
-    ):
+    for step, (batch, places) in enumerate(batches(images, labels, given, augment=True)):
+        clean, adversarial = batch.images, batch.cascade
         assert clean.shape == (BATCH, 8, 8, 1) and adversarial.shape == (len(ROWS), 8, 8, 1)
         clean, own = np.round(255 * clean).astype(np.uint8), places[ROWS.start : ROWS.stop]
         source, epsilon, index = decoded(adversarial)
