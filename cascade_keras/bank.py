@@ -214,7 +214,8 @@ class Bank:
         marked = Crew(self.path).done()  # before the record, which is complete before they go
         self.record = read_values(self._json_file, BankRecord, self._again)
         self._done = set(range(self.record["complete_shards"]))
-        self._done |= {shard for shard in range(self.shards) if _mark(shard) in marked}
+        if marked:  # a damaged record may tell of any number of shards
+            self._done |= {shard for shard in range(self.shards) if _mark(shard) in marked}
         files = self.images_file, self._labels_file
         absent = [file for file in files if not file.exists()]
         if absent and not self._done:

@@ -94,6 +94,7 @@ def test_bank_and_online_show_the_network_the_same_images(place):
     assert moved > 1e-4  # the cascade images do make a difference
 
 
+@pytest.mark.long
 def test_auto_takes_fewer_gradients_says_so_and_stays_with_it(place, capsys):
     def mode(*flags):
         assert train_here("--cascade_source=saved/piv", "--noexport", *flags) == 0

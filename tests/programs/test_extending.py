@@ -88,6 +88,7 @@ def test_an_outside_panel_is_shown(trained, place):
     assert any("clean" in tag for tag in shown) and any("step_dark" in tag for tag in shown)
 
 
+@pytest.mark.long
 def test_an_outside_attack_is_evaluated_banked_and_drawn(trained, place):
     run("evaluate", "--target=saved/bars", "--attack=step_dark,step_fgsm", "--epsilon=8,32",
         "--output=report", "--diagnosis_images=20",

@@ -31,7 +31,7 @@ KILLS = {
 }
 
 
-LONG = ("a training", "own")
+LONG = ("a training", "own", "craft")
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,14 @@ def test_the_same_cnn_by_the_programs(npz, tmp_path, monkeypatch):
     assert (tmp_path / "runs/cnn/metrics.json").exists()
 
 
+@pytest.mark.long
 def test_a_network_of_one_probability_stays_one(example):
     accuracy = example("own_binary.py", LOSSES=["pivot"])["main"](epochs=10, images=150).accuracy
     assert accuracy["clean"] > 90
     assert accuracy["pgd"] <= accuracy["step_fgsm"] < accuracy["clean"]
 
 
+@pytest.mark.long
 def test_a_recipe_of_keras_stops_early_and_keeps_its_precision(example):
     policy = keras.config.dtype_policy()
     changed = {"MONITORED": {"pivot": "val_pgd_accuracy"}, "ATTACKS": ["step_fgsm"]}

@@ -223,6 +223,7 @@ def test_what_is_not_of_the_range_is_refused_however_it_comes(compiled, batch):
     assert trainer.predict(tf.data.Dataset.from_tensors((images / 255, labels - 99)), verbose=0)
 
 
+@pytest.mark.long
 def test_uint8_is_what_floats_of_0_to_255_are(batch):
     whole = np.round(batch[0] * 255).astype("uint8")
     results = []
