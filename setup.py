@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="cascade_keras",
-    version="0.5.0",
+    version="0.6.0",
     description="Cascade adversarial training regularised with a unified embedding, for Keras 3",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -50,7 +50,7 @@ _HOMES = {
     "training": "",
 }
 __all__ = sorted(_HOMES)
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __getattr__, __dir__ = exports(__name__, _HOMES)
 keras_finds(
     __name__,
