@@ -215,8 +215,7 @@ class Measuring:
         step = task.start(self.networks)
 
         def compute(batch: slice) -> list[np.ndarray]:
-            found = step(*self.part(task.indices[batch]), batch.start)
-            return found if len(tasks.arrays_of(task)) > 1 else [found]
+            return tasks.parts_of(task, step(*self.part(task.indices[batch]), batch.start))
 
         return compute
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from msgspec import Meta
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation import tasks
 from cascade_keras.evaluation.measuring import Measuring
-from cascade_keras.evaluation.stores import Content, DiskArrays, file_name
+from cascade_keras.evaluation.stores import DiskArrays, file_name
 from cascade_keras.evaluation.tasks import Clock, Task
 from cascade_keras.records import Count, Index, NotNegative, Record, Text, read_arrays
 from cascade_keras.workers import Crew, Worker, counted, left
@@ -48,13 +48,13 @@ def owners(planned: Sequence[Task], count: int) -> dict[tuple[str, int], int]:
     units = []
     for task in planned:
         batches = tasks.batches(task)
-        parts = int(sum(_cost(task, batch) for batch in batches) // _START)
+        parts = int(sum(tasks.cost(task, batch) for batch in batches) // _START)
         if getattr(task, "whole", False) or parts == 0:
             parts = 1
         size = -(-len(batches) // parts)
         for first in range(0, len(batches), size):
             unit = batches[first : first + size]
-            units.append((task, unit, sum(_cost(task, batch) for batch in unit)))
+            units.append((task, unit, sum(tasks.cost(task, batch) for batch in unit)))
     units.sort(key=lambda unit: -unit[2])  # those that are alike stay in their order
     loads = [0.0] * min(count, len(units))
     begun: set[tuple[int, str]] = set()
@@ -69,10 +69,6 @@ def owners(planned: Sequence[Task], count: int) -> dict[tuple[str, int], int]:
         begun.add((index, task.key))
         found |= {(task.key, batch.start): index for batch in unit}
     return found
-
-
-def _cost(task: Task, batch: slice) -> float:
-    return task.cost * len(task.indices[batch])
 
 
 class _Array(Record):
@@ -168,11 +164,8 @@ class Parts:
         """
         spent = {"crafting": 0.0, "classifying": 0.0}
         for header, parts in self._read():
-            # The task's own comes last: where it is there, all is.
-            for each, part in reversed(list(zip(header.arrays, parts, strict=True))):
-                array = self._arrays.open(*_described(each))
-                array[..., header.first : header.first + part.shape[-1]] = part
-                array.flush()
+            filled = [self._arrays.open(*_described(each)) for each in header.arrays]
+            tasks.lay(filled, _places(header, parts), parts)
             for name in spent:
                 spent[name] += getattr(header, name)
         return spent
@@ -196,6 +189,10 @@ class Parts:
                 ) from error
 
 
+def _places(header: _Header, parts: Sequence[np.ndarray]) -> slice:
+    return slice(header.first, header.first + parts[0].shape[-1])
+
+
 def _described(each: _Array) -> tuple[str, list[int], str, float]:
     return each.key, each.shape, each.dtype, np.nan if each.missing is None else each.missing
 
@@ -210,20 +207,13 @@ class _View:
     def __init__(self, path, parts: Sequence[tuple[_Header, list[np.ndarray]]]):
         self._below, self._parts = DiskArrays(path, writable=False, absent=True), parts
 
-    def open(
-        self,
-        key: str,
-        shape: Sequence[int],
-        dtype: str,
-        missing: float,
-        content: Content | None = None,
-    ) -> np.ndarray:
+    def open(self, key: str, *described: Any) -> np.ndarray:
         """Return a copy of the array."""
-        array = np.array(self._below.open(key, shape, dtype, missing, content))
+        array = np.array(self._below.open(key, *described))
         for header, parts in self._parts:
             for each, part in zip(header.arrays, parts, strict=True):
                 if each.key == key:
-                    array[..., header.first : header.first + part.shape[-1]] = part
+                    tasks.lay([array], _places(header, parts), [part])
         return array
 
 
@@ -243,7 +233,8 @@ class Sharing:
         self._measuring, self.worker = measuring, worker
         self._tasks = measuring.plan.tasks
         self._owners = owners(self._tasks, worker.count)
-        self._own = sum(_cost(*each) for each in self._each(self._whole()) if self._is_own(*each))
+        whole = self._each((task, tasks.batches(task)) for task in self._tasks)
+        self._own = sum(tasks.cost(*each) for each in whole if self._is_own(*each))
         self._more = 0.0
 
     @property
@@ -251,11 +242,8 @@ class Sharing:
         """How many gradients this worker takes, about, with those that were taken before."""
         return round(self._own + self._more)
 
-    def _whole(self) -> Batches:
-        return [(task, tasks.batches(task)) for task in self._tasks]
-
     @staticmethod
-    def _each(batches: Batches) -> Iterator[tuple[Task, slice]]:
+    def _each(batches: Iterable[tuple[Task, list[slice]]]) -> Iterator[tuple[Task, slice]]:
         return ((task, batch) for task, some in batches for batch in some)
 
     def _is_own(self, task: Task, batch: slice) -> bool:
@@ -280,13 +268,13 @@ class Sharing:
             (task, [batch for batch in absent if self._is_own(task, batch)])
             for task, absent in parts.missing(self._tasks)
         ]
-        done = self._own - sum(itertools.starmap(_cost, self._each(own)))
+        done = self._own - sum(itertools.starmap(tasks.cost, self._each(own)))
         self._compute(own, parts, progress, done)
         if sentence := self._waited(parts, crew, say):
             return sentence
         measuring.follow(parts.view())
         following = parts.missing(measuring.plan.following)
-        self._more = sum(itertools.starmap(_cost, self._each(following)))
+        self._more = sum(itertools.starmap(tasks.cost, self._each(following)))
         turned = _turned(following, self.worker)
         lazily = [(task, parts.claimed(task, _turned(some, self.worker))) for task, some in turned]
         self._compute(lazily, parts, progress, self._own)

@@ -213,24 +213,40 @@ def run(
         progress: called with the gradients done, see ``work``.
     """
     missing = [(task, missing_batches(task, arrays)) for task in tasks]
-    done = work(tasks) - sum(
-        task.cost * len(task.indices[batch]) for task, absent in missing for batch in absent
-    )
+    done = work(tasks) - sum(cost(task, batch) for task, absent in missing for batch in absent)
 
     def keeper(task: Task) -> Keep:
         filled = [open_array(each, arrays) for each in arrays_of(task)]
 
-        def keep(batch: slice, parts: Sequence[np.ndarray]) -> None:
-            # The task's own comes last: where it is there, all is.
-            for array, part in reversed(list(zip(filled, parts, strict=True))):
-                array[..., batch] = part
-                if isinstance(array, np.memmap):
-                    with naming(array.filename):
-                        array.flush()
-
-        return keep
+        return lambda batch, parts: lay(filled, batch, parts)
 
     compute(missing, networks, images, labels, keeper, progress, done)
+
+
+def cost(task: Task, batch: slice) -> float:
+    """Return how many gradients a batch of a task takes, about."""
+    return task.cost * len(task.indices[batch])
+
+
+def lay(filled: Sequence[np.ndarray], batch: slice, parts: Sequence[np.ndarray]) -> None:
+    """Write a batch into its task's arrays, on the disk where they lie there.
+
+    Args:
+        filled: the arrays, in the order of ``arrays_of``.
+        batch: which places of their last axis.
+        parts: of each array.
+    """
+    # The task's own comes last: where it is there, all is.
+    for array, part in reversed(list(zip(filled, parts, strict=True))):
+        array[..., batch] = part
+        if isinstance(array, np.memmap):
+            with naming(array.filename):
+                array.flush()
+
+
+def parts_of(task: Task, found: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Return what a task's function returned as one array for each of ``arrays_of``."""
+    return found if len(arrays_of(task)) > 1 else [found]
 
 
 # Keeps the parts of a batch, in the order of ``arrays_of``.
@@ -263,16 +279,15 @@ def compute(
             if step is None:
                 # Loading and tracing take seconds: only for what has to be computed.
                 keep, step = keeper(task), task.start(networks)
-            indices = task.indices[batch]
-            cost = task.cost * len(indices)
+            indices, passes = task.indices[batch], cost(task, batch)
 
-            def within(share: float, done: float = done, cost: float = cost) -> None:
-                progress(round(done + share * cost))
+            def within(share: float, done: float = done, passes: float = passes) -> None:
+                progress(round(done + share * passes))
 
             with progress_within(within):
                 found = step(images[indices], labels[indices], batch.start)
-            keep(batch, found if len(arrays_of(task)) > 1 else [found])
-            done += cost
+            keep(batch, parts_of(task, found))
+            done += passes
             progress(round(done))
 
 

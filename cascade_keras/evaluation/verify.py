@@ -126,14 +126,14 @@ def verify(
     plan = measuring.plan
     whole = [(task, batch) for task in plan.tasks for batch in tasks.batches(task)]
     chosen = _chosen(whole, share, plan.asked.seed)
-    total = sum(map(_cost, chosen))
+    total = sum(itertools.starmap(tasks.cost, chosen))
     done = 0.0
     counts: dict[str, list[int]] = {}
     for task, batches in itertools.groupby(chosen, key=lambda pair: pair[0]):
         again = measuring.again(task)
         for _, batch in batches:
             progress(int(100 * done / total))
-            done += _cost((task, batch))
+            done += tasks.cost(task, batch)
             for filled, now in zip(tasks.arrays_of(task), again(batch), strict=True):
                 try:
                     then = tasks.open_array(filled, arrays)[..., batch]
@@ -151,7 +151,7 @@ def verify(
     different, compared = (sum(count[place] for count in counts.values()) for place in (0, 1))
     return Verified(
         str(path),
-        total / sum(map(_cost, whole)),
+        total / sum(itertools.starmap(tasks.cost, whole)),
         len(chosen),
         len(whole),
         compared,
@@ -212,19 +212,14 @@ def _chosen(pairs: Sequence[tuple], share: float, seed: int) -> list[tuple]:
             clean.setdefault(pairs[place][0].key, int(place))
     first = list(clean.values())
     rest = [int(place) for place in order if int(place) not in first]
-    wanted = share * sum(map(_cost, pairs))
-    chosen, spent = first, sum(_cost(pairs[place]) for place in first)
+    wanted = share * sum(itertools.starmap(tasks.cost, pairs))
+    chosen, spent = first, sum(tasks.cost(*pairs[place]) for place in first)
     for number, place in enumerate(rest):
         if number and spent >= wanted:
             break
         chosen.append(place)
-        spent += _cost(pairs[place])
+        spent += tasks.cost(*pairs[place])
     return [pairs[place] for place in sorted(chosen)]
-
-
-def _cost(pair: tuple) -> float:
-    task, batch = pair
-    return task.cost * len(task.indices[batch])
 
 
 def _differ(now: np.ndarray, then: np.ndarray, missing: float) -> np.ndarray:
