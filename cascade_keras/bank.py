@@ -326,7 +326,7 @@ class Bank:
             ):
                 if worker is None:
                     clean(self.path)
-                with contextlib.nullcontext() if worker is None else crew.alone():
+                with crew.alone():
                     names = {"source": source_name, "dataset": dataset_name}
                     self._begin(wanted, images, labels, names, shard_size, crew)
                 self._craft_shards(logits_fn, images, labels, crew, progress)
@@ -452,7 +452,7 @@ class Bank:
         if len(self._done) < self.shards:
             return
         if not self.complete:
-            with contextlib.nullcontext() if crew.worker is None else crew.alone():
+            with crew.alone():
                 self._record_shards()
                 clean(self.path)
         crew.forget()

@@ -53,6 +53,22 @@ class Cluster(NamedTuple):
         return f"worker {index} ({self.addresses[index]})"
 
 
+def counts(sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Return how many chiefs and how many workers in all, with these, a cluster has.
+
+    Args:
+        sizes: how many tasks of each kind there are, as TensorFlow calls these; a master is one
+            more chief.
+    """
+    chiefs = sizes.get("chief", 0) + sizes.get("master", 0)
+    return chiefs, chiefs + sizes.get("worker", 0)
+
+
+def place_of(sizes: Mapping[str, int], kind: str, index: int) -> int:
+    """Return the number of a task among all workers, of which the chief is the first."""
+    return index + (counts(sizes)[0] if kind == "worker" else 0)
+
+
 def of_environment(environment: Mapping[str, str] = os.environ) -> Cluster:
     """Return the cluster that TF_CONFIG describes, or else the Slurm step of this process.
 
@@ -98,7 +114,8 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Cluster:
     twice = next((each for each in every if every.count(each) > 1), None)
     if twice:
         raise InputError(f"TF_CONFIG has the address {twice} twice; each worker needs its own")
-    return Cluster(every, index + (len(chiefs) if kind == "worker" else 0))
+    sizes = {name: len(each) for name, each in addresses.items()}
+    return Cluster(every, place_of(sizes, kind, index))
 
 
 def _of_slurm() -> str:

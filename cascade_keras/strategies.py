@@ -112,10 +112,10 @@ class Workers:
         self._strategy = strategy
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             resolver = strategy.cluster_resolver
-            jobs = resolver.cluster_spec().as_dict()
-            self.count = max(1, sum(len(jobs.get(name, ())) for name in ("chief", "worker")))
-            chiefs = len(jobs.get("chief", ())) if resolver.task_type == "worker" else 0
-            self.index = chiefs + (resolver.task_id or 0)
+            spec = resolver.cluster_spec()
+            sizes = {kind: spec.num_tasks(kind) for kind in spec.jobs}
+            self.count = max(1, cluster.counts(sizes)[1])
+            self.index = cluster.place_of(sizes, resolver.task_type, resolver.task_id or 0)
         self._summed = tf.function(
             self._sum, input_signature=[tf.TensorSpec([None], tf.float64)], autograph=False
         )

@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from cascade_keras.cluster import counts, place_of
 from cascade_keras.errors import InputError
 from cascade_keras.files import LOCK_FILE, Lock, hold, write_atomically
 from cascade_keras.records import Index, OpenRecord, Values, in_words
-from cascade_keras.settings import AUTO, Rule, setting
+from cascade_keras.settings import Rule, setting
 
-# What is said of a batch size that each process would measure for itself.
-ONE_FOR_ALL = f"{AUTO} would be another number for each worker; give all of them one"
 _FOLDER = ".workers"
 _MOST = 9_999  # workers; a cluster's array of jobs has fewer
 _MOST_SHOWN = 5  # of them, in a sentence
@@ -122,11 +121,8 @@ def from_tf_config(text: str | None = None) -> Worker | None:
         told = msgspec.json.decode(text, type=_Cluster, strict=False)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(f"TF_CONFIG: {in_words(error)}; mend it, or say --worker") from error
-    chiefs, workers = (
-        sum(len(told.cluster.get(kind, ())) for kind in kinds)
-        for kinds in (("chief", "master"), ("worker",))
-    )
-    count, task = chiefs + workers, told.task
+    sizes, task = {kind: len(each) for kind, each in told.cluster.items()}, told.task
+    chiefs, count = counts(sizes)
     if count == 0 and task is None:
         return None
     if task is None or task.type not in ("chief", "master", "worker"):
@@ -134,13 +130,13 @@ def from_tf_config(text: str | None = None) -> Worker | None:
         raise InputError(
             f"TF_CONFIG: has {kind}, and only a chief and workers share work; say --worker"
         )
-    first, of_kind = (chiefs, workers) if task.type == "worker" else (0, chiefs)
+    of_kind = count - chiefs if task.type == "worker" else chiefs
     if task.index >= of_kind or count > _MOST:
         raise InputError(
             f"TF_CONFIG: there is no {task.type} {task.index} among {of_kind} (at most {_MOST} "
             "workers in all); mend it, or say --worker"
         )
-    return Worker(first + task.index, count)
+    return Worker(place_of(sizes, task.type, task.index), count)
 
 
 # What lies in the folder.
@@ -198,8 +194,13 @@ class Crew:
             with contextlib.suppress(OSError):  # what is done, or others who are at work
                 self._path.rmdir()
 
-    def alone(self) -> Lock:
-        """Wait for the lock that keeps the other workers from what one may do at a time."""
+    def alone(self) -> contextlib.AbstractContextManager:
+        """Wait for the lock that keeps the other workers from what one may do at a time.
+
+        One that is no worker has nobody to wait for.
+        """
+        if self.worker is None:
+            return contextlib.nullcontext()
         while True:
             self._path.mkdir(exist_ok=True)
             # Whoever has put all together takes the folder away.
