@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -54,6 +53,7 @@ from cascade_keras import attacks, data
 from cascade_keras.attacks.autoattack import AutoAttack
 from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.attacks.versions import stages_of
+from cascade_keras.machine import cores
 
 CONTENDERS = {
     "ours": None,
@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("--queries", type=positive, default=5000)
     parser.add_argument("--rounds", type=int, default=3, help="0: the stages alone")
     parser.add_argument("--epochs", type=int, default=5, help="without --source")
-    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=positive, default=cores())
     installed = [n for n, of in CONTENDERS.items() if of is None or importlib.util.find_spec(of)]
     parser.add_argument(
         "--contenders",

@@ -36,7 +36,7 @@ import numpy as np
 from contenders import ATTACK, MATRIX_PRODUCT, MATRIX_SIDE, OURS, STEP, VARIANTS
 from rich.console import Console
 
-from cascade_keras.machine import processor
+from cascade_keras.machine import cores, processor
 from cascade_keras.printed import print_table
 
 REQUIRED_MODULE = {"pytorch": "torch", "art": "art", "art_traced_once": "art"}
@@ -390,7 +390,6 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -399,7 +398,7 @@ def parse_arguments() -> argparse.Namespace:
         "--steps", type=int, default=6, help="steps of a turn; ART's default: a third"
     )
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first round")
-    parser.add_argument("--threads", type=int, default=cores, help="all cores by default")
+    parser.add_argument("--threads", type=int, default=cores(), help="all cores by default")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--quick", action="store_true", help="two rounds of one step, for a check")
     parser.add_argument("--worker", choices=contenders.CONTENDERS, help=argparse.SUPPRESS)

@@ -33,7 +33,7 @@ from cascade_keras.settings import (
     setting,
     trust_setting,
 )
-from cascade_keras.workers import ONE_FOR_ALL, Worker, of_text, worker_setting
+from cascade_keras.workers import Worker, of_text, worker_setting
 
 if TYPE_CHECKING:
     from cascade_keras.bank import Bank
@@ -188,20 +188,18 @@ class Crafting:
         """How many images a shard has: those of a bank that is gone on with, where nobody says."""
         if self.settings.batch_size is not None:
             return self.settings.batch_size
-        if self.bank.exists:
-            size = self.bank.load().record["shard_size"]
-            self.say(f"batch_size {size}, with which {self.bank.path} was begun")
-            return size
-        if self.worker is not None:
-            raise InputError(ONE_FOR_ALL, "batch_size")
         from cascade_keras.data import NetworkImages
-        from cascade_keras.speed import fastest_batch_size
+        from cascade_keras.speed import BatchSize, fastest_batch_size, settled
 
-        stored, labels = getattr(self.dataset, self.settings.split)
-        images = NetworkImages(stored, self.crop)
-        found = fastest_batch_size(self.source.logits, images, labels, self.examples)
-        self.say(str(found))
-        return found.chosen
+        def measure() -> BatchSize:
+            stored, labels = getattr(self.dataset, self.settings.split)
+            images = NetworkImages(stored, self.crop)
+            return fastest_batch_size(self.source.logits, images, labels, self.examples)
+
+        begun = self.bank.load().record["shard_size"] if self.bank.exists else None
+        size, sentence = settled(begun, self.bank.path, self.worker, measure)
+        self.say(sentence)
+        return size
 
     @property
     def worker(self) -> Worker | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks
+from cascade_keras.errors import InputError
+from cascade_keras.settings import AUTO
+from cascade_keras.workers import Worker
 
 SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 _TIMES = 3  # that a gradient is taken; the fastest counts, as a machine may be busy with others
@@ -54,6 +57,30 @@ def gradient_seconds(
         function(images).numpy()
         taken.append(time.perf_counter() - started)
     return min(taken) / len(images)
+
+
+def settled(
+    begun: int | None, place: object, worker: Worker | None, measure: Callable[[], BatchSize]
+) -> tuple[int, str]:
+    """Return what stands for a batch size that nobody says, and a sentence of it.
+
+    Args:
+        begun: the one of what is gone on with; None where nothing is begun.
+        place: where that lies, for the sentence.
+        worker: which of several processes this is, each of which would measure another one.
+        measure: finds the fastest.
+
+    Raises:
+        InputError: nothing is begun, and there are several processes.
+    """
+    if begun is not None:
+        return begun, f"batch_size {begun}, with which {place} was begun"
+    if worker is not None:
+        raise InputError(
+            f"{AUTO} would be another number for each worker; give all of them one", "batch_size"
+        )
+    found = measure()
+    return found.chosen, str(found)
 
 
 def fastest_batch_size(

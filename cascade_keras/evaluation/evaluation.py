@@ -9,7 +9,6 @@ from cascade_keras.attacks.entry import fractions_said
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.data.datasets import check
 from cascade_keras.data.specs import DatasetSpec
-from cascade_keras.errors import InputError
 from cascade_keras.evaluation.asked import Given
 from cascade_keras.evaluation.estimate import Estimate, estimate
 from cascade_keras.evaluation.measuring import Measuring, measured_batch_size
@@ -22,7 +21,8 @@ from cascade_keras.evaluation.tasks import batch_of
 from cascade_keras.files import expand
 from cascade_keras.provenance import package_versions
 from cascade_keras.sources import Network
-from cascade_keras.workers import ONE_FOR_ALL, Crew, of_text
+from cascade_keras.speed import settled
+from cascade_keras.workers import Crew, of_text
 
 
 class Evaluation:
@@ -110,19 +110,19 @@ class Evaluation:
             preset.grid,
             preset.class_names,
         )
+        self.worker, self.left = of_text(settings.worker), ""
         seen = data.NetworkImages(images, data.crop_of(targets.shape[:2]))
         noted = []
         if settings.batch_size is None:
-            size = self.report.batch_size
-            if size is None and settings.worker is not None:
-                raise InputError(ONE_FOR_ALL, "batch_size")
-            if size is not None:
-                noted = [f"batch_size {size}, with which {self.report.path} was begun"]
-            else:
-                count = min(settings.num_images, len(labels))
-                found = measured_batch_size(targets, sources, seen, labels, count)
-                size, noted = found.chosen, [str(found)]
-            self.settings = settings = settings.replace(batch_size=size)
+            count = min(settings.num_images, len(labels))
+            size, sentence = settled(
+                self.report.batch_size,
+                self.report.path,
+                self.worker,
+                lambda: measured_batch_size(targets, sources, seen, labels, count),
+            )
+            self.settings, noted = settings.replace(batch_size=size), [sentence]
+            settings = self.settings
         stores = _Stores(settings, given, targets, sources)
         self.measuring = Measuring(
             settings.asked(),
@@ -133,7 +133,6 @@ class Evaluation:
             stores.keep if settings.images_dir is not None else None,
         )
         self.notes = [*self.measuring.notes, *noted]
-        self.worker, self.left = of_text(settings.worker), ""
         self._sharing = Sharing(self.measuring, self.worker) if self.worker else None
         for store in stores.all:
             store.check()
