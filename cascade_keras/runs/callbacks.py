@@ -219,7 +219,7 @@ class Report(keras.callbacks.Callback):
         speed = self._steps * self.images_per_step / (now - self._since)
         scalars = {
             **logs,
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
             "images_per_second": speed,
         }
         self._write(scalars, step)

@@ -38,7 +38,7 @@ def kinds(folder):
     return {
         "pivot": ["--checkpoint_steps=11"],
         "bank": [source, "--cascade_mode=bank", "--bank_examples=60", f"--cascade_bank={folder}/b"],
-        "online": [source, "--cascade_mode=online"],
+        "online": [source, "--cascade_mode=online", "--lr_boundaries=none"],
     }
 
 
@@ -108,7 +108,7 @@ def make(input_shape, num_classes):
         layers.BatchNormalization(momentum=0.9), layers.Dropout(0.2), layers.Dense(num_classes)])
 """
 STEPS = 300
-SMALL = [*COMMON, "--model=tiny_net:make", "--tensorboard=none"]
+SMALL = [*COMMON, "--model=tiny_net:make", "--tensorboard=none", "--lr_boundaries=none"]
 LONG = [*SMALL, "--export=False", "--log_steps=50", "--checkpoint_steps=40", f"--steps={STEPS}"]
 
 
