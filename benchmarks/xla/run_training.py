@@ -262,7 +262,8 @@ def take_metrics(state: State) -> dict[str, float]:
         total, count = np.asarray(state[name]), np.asarray(state[counted])
         if count:
             means[name.split("/")[1]] = float(total / count)
-        state[name] = state[counted] = jax.device_put(np.zeros_like(total))
+        # One buffer each: a program uses up all that it is given.
+        state[name], state[counted] = (jax.device_put(np.zeros_like(total)) for _ in range(2))
     return means
 
 
