@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = saved/demo-standard,saved/demo-pivot,saved/demo-cascade
 
-.PHONY: help demo test test-all lint format docs clean
+.PHONY: help demo test test-all lint format tables docs clean
 help:
 	@echo "make demo    train a standard, a pivot and a cascade network on digits, compare them"
 	@echo "make test    run the tests"
 	@echo "make test-all  with those that take long"
 	@echo "make lint    check style"
+	@echo "make tables  write the tables of README and docs/ from their JSON"
 	@echo "make docs    make the documentation with the reference, as pages in site/"
 	@echo "make clean   remove the environment and the demo's runs"
 
@@ -45,13 +46,18 @@ test-all: $(VENV)/test
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/make_tables.py --check
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+tables:
+	$(PYTHON) docs/make_tables.py
+
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python docs/check_links.py site
 
 clean:
 	rm -rf $(VENV) site runs/demo-* saved/demo-* banks/demo-* reports/demo*

@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cascade_keras", "cascade_keras.*"]),
+    package_data={"cascade_keras": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "tensorflow>=2.18,<2.22",
@@ -49,7 +50,7 @@ setup(
             "foolbox>=3.3.4,<4",
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
-        "lint": ["ruff>=0.15"],
+        "lint": ["ruff>=0.15", "pre-commit>=4"],
         # Makes the pages of docs/ and the reference into a site: `make docs`.
         "docs": [
             "mkdocs>=1.6.1,<2",

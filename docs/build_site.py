@@ -49,6 +49,7 @@ FETCHED = {
 OUTSIDE = {
     "README.md": "index.md",
     "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "LICENSE": "license.md",
     "benchmarks/README.md": "benchmarks.md",

@@ -75,7 +75,8 @@ def test_what_the_reference_shows_exists():
 
 
 def _pages():
-    yield from (ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md"))
+    names = "README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"
+    yield from (ROOT / name for name in names)
     for folder in ("docs", "examples", "benchmarks"):
         yield from sorted((ROOT / folder).rglob("*.md"))
 
@@ -87,6 +88,24 @@ def test_links_between_pages_lead_somewhere(page):
         place = link.partition("#")[0]
         if place and "://" not in place:
             assert ((ROOT / page).parent / place).exists(), f"{page} links to {link}"
+
+
+def test_a_sites_links_that_lead_nowhere_are_found(tmp_path):
+    (tmp_path / "api").mkdir()
+    (tmp_path / "index.html").write_text(
+        '<h1 id="top">a</h1><a href="#top"></a><a href="#none"></a><a href="api/"></a>'
+        '<a href="api/index.html#b"></a><a href="api/#c"></a><img src="none.png">'
+        '<a href="https://example.org/none"></a><a href="data.json#any"></a>'
+    )
+    (tmp_path / "api" / "index.html").write_text('<a name="b" href="../index.html"></a>')
+    (tmp_path / "404.html").write_text('<a href="/anywhere"></a>')
+    (tmp_path / "data.json").write_text("{}")
+    program = [sys.executable, str(ROOT / "docs" / "check_links.py"), str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.split("\n") == [
+        "index.html: #none", "index.html: api/#c", "index.html: none.png", ""
+    ]  # fmt: skip
 
 
 def test_every_page_of_docs_is_in_the_navigation():
