@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import flags
 
@@ -68,13 +68,22 @@ def read(values: flags.FlagValues, settings: type[S]) -> S:
     Raises:
         InputError: a value that its setting refuses.
     """
-    given = {}
+    return settings(**given(values, settings))
+
+
+def given(values: flags.FlagValues, settings: type[Settings]) -> dict[str, Any]:
+    """Return the values of the flags that are given, by their settings' names.
+
+    Raises:
+        InputError: a text that means no value of its setting's type.
+    """
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = values[flag_of(field.name)].value
         if value is not None:
             is_text = isinstance(value, str)
-            given[field.name] = of_text(settings, field, value) if is_text else value
-    return settings(**given)
+            found[field.name] = of_text(settings, field, value) if is_text else value
+    return found
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@
     train --dataset=mnist --loss=standard --steps=938 --lr_boundaries=none --name=mnist-init
     train --dataset=mnist --model=resnet20 --loss=pivot --init_from=runs/mnist-init
     train --loss=pivot --cascade_source=saved/mnist-resnet20-pivot-s0 --init_from=runs/mnist-init
+    train --recipe=R20_P,C --seed=1          a network of the paper: says which it needs before
 
 The run is kept in runs/NAME, and the finished network in saved/NAME, ready to be served and to be
 the source of another training. A training can be stopped at any moment (Ctrl-C, SIGTERM, kill -9);
@@ -18,16 +19,16 @@ from absl import flags
 
 from cascade_keras.attacks.specs import Attack
 from cascade_keras.cli.common import run_program
-from cascade_keras.cli.flags import define, read
+from cascade_keras.cli.flags import define, given, read
 from cascade_keras.cluster import WorkerLost
 from cascade_keras.printed import print_table
-from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.runs.settings import RecipeSettings, TrainingSettings
 from cascade_keras.runs.training_run import Training, TrainingResult
 
 
 def train(values: flags.FlagValues) -> int:
     """Run the program with parsed flags; returns the exit code."""
-    training = Training(read(values, TrainingSettings))
+    training = Training(_settings(values))
     try:
         result = training.run()
     except WorkerLost as lost:
@@ -45,6 +46,13 @@ def train(values: flags.FlagValues) -> int:
     else:
         print_results(result, training.preset.name)
     return 0
+
+
+def _settings(values: flags.FlagValues) -> TrainingSettings:
+    recipe = read(values, RecipeSettings).recipe
+    if recipe is None:
+        return read(values, TrainingSettings)
+    return TrainingSettings.from_recipe(recipe, **given(values, TrainingSettings))
 
 
 def print_results(result: TrainingResult, dataset: str) -> None:
@@ -66,4 +74,5 @@ def print_results(result: TrainingResult, dataset: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``bin/train`` and ``cascade-train``."""
-    return run_program("train", __doc__, define(TrainingSettings), train, argv)
+    values = define(TrainingSettings, define(RecipeSettings))
+    return run_program("train", __doc__, values, train, argv)

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cascade_keras import recipes
 from cascade_keras.attacks import specs as attacks
 from cascade_keras.data import specs as data
 from cascade_keras.data.settings import SIDES, DataSettings, parse_sides
@@ -20,6 +21,7 @@ from cascade_keras.models import forms
 from cascade_keras.models import specs as models
 from cascade_keras.provenance import locate, saved_versions
 from cascade_keras.ranges import UNIT
+from cascade_keras.runs.run import Run
 from cascade_keras.settings import (
     EPSILON,
     EPSILONS,
@@ -31,6 +33,7 @@ from cascade_keras.settings import (
     SOME,
     VALUE_RANGE,
     Rule,
+    Settings,
     check_apart,
     from_logits_setting,
     logits_setting,
@@ -328,6 +331,37 @@ class TrainingSettings(DataSettings):
             pair = self.crop if len(self.crop) == 2 else self.crop * 2
             object.__setattr__(self, "crop", data.crop_of(pair))
 
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str,
+        *,
+        seed: int = 0,
+        runs_dir: str = "runs",
+        dataset: str | None = None,
+        **others,
+    ) -> typing.Self:
+        """Return the settings of a network of the paper, see ``recipes.RECIPES``.
+
+            TrainingSettings.from_recipe("R20_P,C", seed=1, data_dir="data")
+
+        Args:
+            recipe: its name, or that of what a group starts from, such as "init-B".
+            seed: which repetition of the paper; those of other groups differ all the same.
+            runs_dir: where the run is to be, and where those are that it needs.
+            dataset: in place of the paper's.
+            others: fields that override the recipe's.
+
+        Raises:
+            InputError: there is no such recipe, or a network that it needs has not been trained;
+                the message has the commands that do it.
+        """
+        values = recipes.settings_of(recipe, seed=seed, runs_dir=runs_dir, dataset=dataset)
+        settings = cls(**{**values, **others})
+        if not Run(pathlib.Path(settings.runs_dir) / settings.name).started:
+            _check_trained(recipes.find(recipe), settings, seed)
+        return settings
+
     def resolved(
         self, dataset: data.DatasetSpec | None = None, *, own_network: str | None = None
     ) -> typing.Self:
@@ -436,6 +470,52 @@ class TrainingSettings(DataSettings):
                     f"{small:g} of the whole range would be {255 * small:g}"
                 )
         return noted
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeSettings(Settings):
+    """What ``bin/train`` takes beside ``TrainingSettings``."""
+
+    recipe: str | None = setting(
+        None,
+        "A network of the paper such as R20_P,C, or what a group of them starts from such as "
+        "init-B; other flags override what it says, and --seed is which repetition of it.",
+    )
+
+
+def _check_trained(recipe: recipes.Recipe, settings: TrainingSettings, seed: int) -> None:
+    """Refuse a recipe whose networks are not there, as far as the settings still name them."""
+    named = {settings.init_from, *settings.cascade_source, *settings.ensemble_source}
+    missing, commands = [], []
+    for name in recipe.needs:
+        place = pathlib.Path(settings.runs_dir) / recipes.folder(name, seed)
+        if str(place) in named and not Run(place).finished:
+            missing.append(str(place))
+            commands.append(_command(name, settings, seed))
+    if missing:
+        raise InputError(
+            f"{recipe.name} needs {' and '.join(missing)}, which {_are(missing)} not finished; "
+            f"run {' and '.join(commands)}",
+            "recipe",
+        )
+
+
+def _command(name: str, settings: TrainingSettings, seed: int) -> str:
+    """Return how a network is trained that a recipe needs."""
+    usual = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
+    own = recipes.find(name).dataset
+    flags = {
+        "seed": (seed, usual["seed"]),
+        "runs_dir": (settings.runs_dir, usual["runs_dir"]),
+        "dataset": (settings.dataset, own),
+        "data_dir": (settings.data_dir, usual["data_dir"]),
+    }
+    given = [f"--{flag}={value}" for flag, (value, default) in flags.items() if value != default]
+    return f"`{' '.join(['bin/train', f'--recipe={name}', *given])}`"
+
+
+def _are(things: Sequence) -> str:
+    return "are" if len(things) > 1 else "is"
 
 
 def initialisation(path: str) -> pathlib.Path:

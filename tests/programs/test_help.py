@@ -28,13 +28,14 @@ def test_help_needs_no_heavy_import(program, tmp_path):
 
 
 REFUSED = {
-    "train": ["--embedding_at=stage9", "--init_from=nowhere", "--saved_dir=runs"],
+    "train": ["--embedding_at=stage9", "--init_from=nowhere", "--saved_dir=runs",
+              "--recipe=R20_X", "--recipe=R20_P"],
     "export": ["--run=nowhere"],
     "craft": ["--source=nowhere"],
     "evaluate": ["--target=nowhere"],
     "analyze": ["--figure=logits --model=nowhere"],
     "prepare_data": ["--dataset=svhn"],
-}
+}  # fmt: skip
 ROWS = [(program, flags) for program, several in REFUSED.items() for flags in several]
 
 
