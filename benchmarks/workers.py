@@ -8,8 +8,9 @@ Each round starts bin/train three times, one after the other, of the same seed a
 batch: on the first core, on the first two, and as two workers of TF_CONFIG, one on each of these.
 What counts are the images a second that the chief reports, without the first report, which has the
 tracing in it. Beside it: how much of a step is reading and cutting a worker's rows of the batch,
-alone on one core, and how far apart the final weights are. The second command shows whether it
-runs. It needs Linux, two idle cores and nothing else.
+alone on one core, and how far apart the final weights are, which also a second thread changes: the
+sign of a gradient near 0 is decided by rounding. The second command shows whether it runs. It needs
+Linux, two idle cores and nothing else.
 """
 
 from __future__ import annotations
@@ -115,8 +116,9 @@ def input_seconds(args, cores: list[int]) -> float:
 
 
 def weights(folder: Path, name: str) -> list[np.ndarray]:
-    """Return the final weights of a run."""
-    return keras.models.load_model(folder / name / "model.keras").get_weights()
+    """Return what a run has trained; moving variances are of any size."""
+    variables = keras.models.load_model(folder / name / "model.keras").trainable_variables
+    return [variable.numpy() for variable in variables]
 
 
 def compare(args) -> dict[str, Any]:
@@ -134,8 +136,14 @@ def compare(args) -> dict[str, Any]:
                 own = train(args, folder, f"{name}-{number}", kind, cores)
                 speeds[kind].append(float(np.median(own)))
         in_turn.show("")
-        pairs = zip(weights(folder, "one-0"), weights(folder, "workers-0"), strict=True)
-        apart = max(float(np.abs(a - b).max()) for a, b in pairs)
+        one = weights(folder, "one-0")
+        apart = {
+            kind: max(
+                float(np.abs(a - b).max())
+                for a, b in zip(one, weights(folder, f"{kinds[kind]}-0"), strict=True)
+            )
+            for kind in (TWO, WORKERS)
+        }
     found = {
         kind: {
             "images_per_second": ranged(float(np.median(own)), np.array(own)),
@@ -155,7 +163,8 @@ def compare(args) -> dict[str, Any]:
     step = args.batch / found[WORKERS]["images_per_second"]["value"]
     read = input_seconds(args, cores)
     print(f"a worker's rows of a batch: {1000 * read:.2f} ms, {100 * read / step:.1f} % of a step")
-    print(f"weights after {args.steps} steps: at most {apart:.1e} apart")
+    told = ", ".join(f"{kind} {value:.1e}" for kind, value in apart.items())
+    print(f"weights after {args.steps} steps, at most apart from those of {ONE}: {told}")
     return {"speeds": found, "input_seconds": read, "step_seconds": step, "apart": apart}
 
 
