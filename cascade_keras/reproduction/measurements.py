@@ -96,11 +96,6 @@ class Measurement:
         return "bin/evaluate", f"--target={named}", *sources, *self.flags, f"--output={output}"
 
 
-def run_name(network: str, seed: int) -> str:
-    """Return the name of a network's folder, and of itself in reports: ``R20_P-C-s0``."""
-    return f"{network.replace(',', '-')}-s{seed}"
-
-
 def call_of(attack: str) -> str:
     """Return with which others an attack is counted."""
     if attack == CLEAN:

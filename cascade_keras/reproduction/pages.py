@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from cascade_keras import recipes
 from cascade_keras.attacks.specs import in_words
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
@@ -44,7 +45,6 @@ from cascade_keras.reproduction.measurements import (
     call_of,
     figure_measurements,
     figure_of,
-    run_name,
     table_of,
 )
 from cascade_keras.reproduction.published import CLEAN, COUNT, Cell, Part, Table
@@ -285,7 +285,7 @@ def table_page(
     *,
     seeds: Sequence[int] = (0,),
     dataset: str | None = None,
-    name_of: NameOf = run_name,
+    name_of: NameOf = recipes.folder,
     runs: Places | None = None,
     commands: Sequence[str] = (),
 ) -> TablePage:
@@ -335,7 +335,7 @@ def figure_page(
     output: str | os.PathLike,
     seeds: Sequence[int] = (0,),
     dataset: str | None = None,
-    name_of: NameOf = run_name,
+    name_of: NameOf = recipes.folder,
     runs: Places | None = None,
     commands: Sequence[str] = (),
 ) -> FigurePage:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from cascade_keras.errors import InputError
+from cascade_keras.recipes import folder
 from cascade_keras.reproduction import pages
-from cascade_keras.reproduction.measurements import run_name
 from cascade_keras.reproduction.published import TABLES
 
 SEVEN = TABLES[4].sources
 
 
-def report(folder, name, rows, *, dataset="mnist", models=None, sources=(), worst=(), failed=()):
+def report(tmp_path, name, rows, *, dataset="mnist", models=None, sources=(), worst=(), failed=()):
     """Write a report.
 
     Args:
@@ -80,9 +80,9 @@ def report(folder, name, rows, *, dataset="mnist", models=None, sources=(), wors
         ],
         "seed": 0,
     }
-    (folder / name).mkdir(parents=True)
-    (folder / name / "report.json").write_text(json.dumps(content))
-    return folder / name
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "report.json").write_text(json.dumps(content))
+    return tmp_path / name
 
 
 def rows_of(seed, *lines):
@@ -230,13 +230,13 @@ def test_mean_and_spread_are_numpys(tmp_path):
     assert number.difference == pytest.approx(np.mean(counts / 100) - 99.5)
 
 
-def black_box(folder, models=None, dataset="cifar10"):
+def black_box(tmp_path, models=None, dataset="cifar10"):
     """Table 4's report of one target: from each source another accuracy, 60 to 66 of 100."""
-    sources = [run_name(source, 0) for source in SEVEN]
+    sources = [folder(source, 0) for source in SEVEN]
     rows = [f"R110_K-s0<{source} iter_fgsm 16 {60 + i}/100" for i, source in enumerate(sources)]
     names = ["R110_K-s0", *sources]
     return report(
-        folder,
+        tmp_path,
         "table4-iterative-s0",
         rows,
         dataset=dataset,
@@ -269,11 +269,11 @@ def test_the_worst_case_of_the_paper_is_the_lowest_of_the_sources(tmp_path):
 
 
 def test_a_source_that_is_not_there_leaves_the_worst_case_out(tmp_path):
-    folder = black_box(tmp_path)
-    content = json.loads((folder / "report.json").read_text())
+    found = black_box(tmp_path)
+    content = json.loads((found / "report.json").read_text())
     content["results"] = content["results"][1:]
-    (folder / "report.json").write_text(json.dumps(content))
-    page = pages.table_page(4, [folder])
+    (found / "report.json").write_text(json.dumps(content))
+    page = pages.table_page(4, [found])
     assert [n.ours for n in page.numbers if n.network == "R110_K" and len(n.sources) == 7] == [
         None,
         41.0,
@@ -357,7 +357,7 @@ def test_a_plan_may_let_another_network_stand_for_one(tmp_path):
     found = report(tmp_path, "r", rows, dataset="cifar10", models=models)
 
     def name_of(network, seed):
-        return run_name(network.replace("R110", "R20"), seed)
+        return folder(network.replace("R110", "R20"), seed)
 
     page = pages.table_page(3, [found], name_of=name_of)
     number = next(n for n in page.numbers if n.network == "R110_P" and n.epsilon == 16)
@@ -402,7 +402,7 @@ def test_a_plans_job_becomes_a_page(two_seeds, tmp_path):
         settings=types.SimpleNamespace(seeds=(0, 1), dataset=None, output=str(tmp_path / "out")),
         jobs=made,
         job={each.name: each for each in made}.get,
-        run_of=lambda name, seed: pathlib.Path(tmp_path, "runs", run_name(name, seed)),
+        run_of=lambda name, seed: pathlib.Path(tmp_path, "runs", folder(name, seed)),
     )
     shown = pages.write(made[-1], plan)
     page = pages.read_page(shown.with_suffix(".json"))

@@ -9,11 +9,11 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation.settings import EvaluationSettings
 from cascade_keras.figures.kinds import FIGURES as KINDS
 from cascade_keras.figures.settings import FigureSettings, check_options
+from cascade_keras.recipes import RECIPES, folder
 from cascade_keras.reproduction.measurements import (
     Images,
     figure_measurements,
     measurements,
-    run_name,
 )
 from cascade_keras.reproduction.published import FIGURES, TABLES, VARIANTS
 from cascade_keras.settings import of_text
@@ -106,7 +106,7 @@ def settings_of(measurement, kind):
     """The settings that the flags of a call mean, checked as the program does."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {}
-    for flag in measurement.command(lambda name: f"runs/{run_name(name, 0)}", "out")[1:]:
+    for flag in measurement.command(lambda name: f"runs/{folder(name, 0)}", "out")[1:]:
         name, _, text = flag.removeprefix("--").partition("=")
         values[name] = of_text(kind, fields[name], text)
     return kind(**values)
@@ -117,7 +117,7 @@ def settings_of(measurement, kind):
 def test_the_calls_of_a_table_measure_each_of_its_cells(number, dataset):
     table = TABLES[number]
     told = [settings_of(one, EvaluationSettings) for one in measurements(number, dataset=dataset)]
-    runs = {name: f"runs/{run_name(name, 0)}" for name in table.networks}
+    runs = {name: f"runs/{folder(name, 0)}" for name in table.networks}
     for cell in table.cells:
         assert any(
             runs[cell.network] in one.target
@@ -155,7 +155,7 @@ def test_how_many_images():
 def test_sources_are_attacked_for_all_targets_at_once():
     (call,) = measurements(4)
     assert call.sources == tuple(SEVEN.split())
-    assert call.command(lambda name: f"r/{run_name(name, 1)}", "out") == (
+    assert call.command(lambda name: f"r/{folder(name, 1)}", "out") == (
         "bin/evaluate",
         "--target=r/R110_K-s1,r/R110_E-s1,r/R110_P-s1,r/R110_K-C-s1,r/R110_P-E-s1,r/R110_P-C-s1",
         "--source=r/R110_2-s1,r/R110_K2-s1,r/R110_E2-s1,r/R110_P2-s1,r/R110_K-C2-s1,"
@@ -182,13 +182,14 @@ def test_the_calls_of_a_figure_are_ones_that_bin_analyze_takes(number):
         assert one.gradients > 0
 
 
-def test_networks_of_figures_are_those_of_tables_or_variants_of_them():
-    recipes = {name for table in TABLES.values() for name in table.networks}
-    recipes |= {"R20M", "R20M_K", "R20M_P", "R20_2", "R20_E", "R20_B", "R20_K,C"}
-    recipes |= {"R20_P,E", "R20_P,C", "R56_K", "R56_P", "R56_K2"}
+def test_networks_of_tables_and_figures_are_recipes_or_variants_of_them():
     for figure in FIGURES.values():
-        assert set(figure.networks) <= recipes | set(VARIANTS)
-    assert {variant.recipe for variant in VARIANTS.values()} <= recipes
+        assert set(figure.networks) <= set(RECIPES) | set(VARIANTS)
+    assert {variant.recipe for variant in VARIANTS.values()} <= set(RECIPES)
+    for table in TABLES.values():
+        assert set(table.networks) <= set(RECIPES)
+        assert {RECIPES[name].dataset for name in table.networks} == {table.dataset}
+        assert {RECIPES[name].depth for name in table.networks} == {table.depth}
     assert all(name.replace("-", "").isascii() for name in VARIANTS)
 
 
