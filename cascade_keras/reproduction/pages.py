@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MOST_POINTS = 3.0  # a larger difference has to be explained
 IMAGES_OF_COUNTS = 100  # the paper counts of so many
+PUBLISHED_SEARCH = "grid"  # of Carlini and Wagner's attack
 _CALLED = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 NameOf = Callable[[str, int], str]  # (network of the paper, seed) -> the run that stands for it
 Places = Mapping[str, str | os.PathLike]  # of runs, by their names
@@ -475,6 +476,7 @@ class _Count(NamedTuple):
     value: float
     examples: int
     report: str
+    search: str | None = None  # of a minimal epsilon
 
 
 class _There:
@@ -512,7 +514,8 @@ class _There:
                 )
         for result in content.results:
             key = (result.target, result.source, result.attack, round(result.epsilon, 6))
-            _keep(self._results, key, _Count(result.accuracy, result.examples, report))
+            search = result.options.get("search")
+            _keep(self._results, key, _Count(result.accuracy, result.examples, report, search))
             if result.options:
                 said = in_words(result.options)
                 self._options.setdefault(result.attack, {})[said] = None
@@ -656,7 +659,8 @@ def _number(
     ]
     ours = [value.value for value in values]
     mean = statistics.fmean(ours) if ours else None
-    others = _others(cell, of, dataset, values, networks) if ours else []
+    searches = {count.search for count in counts.values() if count is not None}
+    others = _others(cell, of, dataset, values, searches, networks) if ours else []
     compared = ours and cell.value is not None
     return Number(
         network=cell.network,
@@ -681,6 +685,7 @@ def _others(
     of: Table,
     dataset: str,
     values: Sequence[Value],
+    searches: Collection[str | None],
     networks: Sequence[Network],
 ) -> list[str]:
     """Return what stands in for what the published number is of."""
@@ -698,6 +703,8 @@ def _others(
     if cell.kind == COUNT and counted != {IMAGES_OF_COUNTS}:
         number = " and ".join(map(str, sorted(counted)))
         found.append(f"{number} images for {IMAGES_OF_COUNTS}")
+    if cell.kind == COUNT and searches != {PUBLISHED_SEARCH}:
+        found.append("minimal epsilons by descent, which finds smaller ones, for the grid search")
     return list(dict.fromkeys(found))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cascade_keras.errors import InputError
+from cascade_keras.evaluation.checklist import CHECKS
 from cascade_keras.recipes import folder
 from cascade_keras.reproduction import pages
 from cascade_keras.reproduction.published import TABLES
@@ -19,7 +20,18 @@ from cascade_keras.reproduction.published import TABLES
 SEVEN = TABLES[4].sources
 
 
-def report(tmp_path, name, rows, *, dataset="mnist", models=None, sources=(), worst=(), failed=()):
+def report(
+    tmp_path,
+    name,
+    rows,
+    *,
+    dataset="mnist",
+    models=None,
+    sources=(),
+    worst=(),
+    failed=(),
+    search="grid",
+):
     """Write a report.
 
     Args:
@@ -27,6 +39,7 @@ def report(tmp_path, name, rows, *, dataset="mnist", models=None, sources=(), wo
         models: of networks by name; else resnet20, 8000 steps.
         worst: "target attack epsilon correct/examples", of all sources.
         failed: "target: title: text".
+        search: of cw_linf.
     """
     results, names = [], {}
     for row in rows:
@@ -43,7 +56,7 @@ def report(tmp_path, name, rows, *, dataset="mnist", models=None, sources=(), wo
                 "correct": correct,
                 "examples": examples,
                 "accuracy": 100 * correct / examples,
-                "options": {"steps": 40} if attack == "pgd" else {},
+                "options": {"pgd": {"steps": 40}, "cw_linf": {"search": search}}.get(attack, {}),
             }
         )
     marked = []
@@ -305,6 +318,24 @@ def test_a_count_of_other_images_is_not_compared(tmp_path):
     (number,) = (n for n in page.numbers if (n.network, n.attack) == ("R20M_P", "cw_linf"))
     assert (number.ours, number.difference) == (60.0, -22.0)  # per 100
     assert number.why_not == ["50 images for 100"]
+
+
+def test_a_count_by_another_search_is_not_compared(tmp_path):
+    found = report(tmp_path, "r", rows_of(0, "R20M_P cw_linf 60 100"), search="descent")
+    page = pages.table_page(2, [found])
+    (number,) = (n for n in page.numbers if (n.network, n.attack) == ("R20M_P", "cw_linf"))
+    assert (number.difference, number.comparable) == (-22.0, False)
+    assert number.why_not == [
+        "minimal epsilons by descent, which finds smaller ones, for the grid search"
+    ]
+
+
+def test_the_page_about_reports_tells_of_every_item_of_a_checklist():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "reading_a_report.md"
+    told = [line.split(" | ")[0] for line in page.read_text().splitlines()]
+    assert [line for line in told if line[2:] in {check.title for check in CHECKS}] == [
+        f"| {check.title}" for check in CHECKS
+    ]
 
 
 def test_the_share_of_the_schedule(tmp_path):
