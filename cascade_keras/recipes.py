@@ -233,12 +233,14 @@ def settings_of(
 
 def _schedule(recipe: Recipe, row: DatasetSpec, scale: float) -> dict[str, Any]:
     """Return the fields that say how long, as far as they are not the dataset's own."""
-    if recipe.is_initialisation:
-        epochs = _EPOCHS[recipe.dataset]
-        steps = max(1, round(round(epochs * row.examples / _BATCH) * scale))
-        return {"steps": steps, "lr_boundaries": ()}
-    if scale == 1:
+    if scale == 1 and not recipe.is_initialisation:
         return {}
-    steps = max(1, round(row.steps * scale))
-    # Boundaries follow from the steps; a warm-up would not be shortened with them.
-    return {"steps": steps, "warmup_steps": min(round(row.warmup_steps * scale), steps // 10)}
+    whole, rates = row.steps, {}
+    if recipe.is_initialisation:
+        whole, rates = _EPOCHS[recipe.dataset] * row.examples / _BATCH, {"lr_boundaries": ()}
+    steps = max(1, round(whole * scale))
+    if (
+        row.warmup_steps and scale != 1
+    ):  # boundaries follow from the steps, but it would not be shortened
+        rates["warmup_steps"] = min(round(row.warmup_steps * scale), steps // 5)
+    return {"steps": steps, **rates}
