@@ -239,8 +239,7 @@ def _schedule(recipe: Recipe, row: DatasetSpec, scale: float) -> dict[str, Any]:
     if recipe.is_initialisation:
         whole, rates = _EPOCHS[recipe.dataset] * row.examples / _BATCH, {"lr_boundaries": ()}
     steps = max(1, round(whole * scale))
-    if (
-        row.warmup_steps and scale != 1
-    ):  # boundaries follow from the steps, but it would not be shortened
+    if row.warmup_steps and scale != 1:
+        # Boundaries follow from the steps; a warm-up would not be shortened with them.
         rates["warmup_steps"] = min(round(row.warmup_steps * scale), steps // 5)
     return {"steps": steps, **rates}
