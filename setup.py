@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cascade_keras", "cascade_keras.*"]),
-    package_data={"cascade_keras": ["py.typed"]},
+    package_data={"cascade_keras": ["py.typed", "zoo/presets/*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "tensorflow>=2.18,<2.22",
@@ -72,6 +72,7 @@ setup(
             "cascade-craft=cascade_keras.cli.launch:craft",
             "cascade-evaluate=cascade_keras.cli.launch:evaluate",
             "cascade-analyze=cascade_keras.cli.launch:analyze",
+            "cascade-zoo=cascade_keras.cli.launch:zoo",
             "cascade-prepare-data=cascade_keras.cli.launch:prepare_data",
         ]
     },

@@ -29,6 +29,7 @@ _HOMES = {
     "export_run": "export",
     "export_saved_model": "export",
     "lenet": "models.networks",
+    "load": "zoo.loading",
     "load_source": "sources",
     "resnet": "models.networks",
     "verify": "evaluation.verify",
@@ -48,6 +49,7 @@ _HOMES = {
     "runs": "",
     "sources": "",
     "training": "",
+    "zoo": "",
 }
 __all__ = sorted(_HOMES)
 __version__ = "0.6.0"

@@ -27,6 +27,7 @@ import shutil
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
+from cascade_keras import presets
 from cascade_keras.data.specs import DATASETS, sides_of
 from cascade_keras.errors import InputError, about, shown
 from cascade_keras.files import (
@@ -84,6 +85,10 @@ _IDENTITY = (
 )
 
 
+# What a preset records as a run does.
+_OF_RUNS = ("recipe", "dataset", "steps", "seed", "versions", "results", "learned_from")
+
+
 def provenance_of_run(config: dict, steps: int, results: list[dict]) -> dict:
     """Return what is worth knowing of a network that a run has trained.
 
@@ -107,7 +112,7 @@ def provenance_of_run(config: dict, steps: int, results: list[dict]) -> dict:
 class ExportSettings(Settings):
     """Which network is saved, and where: the flags of ``bin/export``."""
 
-    run: str | None = setting(None, "A finished run's folder, runs/NAME.", path=True)
+    run: str | None = setting(None, "A finished run's folder, runs/NAME, or zoo:NAME.", path=True)
     output: str | None = setting(
         None,
         "Folder of the network's versions; its name is the one to be served by; default: "
@@ -137,7 +142,7 @@ def export_run(
     TensorFlow is imported once run and folder are known to be good.
 
     Args:
-        run: its folder, runs/NAME.
+        run: its folder, runs/NAME, or zoo:NAME.
         output: the folder of the versions; saved/NAME where None.
         image_shape: of stored images, see ``export_saved_model``; that of the row of the dataset
             that the run learned where None.
@@ -153,10 +158,10 @@ def export_run(
     """
     if run is None:
         raise InputError("must be given, a finished run's folder such as runs/NAME", "run")
-    run = expand(run)
-    base = expand(output or pathlib.Path("saved", folder_name(run.resolve().name, "output")))
+    called = presets.plain(expand(run).resolve().name)
+    base = expand(output or pathlib.Path("saved", folder_name(called, "output")))
     with about("run"):
-        provenance = _read_run(run)
+        file, provenance = finished(run)
         if image_shape is None:
             name = provenance["recipe"].get("dataset")
             image_shape = provenance["dataset"].get("image_shape")
@@ -174,7 +179,7 @@ def export_run(
     from cascade_keras.model_files import load_network
 
     with about("run"):
-        network = load_network(run / "model.keras")
+        network = load_network(file)
         crop = provenance["recipe"].get("crop")
         version = export_saved_model(
             network,
@@ -187,8 +192,21 @@ def export_run(
     return Exported(version, int(version.name) not in before)
 
 
+def finished(run: str | os.PathLike) -> tuple[pathlib.Path, dict]:
+    """Return the file of the network of a finished run, or of a preset, and its provenance.
+
+    Raises:
+        InputError: it is none, or its files cannot be read.
+    """
+    found = expand(run)
+    if (presets.is_named(run) and not os.path.lexists(found)) or presets.folder_at(found):
+        location = locate(run)
+        known = location.provenance
+        return location.path, {key: known[key] for key in _OF_RUNS if key in known}
+    return found / "model.keras", _read_run(found)
+
+
 def _read_run(run: pathlib.Path) -> dict:
-    """Return a finished run's provenance."""
     if not (run / "config.json").exists():
         problem = "is not a run (no config.json)" if run.exists() else "does not exist"
         raise InputError(f"{run} {problem}; name a finished run's folder")

@@ -1,9 +1,13 @@
-"""Whole Keras models from .keras and .h5 files, whose Python code is never run, trusted or not."""
+"""Whole Keras models from .keras and .h5 files, whose Python code is never run, trusted or not.
+
+Those of presets, which are a file of the network and one of its weights, too.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pathlib
 import warnings
 import zipfile
 
@@ -11,13 +15,15 @@ import h5py
 import keras
 
 # Importing the layers makes them known to Keras's loader.
-from cascade_keras import layers, own_code  # noqa: F401
+from cascade_keras import layers, own_code, presets, records  # noqa: F401
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.records import MOST_BYTES
 
 
 def load(path: str | os.PathLike) -> keras.Model:
     """Load what a .keras file holds, which may be a trainer, or the network of a .h5 file.
+
+    Of a preset it is the weights file that is named, see ``provenance.locate``.
 
     What it was compiled with is left out.
 
@@ -30,6 +36,9 @@ def load(path: str | os.PathLike) -> keras.Model:
     if str(path).lower().endswith(".keras"):
         _check_keras_file(path)
         return _loaded(path)
+    preset = presets.folder_at(path)
+    if preset is not None:
+        return _of_preset(preset)
     _check_h5_file(path)
     return _network(_loaded(path))
 
@@ -52,6 +61,21 @@ def _loaded(path: str | os.PathLike) -> keras.Model:
     except Exception as error:  # Keras, h5py and zipfile each raise their own
         reason = own_code.unknown_class(error) or first_line(error)
         raise InputError(f"{path} cannot be loaded ({reason})") from error
+
+
+def _of_preset(folder: pathlib.Path) -> keras.Model:
+    """Return the network of a preset's two files, of which the weights were compared before."""
+    file = folder / presets.CONFIG
+    config = records.read(file, records.Values)
+    if _has_lambda(config):
+        raise _code_in(file)
+    try:
+        network = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        network.load_weights(folder / presets.WEIGHTS)
+    except Exception as error:  # Keras and h5py each raise their own
+        reason = own_code.unknown_class(error) or first_line(error)
+        raise InputError(f"{folder} cannot be loaded ({reason})") from error
+    return network
 
 
 def _check_keras_file(path: str | os.PathLike) -> None:

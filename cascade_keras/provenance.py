@@ -6,6 +6,7 @@ A network can be named by
     saved/NAME/3       one version, or any other SavedModel
     runs/NAME          a finished run
     PATH.keras, .h5    a Keras model
+    zoo:NAME           a preset of this package; any other by its folder, see ``presets``
     app:NAME, module:function    a network that is made when it is loaded, see ``models.forms``
 
 ``assets.extra/cascade_keras.json`` in a version says what the network is: its provenance.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from cascade_keras import records
+from cascade_keras import presets, records
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand, is_path, named_twice
 from cascade_keras.models import forms
@@ -128,21 +129,28 @@ class Location:
     """A network on disk.
 
     Attributes:
-        path: the SavedModel's folder or the .keras file.
+        path: the SavedModel's folder, the .keras file, or a preset's weights file.
         name: what people call it: the folder that holds its versions, the run, or the file.
         provenance: what is recorded of it; empty where nothing is.
         made: the text of a network that is not on disk but is made when it is loaded.
+        preset: the text zoo:NAME of one that the package brings along, wherever that lies.
     """
 
     path: pathlib.Path
     name: str
     provenance: dict
     made: str | None = None
+    preset: str | None = None
 
     @property
     def is_saved_model(self) -> bool:
         """Whether it is a SavedModel rather than a .keras file."""
         return self.path.is_dir()
+
+    @property
+    def named(self) -> pathlib.Path:
+        """By what it is found again: on any machine, where the package brings it along."""
+        return self.path if self.preset is None else pathlib.Path(self.preset)
 
 
 def locate(path: str | pathlib.Path) -> Location:
@@ -153,7 +161,10 @@ def locate(path: str | pathlib.Path) -> Location:
     """
     text, path = os.fspath(path), expand(path)
     try:
-        form = None if os.path.lexists(path) else forms.form_of(text)
+        there = os.path.lexists(path)
+        if presets.is_named(text) and not there:
+            return _locate_preset(presets.folder_of(text), text)
+        form = None if there else forms.form_of(text)
         if form is not None and form.kind in (forms.APPLICATION, forms.FUNCTION):
             return Location(pathlib.Path(text), form.label, {}, text)
         os.fsencode(path).decode("utf-8")
@@ -168,8 +179,11 @@ def _locate(path: pathlib.Path) -> Location:
     if not path.exists():
         raise InputError(
             f"{path} does not exist; name a saved network's folder, a finished run, a .keras or .h5"
-            " file, app:NAME or module:function"
+            " file, zoo:NAME, app:NAME or module:function"
         )
+    preset = presets.folder_at(path)
+    if preset is not None:
+        return _locate_preset(preset)
     if path.is_file():
         if path.suffix.lower() not in KERAS_FILES:
             raise InputError(f"{path} is neither a .keras or .h5 file nor a SavedModel's folder")
@@ -228,6 +242,11 @@ def _locate_run(path: pathlib.Path) -> Location:
     known = {key: config.as_json()[key] for key in ("dataset", "seed")}
     known = {"recipe": config.flags, **known, **learned_from(config.as_json())}
     return Location(path / "model.keras", path.resolve().name, known)
+
+
+def _locate_preset(folder: pathlib.Path, text: str | None = None) -> Location:
+    known = presets.read(folder, Provenance)
+    return Location(presets.weights(folder), folder.resolve().name, known, preset=text)
 
 
 def learned_from(config: Mapping) -> dict[str, list]:

@@ -43,7 +43,7 @@ class Source:
 
     Attributes:
         name: of its folder, run or file; of one in memory, its own.
-        path: the SavedModel's folder or the .keras file; None where it is in memory only.
+        path: the SavedModel's folder, the .keras file or zoo:NAME; None where it is in memory only.
         input_shape: (H, W, C), None where any size is taken.
         weights_hash: SHA-256 of the weights, the same for every form of the same network; and of
             what is said of its pixels and outputs, where that is anything, see ``source_hash``.
@@ -200,7 +200,8 @@ def load_source(
 ) -> Source:
     """Load a network by its path, or take one that is in memory.
 
-    A path names a SavedModel (the largest version), a .keras or .h5 file, or a run. Any SavedModel
+    A path names a SavedModel (the largest version), a .keras or .h5 file, a run, or as zoo:NAME a
+    network that the package brings along. Any SavedModel
     will do whose signature "serve" or "serving_default" takes one float image batch and returns
     "logits", or one output (batch, classes); it has an "embedding" where it returns one, else the
     logits are its embedding. Of a Keras model and of a function the same is asked. Networks of any
@@ -303,7 +304,7 @@ def _located(
     recorded = location.provenance.get("recipe", {})
     provenance = location.provenance
     told = told.or_recorded(recorded)
-    return _of_keras(model, location.name, location.path, provenance, told, image_shape)
+    return _of_keras(model, location.name, location.named, provenance, told, image_shape)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@
     evaluate --target=saved/a --attack=iter_fgsm,pgd,cw_linf
     evaluate --target=saved/a --attack=autoattack --dry_run           what it would take
     evaluate --target=saved/a --attack=autoattack --worker=0/4        a share, beside 1/4, 2/4, 3/4
+    evaluate --target=zoo:all --dataset=mnist --attack=pgd,autoattack      the zoo's leaderboard
     evaluate --verify=reports/matrix --verify_share=0.05              whether a report holds: 0 or 1
 
 A network is a saved network, a run, a .keras file or anybody's SavedModel from images in [0, 1] to
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from cascade_keras import presets
 from cascade_keras.cli.common import of_cluster, run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.errors import InputError
@@ -71,6 +73,11 @@ def evaluate(values: flags.FlagValues) -> int:
         return 0
     console = rich.console.Console(highlight=False)
     tables.print_report(content, console, path)
+    if any(map(presets.is_named, settings.target)) and not content["sources"]:
+        from cascade_keras.zoo import leaderboard
+
+        leaderboard.show(leaderboard.of_report(content), console)
+        leaderboard.write(content, path)
     seconds = evaluation.seconds
     print(f"crafting took {seconds.crafting:.0f} s, classifying {seconds.classifying:.0f} s")
     return 0

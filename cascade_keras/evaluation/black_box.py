@@ -17,6 +17,7 @@ import numpy as np
 from cascade_keras.evaluation import summary
 from cascade_keras.evaluation.cells import CLEAN, Cell, Correct
 from cascade_keras.files import expand
+from cascade_keras.presets import plain
 from cascade_keras.provenance import version_of
 
 ITSELF, SEEN, FAMILY = "itself", "seen", "same family"
@@ -100,7 +101,7 @@ def _is_meant(record: Mapping[str, str], source: Kin) -> bool:
         places = {source.path.resolve(), source.path.resolve().parent}
         if path.resolve() in places:
             return True
-    name = path.parent.name if version_of(path.name) is not None else path.name
+    name = path.parent.name if version_of(path.name) is not None else plain(path.name)
     return (name if path.suffix not in (".keras", ".h5", ".hdf5") else path.stem) == source.name
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from cascade_keras import presets
 from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
 from cascade_keras.attacks.versions import VERSIONS
 from cascade_keras.data.settings import DataSettings
@@ -74,7 +75,12 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     """
 
     # Which networks on which images.
-    target: tuple[str, ...] = setting((), "Networks that classify.", path=True)
+    target: tuple[str, ...] = setting(
+        (),
+        "Networks that classify. zoo:NAME is one that the package brings along, zoo:all those of "
+        "the dataset named.",
+        path=True,
+    )
     source: tuple[str, ...] = setting(
         (),
         "Networks whose adversarial images are shown to every target (black box); default: each "
@@ -187,6 +193,9 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     def __post_init__(self):
         super().__post_init__()
         for name in ("target", "source"):
+            with about(name):
+                paths = presets.expanded(getattr(self, name), self.dataset)
+            object.__setattr__(self, name, paths)
             twice = named_twice(getattr(self, name))
             if twice is not None:
                 raise InputError(f"{twice} is named twice; name each network once", name)
@@ -284,5 +293,5 @@ class EvaluationSettings(NetworkSettings, DataSettings):
 def _name(network) -> str:
     """Return what a network is called, for the name of its report."""
     if is_path(network):
-        return expand(network).resolve().name
+        return presets.plain(expand(network).resolve().name)
     return getattr(network, "name", None) or getattr(network, "__name__", "network")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cascade_keras import recipes
+from cascade_keras import presets, recipes
 from cascade_keras.attacks import specs as attacks
 from cascade_keras.data import specs as data
 from cascade_keras.data.settings import SIDES, DataSettings, parse_sides
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, about
 from cascade_keras.files import expand, named_twice
 from cascade_keras.learned import dataset_of
 from cascade_keras.losses import specs as losses
@@ -92,8 +93,8 @@ class TrainingSettings(DataSettings):
     loss: str = setting("pivot", "How the network is defended.", choices=lambda: losses.LOSSES)
     init_from: str | None = setting(
         None,
-        "A run's directory, a saved network, or a .keras, .h5 or .weights.h5 file whose weights to "
-        "start from.",
+        "A run's directory, a saved network, zoo:NAME, or a .keras, .h5 or .weights.h5 file whose "
+        "weights to start from.",
         path=True,
     )
     embedding_at: str = setting(
@@ -525,6 +526,9 @@ def initialisation(path: str) -> pathlib.Path:
         InputError: it is not there, or no such file.
     """
     file = expand(path)
+    if presets.folder_at(file) or (presets.is_named(path) and not os.path.lexists(file)):
+        with about("init_from"):
+            return locate(path).path
     if file.is_dir():
         if (file / "config.json").exists() or not _is_saved_network(file):
             file = file / "model.keras"
@@ -532,8 +536,8 @@ def initialisation(path: str) -> pathlib.Path:
             return locate(file).path
     if not file.is_file():
         raise InputError(
-            f"{file} does not exist; name a finished run's directory, a saved network, a .keras, "
-            ".h5 or .weights.h5 file",
+            f"{file} does not exist; name a finished run's directory, a saved network, zoo:NAME, a "
+            ".keras, .h5 or .weights.h5 file",
             "init_from",
         )
     if not file.name.endswith((".keras", ".h5")):

@@ -499,9 +499,11 @@ class Training:
 
     def _compare_initialisations(self, sources: Sequence[Source]) -> None:
         """Say so if a cascade network does not start from its source's weights, as the paper's."""
+        own = self.settings.init_from or ""
         for source in sources:
             theirs = source.provenance.get("recipe", {}).get("init_from")
-            if theirs and theirs != self.settings.init_from:
+            # Of a preset's only the name is known.
+            if theirs and theirs not in (own, pathlib.PurePath(own).name):
                 self.say(
                     f"note: {source.name} started from {theirs}; in the paper a cascade network "
                     f"starts from the same weights as its source (init_from {theirs})"

@@ -8,7 +8,7 @@ import sys
 import pytest
 from support.files import ROOT
 
-PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "prepare_data")
+PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "zoo", "prepare_data")
 HELP = (
     "import sys; from cascade_keras.cli import launch; program = sys.argv.pop(1);"
     "status = launch.run(program);"
@@ -34,6 +34,7 @@ REFUSED = {
     "craft": ["--source=nowhere"],
     "evaluate": ["--target=nowhere"],
     "analyze": ["--figure=logits --model=nowhere"],
+    "zoo": ["--report=nowhere --run=nowhere"],
     "prepare_data": ["--dataset=svhn"],
 }  # fmt: skip
 ROWS = [(program, flags) for program, several in REFUSED.items() for flags in several]

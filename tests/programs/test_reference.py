@@ -14,7 +14,7 @@ from support.files import ROOT
 
 import cascade_keras
 
-PACKAGES = ("attacks", "data", "losses", "models", "evaluation", "runs", "figures")
+PACKAGES = ("attacks", "data", "losses", "models", "evaluation", "runs", "figures", "zoo")
 DIRECTIVE = re.compile(r"^::: ([\w.]+)\n((?: +.*\n)*)", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -19,6 +19,7 @@ PROGRAMS = {
     "evaluate": "evaluation.settings:EvaluationSettings",
     "analyze": "figures.settings:FigureSettings",
     "export": "export:ExportSettings",
+    "zoo": "zoo.settings:ZooSettings",
     "prepare_data": "cli.prepare_data:PrepareSettings",
 }
 LONG = 100_000

@@ -1,0 +1,149 @@
+"""The model card of a preset, made of its metadata and robustness. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from cascade_keras.attacks.specs import in_words
+from cascade_keras.errors import InputError
+from cascade_keras.evaluation.cells import CLEAN
+from cascade_keras.evaluation.tables import plain, table
+from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.settings import flag_of
+from cascade_keras.zoo.robustness import Robustness
+
+_NOTHING = "nothing suspicious in these numbers, which does not prove robustness"
+# What says where or by what a network was trained, not how.
+_NOT_THE_RECIPE = ("name", "dataset", "model", "loss", "steps", "seed")
+CITATION = """\
+@inproceedings{na2018cascade,
+  title     = {Cascade Adversarial Machine Learning Regularized with a Unified Embedding},
+  author    = {Na, Taesik and Ko, Jong Hwan and Mukhopadhyay, Saibal},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2018}
+}"""
+
+
+def card(metadata: Mapping[str, Any], measured: Robustness) -> str:
+    """Return the README.md of a preset.
+
+    Args:
+        metadata: what its metadata.json holds.
+        measured: what its robustness.json holds.
+    """
+    name, recipe = metadata["name"], metadata["recipe"]
+    parts = [
+        f"# {plain(name)}",
+        f"{plain(recipe['model'])} for {plain(measured.dataset)}, trained by the loss "
+        f"{plain(recipe['loss'])}.",
+        f'```python\nimport cascade_keras as ck\n\nnetwork = ck.load("{name}")\n```',
+        f"A Keras model from images {_shape(metadata['input_shape'])}, float32 in [0, 1], to "
+        f"`embedding` ({metadata['embedding_size']}) and `logits` ({metadata['num_classes']}); "
+        f"`zoo:{name}` is its name in programs.",
+        "## Training",
+        table(["", ""], _training(metadata), left=2),
+        f"```\n{command(recipe)}\n```",
+        "## Robustness",
+        f"White box, first test images, true labels, epsilon in 0..255, seed of the attacks "
+        f"{', '.join(sorted({str(report.seed) for report in measured.reports}))}.",
+        table(["attack", "epsilon", "accuracy, %", "images", "options"], _results(measured)),
+        *_worst(measured),
+        "## Can these numbers be trusted?",
+        *_trust(measured),
+        "## How to cite",
+        f"```bibtex\n{CITATION}\n```",
+        "The network is one of cascade_keras, "
+        f"version {metadata['cascade_keras_version']}, licence Apache-2.0.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(recipe: Mapping[str, Any]) -> str:
+    """Return the command that trains a network of this recipe, but for its name and places."""
+    given = {key: recipe[key] for key in ("dataset", "model", "loss", "steps", "seed")}
+    try:
+        usual = TrainingSettings(**given).resolved().decisive()
+    except InputError:  # of data that are not here
+        usual = TrainingSettings().decisive()
+    shown = {**given, **{k: v for k, v in recipe.items() if k in usual and usual[k] != v}}
+    flags = [
+        _flag(key, value)
+        for key, value in shown.items()
+        if key in given or key not in _NOT_THE_RECIPE
+    ]
+    return " \\\n    ".join(["bin/train", *flags])
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{flag_of(name)}"
+    items = value if isinstance(value, list) else [value]
+    text = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+    return shlex.quote(f"--{flag_of(name)}={text or 'none'}")
+
+
+def _training(metadata: Mapping[str, Any]) -> list[list[str]]:
+    recipe, dataset = metadata["recipe"], metadata["dataset"]
+    began = recipe.get("init_from")
+    learned = [source["name"] for source in metadata.get("learned_from", ())]
+    rows = {
+        "data": f"{dataset['name']}, SHA-256 {dataset['fingerprint'][:16]}",
+        "steps": f"{metadata['steps']:,} of {recipe.get('batch_size', 128)} images",
+        "seed": metadata["seed"],
+        "epsilon": recipe.get("max_epsilon") and f"up to {recipe['max_epsilon']:g} of 255",
+        "began with": began and f"the weights of {began}",
+        "images of": ", ".join(learned),
+        "seconds": None if metadata.get("seconds") is None else f"{metadata['seconds']:,.0f}",
+        "how": metadata.get("note"),
+        "parameters": f"{metadata['parameter_count']:,}",
+        "packages": ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()),
+    }
+    return [[key, str(value)] for key, value in rows.items() if value not in (None, "")]
+
+
+def _results(measured: Robustness) -> list[list[str]]:
+    return [
+        [
+            result.attack,
+            "" if result.attack == CLEAN else f"{result.epsilon:g}",
+            f"{result.accuracy:.1f}",
+            f"{result.examples:,}",
+            plain(in_words(result.options or {})),
+        ]
+        for result in measured.results
+    ]
+
+
+def _worst(measured: Robustness) -> list[str]:
+    return [
+        f"{record.accuracy:.1f} % of {record.examples:,} images withstand all attacks at epsilon "
+        f"{record.epsilon:g} that were measured together."
+        for record in measured.worst
+    ]
+
+
+def _trust(measured: Robustness) -> list[str]:
+    said = measured.diagnosis
+    parts = []
+    if said is None:
+        parts.append("No diagnosis was made.")
+    else:
+        parts.append("\n".join(f"- {plain(sentence)}" for sentence in said or [_NOTHING]))
+    if measured.checklist:
+        rows = [
+            [
+                item.title,
+                item.verdict,
+                "" if item.number is None else f"{item.number:.3g} {item.unit}".strip(),
+                f"{item.examples:,}" if item.examples else "",
+            ]
+            for item in measured.checklist
+        ]
+        parts.append(table(["check", "verdict", "number", "images"], rows, left=2))
+    return parts
+
+
+def _shape(shape) -> str:
+    return "(batch, " + ", ".join(map(str, shape)) + ")"
