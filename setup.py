@@ -59,6 +59,8 @@ setup(
             "mkdocstrings-python>=2.0,<3",
             "griffelib>=2.4,<3",
         ],
+        # Several machines or a cluster: workflow/Snakefile runs the plan of bin/reproduce.
+        "reproduce": ["snakemake>=9,<10"],
         "benchmark": [
             "torch>=2.2",
             "foolbox>=3.3.4,<4",
@@ -73,6 +75,7 @@ setup(
             "cascade-evaluate=cascade_keras.cli.launch:evaluate",
             "cascade-analyze=cascade_keras.cli.launch:analyze",
             "cascade-zoo=cascade_keras.cli.launch:zoo",
+            "cascade-reproduce=cascade_keras.cli.launch:reproduce",
             "cascade-prepare-data=cascade_keras.cli.launch:prepare_data",
         ]
     },

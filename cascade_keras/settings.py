@@ -15,7 +15,7 @@ import types
 import typing
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cascade_keras.errors import InputError, shown
 from cascade_keras.files import expand
@@ -291,6 +291,7 @@ class NetworkSettings(Settings):
         return {name: value for name, value in told.items() if value is not None}
 
 
+S = TypeVar("S", bound=Settings)
 _ALL_NOT_NEGATIVE = Rule(lambda v: all(item >= 0 for item in v), "numbers of 0 or above")
 
 
@@ -470,3 +471,64 @@ def items_of(text: str) -> list[str]:
     if not all(items):
         raise InputError(f"has an empty item, got {shown(text)}")
     return items
+
+
+def of_flags(settings: type[S], flags: Sequence[str], beside: S | None = None) -> S:
+    """Return the settings that flags such as ``--epsilon=2,4`` or ``--noexport`` mean.
+
+    Args:
+        beside: what is not said is as here; the defaults when None.
+
+    Raises:
+        InputError: a flag is no setting's, or its value is refused.
+    """
+    fields = {flag_of(field.name): field for field in dataclasses.fields(settings)}
+    found: dict[str, Any] = {}
+    for flag in flags:
+        name, equals, text = flag.removeprefix("--").partition("=")
+        switched = not equals and name not in fields
+        field = fields.get(name.removeprefix("no") if switched else name)
+        if field is None:
+            raise InputError(f"there is no flag {shown(flag)}")
+        is_switch = kind_of(settings, field.name) == Kind(bool, many=False, optional=False)
+        if is_switch and text in ("", "true", "false"):
+            found[field.name] = not switched and text != "false"
+        else:
+            found[field.name] = of_text(settings, field, text)
+    return (settings() if beside is None else beside).replace(**found)
+
+
+def as_flags(settings: Settings, beside: Settings | None = None) -> tuple[str, ...]:
+    """Return the flags by which a program is given these settings.
+
+    Args:
+        beside: what is said without them; the defaults when None.
+
+    Raises:
+        ValueError: no flag says it, as of a setting that is None here and something in ``beside``.
+    """
+    beside = type(settings)() if beside is None else beside
+    found = []
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), flag_of(field.name)
+        if value == getattr(beside, field.name):
+            continue
+        if isinstance(value, bool):
+            found.append(f"--{name}" if value else f"--no{name}")
+        elif isinstance(value, tuple):
+            found.append(f"--{name}={','.join(map(_quoted, value)) or 'none'}")
+        elif value is not None or field.metadata["auto"]:
+            found.append(f"--{name}={AUTO if value is None else _as_text(value)}")
+        else:
+            raise ValueError(f"no flag leaves {field.name} out")
+    return tuple(found)
+
+
+def _as_text(value: Any) -> str:
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+def _quoted(item: Any) -> str:
+    text = _as_text(item)
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"') else text

@@ -8,7 +8,8 @@ import sys
 import pytest
 from support.files import ROOT
 
-PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "zoo", "prepare_data")
+PROGRAMS = ("train", "export", "craft", "evaluate", "analyze", "zoo", "prepare_data",
+            "reproduce")  # fmt: skip
 HELP = (
     "import sys; from cascade_keras.cli import launch; program = sys.argv.pop(1);"
     "status = launch.run(program);"
@@ -36,6 +37,8 @@ REFUSED = {
     "analyze": ["--figure=logits --model=nowhere"],
     "zoo": ["--report=nowhere --run=nowhere"],
     "prepare_data": ["--dataset=svhn"],
+    "reproduce": ["--figure=2", "--seeds=0 --table=5", "--table=1 --depth=21",
+                  "--table=2 --dataset=x", "--all --scale=0"],
 }  # fmt: skip
 ROWS = [(program, flags) for program, several in REFUSED.items() for flags in several]
 
