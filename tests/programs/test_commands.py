@@ -1,6 +1,7 @@
 """Every command line of README.md and docs/ is one that the programs understand, run or not."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -10,7 +11,7 @@ import pytest
 from support.files import ROOT
 
 from cascade_keras.cli import flags
-from cascade_keras.settings import Settings
+from cascade_keras.settings import Settings, flag_of
 
 PROGRAMS = sorted(path.name for path in (ROOT / "bin").iterdir())
 INSTALLED = {f"cascade-{name.replace('_', '-')}": name for name in PROGRAMS}
@@ -111,8 +112,9 @@ def check(program, words):
     for flag in values:
         if isinstance(values[flag].value, str) and OPEN.search(values[flag].value):
             values[flag].value = None
-    if len(classes) == 1:
-        flags.read(values, *classes)
+    for each in classes:
+        if all(flag_of(field.name) in values for field in dataclasses.fields(each)):
+            flags.read(values, each)
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=" ".join)

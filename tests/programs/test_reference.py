@@ -14,7 +14,8 @@ from support.files import ROOT
 
 import cascade_keras
 
-PACKAGES = ("attacks", "data", "losses", "models", "evaluation", "runs", "figures", "zoo")
+PACKAGES = ("attacks", "data", "losses", "models", "evaluation", "runs", "figures", "zoo",
+            "reproduction")  # fmt: skip
 DIRECTIVE = re.compile(r"^::: ([\w.]+)\n((?: +.*\n)*)", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
