@@ -6,6 +6,7 @@
 import csv
 import json
 import pathlib
+import re
 import types
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.checklist import CHECKS
 from cascade_keras.recipes import folder
-from cascade_keras.reproduction import pages
+from cascade_keras.reproduction import page_text, pages
+from cascade_keras.reproduction.page_records import FigurePage, TablePage, read_page
 from cascade_keras.reproduction.published import TABLES
 
 SEVEN = TABLES[4].sources
@@ -189,7 +191,9 @@ def test_table_2_is_what_was_computed_by_hand(two_seeds):
 
 
 def test_the_markdown_says_what_was_computed_by_hand(two_seeds):
-    text = pages.markdown(pages.table_page(2, two_seeds, seeds=(0, 1), commands=["bin/x --a=1"]))
+    text = page_text.markdown(
+        pages.table_page(2, two_seeds, seeds=(0, 1), commands=["bin/x --a=1"])
+    )
     lines = text.splitlines()
     assert lines[0] == "# Table 2: MNIST, white box, epsilon 0.3 * 255"
     assert "|  | R20M | R20M_K | R20M_B | R20M_P |" in lines
@@ -216,8 +220,8 @@ def test_the_markdown_says_what_was_computed_by_hand(two_seeds):
 def test_files_hold_the_page(two_seeds, tmp_path):
     page = pages.table_page(2, two_seeds, seeds=(0, 1))
     shown = pages.write_page(page, tmp_path / "out")
-    assert shown.read_text() == pages.markdown(page)
-    assert pages.read_page(tmp_path / "out" / "table2.json") == page
+    assert shown.read_text() == page_text.markdown(page)
+    assert read_page(tmp_path / "out" / "table2.json") == page
     with open(tmp_path / "out" / "table2.csv", newline="") as file:
         rows = {(row["network"], row["attack"]): row for row in csv.DictReader(file)}
     row = rows["R20M_K", "iter_fgsm"]
@@ -274,7 +278,7 @@ def test_the_worst_case_of_the_paper_is_the_lowest_of_the_sources(tmp_path):
     assert (single.published, single.ours, single.difference) == (None, 62.0, None)
     assert single.in_paper and not each.in_paper
     assert each.ours == 41.0
-    text = pages.markdown(page)
+    text = page_text.markdown(page)
     assert "| iter_fgsm 16 from R110_2 | 60.0 (70.5) |" in text
     assert "| iter_fgsm 16 from R110_E2 | 62.0 (?) |" in text
     assert "| iter_fgsm 16, lowest of 7 | 60.0 (27.9) |" in text
@@ -307,7 +311,7 @@ def test_what_stands_in_is_said_first_and_not_compared(tmp_path, table, model, d
     assert why in number.why_not
     assert not number.comparable
     assert number.difference == pytest.approx(-10.5)
-    text = pages.markdown(page)
+    text = page_text.markdown(page)
     assert said in text
     assert "-10.5 \\*" in text
     assert "none can be compared" in text
@@ -343,7 +347,9 @@ def test_the_share_of_the_schedule(tmp_path):
     found = report(tmp_path, "r", rows_of(0, "R20M clean 99 100"), models=models)
     page = pages.table_page(2, [found])
     assert page.networks[0].share == 25.0
-    assert "> **Trained for 25 % of the schedule**" in pages.markdown(page)
+    text = page_text.markdown(page)
+    assert "> **Trained for 25 % of the schedule**" in text
+    assert "1 of the same thing, after 25 % of the schedule. 1 of these are within 3" in text
 
 
 def test_of_one_number_in_several_reports_the_one_of_more_images_counts(tmp_path):
@@ -379,7 +385,8 @@ def test_reports_that_are_not_finished_are_missing(tmp_path):
         "Training is not finished: R20M-s0.",
         "Not trained: R20M_K-s0, R20M_B-s0, R20M_P-s0.",
     ]
-    assert "Of 24 published numbers 0 have ours beside them." in pages.markdown(page)
+    assert "Of 24 published numbers 0 have ours beside them." in page_text.markdown(page)
+    assert "Each of our numbers" not in page_text.markdown(page)
 
 
 def test_a_plan_may_let_another_network_stand_for_one(tmp_path):
@@ -394,7 +401,7 @@ def test_a_plan_may_let_another_network_stand_for_one(tmp_path):
     number = next(n for n in page.numbers if n.network == "R110_P" and n.epsilon == 16)
     assert number.ours == 80.0
     assert number.why_not == ["20 layers for 110"]
-    assert "| R110_P | R20_P | resnet20 | ? | 94000 | 94000 | 100 | 0 |" in pages.markdown(page)
+    assert "| R110_P | R20_P | resnet20 | ? | 94000 | 94000 | 100 | 0 |" in page_text.markdown(page)
 
 
 def test_a_figure_shows_what_is_drawn_and_says_what_is_not(tmp_path):
@@ -413,7 +420,7 @@ def test_a_figure_shows_what_is_drawn_and_says_what_is_not(tmp_path):
     assert "digits stand in for CIFAR-10" in text and "digits stand in for MNIST" in text
     assert "(figures/figure9-a-s0/cw_distribution.png)" in text
     assert "Minimal epsilons." in text
-    assert pages.read_page(tmp_path / "figure9.json", pages.FigurePage) == page
+    assert read_page(tmp_path / "figure9.json", FigurePage) == page
 
 
 def test_a_plans_job_becomes_a_page(two_seeds, tmp_path):
@@ -436,7 +443,7 @@ def test_a_plans_job_becomes_a_page(two_seeds, tmp_path):
         run_of=lambda name, seed: pathlib.Path(tmp_path, "runs", folder(name, seed)),
     )
     shown = pages.write(made[-1], plan)
-    page = pages.read_page(shown.with_suffix(".json"))
+    page = read_page(shown.with_suffix(".json"))
     assert page.commands == [
         "bin/x --name=table2",
         "bin/x --name=R20M-s0",
@@ -444,3 +451,15 @@ def test_a_plans_job_becomes_a_page(two_seeds, tmp_path):
     ]
     expected = pages.table_page(2, two_seeds, seeds=(0, 1), commands=page.commands)
     assert page == expected
+
+
+def test_committed_pages_are_what_their_json_says():
+    results = pathlib.Path(__file__).parents[2] / "docs" / "results"
+    for path in results.rglob("*.json"):
+        for stem, kind, text in (
+            ("table", TablePage, page_text.markdown),
+            ("figure", FigurePage, page_text.figure_markdown),
+        ):
+            if re.fullmatch(rf"{stem}\d+", path.stem):
+                shown = text(read_page(path, kind))
+                assert path.with_suffix(".md").read_text(encoding="utf-8") == shown, path
