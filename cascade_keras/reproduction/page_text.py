@@ -49,11 +49,12 @@ def figure_markdown(found: FigurePage) -> str:
         *_missing(found),
     ]
     for picture in found.pictures:
+        if picture.file is None:  # it is among what is missing
+            continue
         networks = plain(", ".join(picture.networks))
         parts.append(f"## {networks}, seed {picture.seed}")
-        if picture.file is not None:
-            parts.append(f"![{found.kind} of {networks}]({picture.file})")
-            parts.append("\n".join(["```", picture.caption.strip(), "```"]))
+        parts.append(f"![{found.kind} of {networks}]({picture.file})")
+        parts.append("\n".join(["```", picture.caption.strip(), "```"]))
     parts += [_networks(found.networks), *_made_by(found.commands)]
     return "\n\n".join(parts) + "\n"
 

@@ -420,6 +420,7 @@ def test_a_figure_shows_what_is_drawn_and_says_what_is_not(tmp_path):
     assert "digits stand in for CIFAR-10" in text and "digits stand in for MNIST" in text
     assert "(figures/figure9-a-s0/cw_distribution.png)" in text
     assert "Minimal epsilons." in text
+    assert text.count("\n## R20") == 1  # that of the picture that is there
     assert read_page(tmp_path / "figure9.json", FigurePage) == page
 
 
