@@ -203,3 +203,27 @@ def test_numbers_that_are_no_tables_are_refused():
 def test_attacks_of_tables_are_known():
     for table in TABLES.values():
         assert {cell.attack for cell in table.cells} <= {"clean", *ATTACKS}
+
+
+def test_what_recipes_say_was_published_is_what_the_tables_say():
+    """The same numbers stand in both: there for whoever trains, here for whoever compares."""
+    named = {"clean": ("clean", 0), "iter": ("iter_fgsm", None), "CW": ("cw_linf", None)}
+    compared = 0
+    for name, recipe in RECIPES.items():
+        for number in (2, 3, 10):
+            cells = [cell for cell in TABLES[number].cells if cell.network == name]
+            for said in recipe.published.split(", ") if cells else ():
+                *_, what, value = said.split()
+                attack, epsilon = named[what]
+                largest = 76.5 if number == 2 else 4 if number == 3 else 16
+                found = [
+                    cell.value
+                    for cell in cells
+                    if (cell.attack, cell.epsilon)
+                    == (attack, largest if epsilon is None else epsilon)
+                    and len(cell.sources) == (7 if said.startswith("worst") else 0)
+                    and cell.published
+                ]
+                assert found == [float(value)], (name, said)
+                compared += 1
+    assert compared == 3 * 4 + 3 * 6 + 6
