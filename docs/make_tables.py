@@ -232,6 +232,18 @@ def _headline_cost() -> dict:
     }
 
 
+def _standard_errors() -> dict:
+    """Return the standard error of a share of n images, in per cent."""
+    shares = (50, 90, 99)
+    return {
+        "columns": ["n", *(f"at {share} %" for share in shares)],
+        "rows": [
+            [n, *((share * (100 - share) / n) ** 0.5 for share in shares)]
+            for n in (100, 360, 1000, 2000, 10_000)
+        ],
+    }
+
+
 # What benchmarks write.
 
 
@@ -483,6 +495,7 @@ COMPUTED: dict[tuple[str, str], Callable[[], dict]] = {
     ("headline", "mnist"): _headline_mnist,
     ("headline", "cascade"): _headline_cascade,
     ("headline", "cost"): _headline_cost,
+    ("reading_a_report", "standard-errors"): _standard_errors,
     ("autoattack", "speed"): _autoattack_speed,
     ("autoattack", "stages"): _autoattack_stages,
     ("gpu", "speed"): _gpu_speed,
