@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cascade_keras.attacks.specs import in_words
+from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.cells import CLEAN
 from cascade_keras.evaluation.tables import plain, table
@@ -15,8 +16,8 @@ from cascade_keras.settings import flag_of
 from cascade_keras.zoo.robustness import Robustness
 
 _NOTHING = "nothing suspicious in these numbers, which does not prove robustness"
-# What says where or by what a network was trained, not how.
-_NOT_THE_RECIPE = ("name", "dataset", "model", "loss", "steps", "seed")
+# How settings begin that do not say how a network was trained.
+_NOT_THE_RECIPE = ("name", "recipe", "eval_")
 CITATION = """\
 @inproceedings{na2018cascade,
   title     = {Cascade Adversarial Machine Learning Regularized with a Unified Embedding},
@@ -71,7 +72,7 @@ def command(recipe: Mapping[str, Any]) -> str:
     flags = [
         _flag(key, value)
         for key, value in shown.items()
-        if key in given or key not in _NOT_THE_RECIPE
+        if key in given or not key.startswith(_NOT_THE_RECIPE)
     ]
     return " \\\n    ".join(["bin/train", *flags])
 
@@ -90,7 +91,7 @@ def _training(metadata: Mapping[str, Any]) -> list[list[str]]:
     learned = [source["name"] for source in metadata.get("learned_from", ())]
     rows = {
         "data": f"{dataset['name']}, SHA-256 {dataset['fingerprint'][:16]}",
-        "steps": f"{metadata['steps']:,} of {recipe.get('batch_size', 128)} images",
+        "steps": _steps(metadata["steps"], dataset["name"]),
         "seed": metadata["seed"],
         "epsilon": recipe.get("max_epsilon") and f"up to {recipe['max_epsilon']:g} of 255",
         "began with": began and f"the weights of {began}",
@@ -101,6 +102,14 @@ def _training(metadata: Mapping[str, Any]) -> list[list[str]]:
         "packages": ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()),
     }
     return [[key, str(value)] for key, value in rows.items() if value not in (None, "")]
+
+
+def _steps(steps: int, dataset: str) -> str:
+    if dataset not in DATASETS:
+        return f"{steps:,}"
+    published = DATASETS[dataset].steps
+    share = "" if steps == published else f", {steps / published:.0%} of the schedule"
+    return f"{steps:,}{share}"
 
 
 def _results(measured: Robustness) -> list[list[str]]:

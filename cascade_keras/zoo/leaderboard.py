@@ -134,7 +134,7 @@ def ranked(several: Sequence[Entry], epsilon: float) -> list[Entry]:
         found.append(entry.robustness.find(CLEAN))
         return (*(-1.0 if r is None else r.accuracy for r in found),)
 
-    there = [entry for entry in several if entry.robustness.strongest(epsilon) is not None]
+    there = [entry for entry in several if epsilon in _epsilons(entry)]
     return sorted(sorted(there, key=lambda entry: entry.name), key=key, reverse=True)
 
 
@@ -143,10 +143,16 @@ def grids(several: Sequence[Entry]) -> list[tuple[str, list[str], list[list[str]
     found = []
     for dataset in dict.fromkeys(entry.robustness.dataset for entry in several):
         these = [entry for entry in several if entry.robustness.dataset == dataset]
-        for epsilon in sorted({e for entry in these for e in entry.robustness.epsilons}):
+        for epsilon in sorted({e for entry in these for e in _epsilons(entry)}):
             rows = [_row(entry, epsilon) for entry in ranked(these, epsilon)]
             found.append((f"{dataset}, epsilon {epsilon:g}", list(_HEADINGS), rows))
     return found
+
+
+def _epsilons(entry: Entry) -> list[float]:
+    """Return those at which an attack was measured that has a column."""
+    known = entry.robustness
+    return [e for e in known.epsilons if any(known.find(attack, e) for attack in ATTACKS)]
 
 
 def _row(entry: Entry, epsilon: float) -> list[str]:

@@ -17,7 +17,7 @@ from support.files import ROOT, flip, tree
 
 import cascade_keras as ck
 from cascade_keras import data, presets, zoo
-from cascade_keras.cli import evaluate, export
+from cascade_keras.cli import evaluate, export, train
 from cascade_keras.cli.zoo import main
 from cascade_keras.errors import InputError
 from cascade_keras.export import finished
@@ -278,6 +278,7 @@ BOARD = [
     made_up("b-more", clean=91.0, iter_fgsm=20.0, pgd=12.5, autoattack=11.5),
     made_up("another epsilon", epsilon=16.0, clean=99.0, autoattack=99.0),
     made_up("other data", "digits", clean=99.0, autoattack=99.0),
+    made_up("one step alone", "cifar10", clean=99.0, step_ll=99.0),
 ]
 
 
@@ -339,6 +340,21 @@ def test_a_recipe_is_a_command_of_what_is_unusual():
         "bin/train", "\\", "--dataset=mnist", "\\", "--model=resnet20", "\\", "--loss=pivot", "\\",
         "--steps=8000", "\\", "--seed=0", "\\", "--distance=l1",
     ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_cascade_is_trained_from_a_preset_and_goes_on(ours, capsys):
+    flags = [
+        "--model=resnet8", f"--cascade_source=zoo:{NAME}", f"--init_from=zoo:{NAME}",
+        "--cascade_mode=online", "--steps=2", "--batch_size=16", "--adversarial_batch_size=8",
+        "--max_epsilon=4", "--tensorboard=none", "--eval_attacks=step_ll", "--noexport", "--name=c",
+    ]  # fmt: skip
+    assert train.main(["train", *flags]) == 0
+    config = json.loads(pathlib.Path("runs/c/config.json").read_text())
+    digest = presets.read(presets.folder_of(NAME), dict)["weights_hash"]
+    source = {"name": NAME, "path": f"zoo:{NAME}", "weights_hash": digest}
+    assert config["cascade"]["sources"] == [source] and config["dataset"]["name"] == "digits"
+    assert train.main(["train", *flags]) == 0 and "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.long
