@@ -134,7 +134,7 @@ def ranked(several: Sequence[Entry], epsilon: float) -> list[Entry]:
         found.append(entry.robustness.find(CLEAN))
         return (*(-1.0 if r is None else r.accuracy for r in found),)
 
-    there = [entry for entry in several if epsilon in _epsilons(entry)]
+    there = [entry for entry in several if entry.robustness.strongest(epsilon) is not None]
     return sorted(sorted(there, key=lambda entry: entry.name), key=key, reverse=True)
 
 
@@ -143,16 +143,17 @@ def grids(several: Sequence[Entry]) -> list[tuple[str, list[str], list[list[str]
     found = []
     for dataset in dict.fromkeys(entry.robustness.dataset for entry in several):
         these = [entry for entry in several if entry.robustness.dataset == dataset]
-        for epsilon in sorted({e for entry in these for e in _epsilons(entry)}):
+        for epsilon in _epsilons(these):
             rows = [_row(entry, epsilon) for entry in ranked(these, epsilon)]
             found.append((f"{dataset}, epsilon {epsilon:g}", list(_HEADINGS), rows))
     return found
 
 
-def _epsilons(entry: Entry) -> list[float]:
-    """Return those at which an attack was measured that has a column."""
-    known = entry.robustness
-    return [e for e in known.epsilons if any(known.find(attack, e) for attack in ATTACKS)]
+def _epsilons(several: Sequence[Entry]) -> list[float]:
+    """Return those at which an attack was measured that has a column; all where none was."""
+    known = [(entry.robustness, e) for entry in several for e in entry.robustness.epsilons]
+    told = {e for found, e in known if any(found.find(attack, e) for attack in ATTACKS)}
+    return sorted(told or {e for _, e in known})
 
 
 def _row(entry: Entry, epsilon: float) -> list[str]:

@@ -278,7 +278,7 @@ BOARD = [
     made_up("b-more", clean=91.0, iter_fgsm=20.0, pgd=12.5, autoattack=11.5),
     made_up("another epsilon", epsilon=16.0, clean=99.0, autoattack=99.0),
     made_up("other data", "digits", clean=99.0, autoattack=99.0),
-    made_up("one step alone", "cifar10", clean=99.0, step_ll=99.0),
+    made_up("one step alone", epsilon=4.0, clean=99.0, step_ll=99.0),
 ]
 
 
@@ -287,6 +287,7 @@ def test_the_leaderboard_is_sorted_by_autoattack():
     assert [entry.name for entry in ranked] == ["b-more", "b", "c", "unmeasured"]
     titles = [title for title, _, _ in leaderboard.grids(BOARD)]
     assert titles == ["mnist, epsilon 8", "mnist, epsilon 16", "digits, epsilon 8"]
+    assert len(leaderboard.grids(BOARD[-1:])) == 1
     _, headings, rows = leaderboard.grids(BOARD)[0]
     row = dict(zip(headings, rows[2]))
     assert list(row.values()) == [
