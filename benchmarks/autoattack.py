@@ -150,7 +150,7 @@ def torch_attacks(network: Network, shape: tuple, classes: int, args: argparse.N
     # Networks of digits take the images as they are.
     mean = means[0] if means else np.zeros(shape, np.float32)
     weights = [w for w in network.model.get_weights() if w.ndim > 0]
-    peer = torch_resnet.ResNet20(mean, classes)
+    peer = torch_resnet.ResNet(mean, classes)
     peer.stem = torch_resnet.ConvBatchNorm(shape[-1], torch_resnet.STAGE_CHANNELS[0])
     peer.load(weights)
     peer.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -34,6 +34,26 @@ OURS = "ConvBatchNorm: fused, folded in inference mode"
 UNFOLDED = "fused, not folded"
 KERAS_LAYERS = "keras Conv2D + keras BatchNormalization"
 VARIANTS = (OURS, UNFOLDED, KERAS_LAYERS)
+FLOAT32, BFLOAT16 = "float32", "mixed_bfloat16"
+
+
+class Setup(NamedTuple):
+    """What all contenders are given.
+
+    Attributes:
+        threads: of their libraries.
+        model: "resnet20", or another depth.
+        precision: of Keras's policies; PyTorch's autocast does the same for "mixed_bfloat16".
+    """
+
+    threads: int
+    model: str = "resnet20"
+    precision: str = FLOAT32
+
+    @property
+    def depth(self) -> int:
+        """The number in the model's name."""
+        return int(self.model.removeprefix("resnet"))
 
 
 @dataclasses.dataclass
@@ -67,21 +87,23 @@ def mean_image() -> np.ndarray:
     return np.random.default_rng(1).random(IMAGE_SHAPE, "float32")
 
 
-def _limit_tensorflow(threads: int) -> None:
+def _set_up_tensorflow(setup: Setup) -> None:
+    import keras
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(setup.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(setup.threads)
+    keras.config.set_dtype_policy(setup.precision)
 
 
-def _network():
+def _network(model: str):
     import keras
 
     from cascade_keras import models
 
     keras.utils.set_random_seed(0)
-    return models.build("resnet20", normalization="pixel", mean=mean_image())
+    return models.build(model, normalization="pixel", mean=mean_image())
 
 
 def _trainer(network):
@@ -113,20 +135,24 @@ def _train_function(trainer) -> Callable[[], float]:
     return lambda: float(trainer.train_function(iterator)["loss"])
 
 
-def ours(threads: int) -> Contender:
+def ours(setup: Setup) -> Contender:
     """``AdversarialTrainer``, compiled as by ``fit``."""
-    _limit_tensorflow(threads)
-    trainer = _trainer(_network())
-    return Contender({STEP: _train_function(trainer)}, {"reference": _write_reference})
+    _set_up_tensorflow(setup)
+    trainer = _trainer(_network(setup.model))
+
+    def write_reference(path: str) -> dict[str, int]:
+        return _write_reference(setup.model, path)
+
+    return Contender({STEP: _train_function(trainer)}, {"reference": write_reference})
 
 
-def _write_reference(path: str) -> dict[str, int]:
+def _write_reference(model: str, path: str) -> dict[str, int]:
     """Write one step of ours to a file: the weights before it, its images, and what came of it."""
     import tensorflow as tf
 
     from cascade_keras import layers
 
-    network = _network()
+    network = _network(model)
     trainer = _trainer(network)
     images, labels = batch(CLEAN)
     for seed in range(3):
@@ -167,27 +193,16 @@ def _write_reference(path: str) -> dict[str, int]:
     return {"parameters": sum(int(np.prod(v.shape)) for v in network.trainable_variables)}
 
 
-def pytorch(threads: int) -> Contender:
+def pytorch(setup: Setup) -> Contender:
     """The same step in PyTorch eager, in both memory formats."""
     import torch
     import torch_resnet
-
-    torch.set_num_threads(threads)
-    images, labels = batch(CLEAN)
-    targets = torch.from_numpy(labels.astype("int64"))
-
-    def make_step(memory_format: torch.memory_format) -> Callable[[], float]:
-        torch.manual_seed(0)
-        network = torch_resnet.ResNet20(mean_image())
-        step = torch_resnet.Step(network, SETTINGS, memory_format)
-        prepared = step.prepare(images)
-        return lambda: step(prepared, targets)
 
     def compare(path: str) -> dict[str, float]:
         """Make the step of a reference file and return how far the results are apart."""
         with np.load(path) as file:
             reference = dict(file)
-        network = torch_resnet.ResNet20(mean_image())
+        network = torch_resnet.ResNet(mean_image(), depth=setup.depth)
         network.load([reference[key] for key in sorted(reference) if key.startswith("weight_")])
         before = [kernel.copy() for kernel in network.kernels()]
         step = torch_resnet.Step(network, SETTINGS, torch.contiguous_format)
@@ -216,13 +231,43 @@ def pytorch(threads: int) -> Contender:
         }
 
     steps = {
-        "channels first": make_step(torch.contiguous_format),
-        "channels last": make_step(torch.channels_last),
+        "channels first": _torch_step(setup, torch.contiguous_format),
+        "channels last": _torch_step(setup, torch.channels_last),
     }
     return Contender(steps, {"compare": compare}, ("torch",))
 
 
-def art(threads: int, traced_once: bool) -> Contender:
+def torch_compile(setup: Setup) -> Contender:
+    """PyTorch's step in its faster memory format, compiled by inductor, which needs a compiler.
+
+    Raises:
+        Exception: that inductor cannot work here.
+    """
+    import torch
+
+    double = torch.compile(lambda values: 2 * values.sin())
+    double(torch.ones(4))
+    step = _torch_step(setup, torch.channels_last, compiled=True)
+    return Contender({STEP: step}, packages=("torch",))
+
+
+def _torch_step(setup: Setup, memory_format, compiled: bool = False) -> Callable[[], float]:
+    import torch
+    import torch_resnet
+
+    torch.set_num_threads(setup.threads)
+    images, labels = batch(CLEAN)
+    targets = torch.from_numpy(labels.astype("int64"))
+    torch.manual_seed(0)
+    network = torch_resnet.ResNet(mean_image(), depth=setup.depth)
+    step = torch_resnet.Step(
+        network, SETTINGS, memory_format, compiled, half=setup.precision == BFLOAT16
+    )
+    prepared = step.prepare(images)
+    return lambda: step(prepared, targets)
+
+
+def art(setup: Setup, traced_once: bool) -> Contender:
     """ART's AdversarialTrainer on the same Keras network, one batch per call of ``fit``.
 
     128 images, half of them replaced by untargeted FGSM images of a fixed epsilon (its trainer
@@ -230,11 +275,11 @@ def art(threads: int, traced_once: bool) -> Contender:
     epsilon, the distance, lambda and the weight decay.
 
     Args:
-        threads: of TensorFlow.
+        setup: of all contenders; in float32.
         traced_once: give ART a compiled train step. Its own is a ``tf.function`` defined inside
             ``fit`` and therefore traced anew for every batch.
     """
-    _limit_tensorflow(threads)
+    _set_up_tensorflow(setup)
     os.environ["TQDM_DISABLE"] = "1"
     import keras
     import tensorflow as tf
@@ -242,7 +287,7 @@ def art(threads: int, traced_once: bool) -> Contender:
     from art.defences.trainer import AdversarialTrainer
     from art.estimators.classification import TensorFlowV2Classifier
 
-    network = _network()
+    network = _network(setup.model)
     model = keras.Model(network.input, network.output["logits"])
     optimizer = keras.optimizers.SGD(SETTINGS["learning_rate"], SETTINGS["momentum"])
     optimizer.build(model.trainable_variables)
@@ -276,26 +321,26 @@ def art(threads: int, traced_once: bool) -> Contender:
     return Contender({STEP: step}, packages=("adversarial-robustness-toolbox", "tensorflow"))
 
 
-def art_default(threads: int) -> Contender:
+def art_default(setup: Setup) -> Contender:
     """ART as documented."""
-    return art(threads, traced_once=False)
+    return art(setup, traced_once=False)
 
 
-def art_traced_once(threads: int) -> Contender:
+def art_traced_once(setup: Setup) -> Contender:
     """ART with a train step of the user's, compiled."""
-    return art(threads, traced_once=True)
+    return art(setup, traced_once=True)
 
 
-def anatomy(threads: int) -> Contender:
+def anatomy(setup: Setup) -> Contender:
     """What our step consists of: a matrix product, and the step with parts of it exchanged."""
-    _limit_tensorflow(threads)
+    _set_up_tensorflow(setup)
     import op_profile
     from unfolded import UnfoldedConvBatchNorm, keras_layers
 
     from cascade_keras import layers
     from cascade_keras.models import networks as builder
 
-    steps: dict[str, Callable[[], float]] = {MATRIX_PRODUCT: _matrix_product()}
+    steps: dict[str, Callable[[], float]] = {MATRIX_PRODUCT: _matrix_product(setup.precision)}
     layer_of = {
         OURS: layers.ConvBatchNorm,
         UNFOLDED: UnfoldedConvBatchNorm,
@@ -305,7 +350,7 @@ def anatomy(threads: int) -> Contender:
     for name in VARIANTS:
         # The same builder with another layer, so that nothing else can differ.
         with mock.patch.object(builder, "ConvBatchNorm", layer_of[name]):
-            network = _network()
+            network = _network(setup.model)
         networks[name] = network
         trainer = _trainer(network)
         steps[f"{STEP}, {name}"] = _train_function(trainer)
@@ -320,10 +365,11 @@ def anatomy(threads: int) -> Contender:
     return Contender(steps, {"profile": profile, "gflop": gflop})
 
 
-def _matrix_product() -> Callable[[], float]:
+def _matrix_product(precision: str) -> Callable[[], float]:
     import tensorflow as tf
 
     matrix = tf.constant(np.random.default_rng(0).random((MATRIX_SIDE, MATRIX_SIDE), "float32"))
+    matrix = tf.cast(matrix, precision.removeprefix("mixed_"))
     product = tf.function(lambda: tf.matmul(matrix, matrix))
     return lambda: float(product()[0, 0])
 
@@ -337,9 +383,10 @@ def _attack_function(trainer) -> Callable[[], float]:
     return lambda: float(attack(step)[0, 0, 0, 0])
 
 
-CONTENDERS: dict[str, Callable[[int], Contender]] = {
+CONTENDERS: dict[str, Callable[[Setup], Contender]] = {
     "ours": ours,
     "pytorch": pytorch,
+    "torch_compile": torch_compile,
     "art": art_default,
     "art_traced_once": art_traced_once,
     "anatomy": anatomy,

@@ -60,17 +60,17 @@ class Block(nn.Module):
         return functional.relu(residual + features, inplace=True)
 
 
-class ResNet20(nn.Module):
-    """The CIFAR ResNet-20, with the mean image subtracted inside."""
+class ResNet(nn.Module):
+    """The CIFAR ResNet of a depth of 6n + 2, with the mean image subtracted inside."""
 
-    def __init__(self, mean: np.ndarray, num_classes: int = 10):
+    def __init__(self, mean: np.ndarray, num_classes: int = 10, depth: int = 20):
         super().__init__()
         self.register_buffer("mean", from_images(mean[None]))
         self.stem = ConvBatchNorm(3, STAGE_CHANNELS[0])
         blocks = []
         inputs = STAGE_CHANNELS[0]
         for stage, outputs in enumerate(STAGE_CHANNELS):
-            for block in range(3):
+            for block in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(Block(inputs, outputs, stride))
                 inputs = outputs
@@ -120,10 +120,21 @@ class Step:
         settings: "learning_rate", "momentum", "weight_decay", "max_epsilon", "adversarial_weight"
             and "distance_weight".
         memory_format: of images and kernels.
+        compiled: the losses, with the network and the gradients, by ``torch.compile``.
+        half: the network in bfloat16 where ``torch.autocast`` finds that it may be.
     """
 
-    def __init__(self, network: ResNet20, settings: dict, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        network: ResNet,
+        settings: dict,
+        memory_format: torch.memory_format,
+        compiled: bool = False,
+        half: bool = False,
+    ):
         self.network = network.to(memory_format=memory_format).train()
+        self.compiled = compiled
+        self.half = half
         self.settings = settings
         self.memory_format = memory_format
         kernels = [p for p in network.parameters() if p.dim() > 1]
@@ -139,6 +150,9 @@ class Step:
             momentum=settings["momentum"],
             fused=True,
         )
+        if compiled:
+            self._attacked_loss = torch.compile(self._attacked_loss)
+            self._loss = torch.compile(self._loss)
 
     def prepare(self, images: np.ndarray) -> torch.Tensor:
         """Mirror the images and put them into the memory format of the step."""
@@ -149,33 +163,51 @@ class Step:
         largest = self.settings["max_epsilon"]
         return (torch.randn(count) * (largest / 2)).abs_().clamp_(max=largest)
 
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits in float32, as ours are in any precision."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            return self.network(images).float()
+
+    def _attacked_loss(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self._logits(images)
+        return functional.cross_entropy(logits, logits.detach().argmin(dim=1), reduction="sum")
+
     def make_adversarial(self, images: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
         """Step towards the least likely class, in inference mode."""
         self.network.eval()
         images = images.detach().requires_grad_()
-        logits = self.network(images)
-        loss = functional.cross_entropy(logits, logits.detach().argmin(dim=1), reduction="sum")
+        if self.compiled:
+            # What is compiled has the gradients of all that needs any, asked for or not.
+            self.network.requires_grad_(False)
+        loss = self._attacked_loss(images)
         (gradient,) = torch.autograd.grad(loss, images)
         self.network.train()
+        if self.compiled:
+            self.network.requires_grad_(True)
         with torch.no_grad():
             scale = (epsilon / 255).view(-1, 1, 1, 1)
             return (images - scale * gradient.sign_()).clamp_(0, 1)
 
-    def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, epsilon: torch.Tensor | None = None
-    ) -> float:
-        """Train on images and as many adversarial ones; return the loss without weight decay."""
+    def _loss(
+        self, adversarial: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         count = len(images)
-        epsilon = self.sample_epsilon(count) if epsilon is None else epsilon
-        adversarial = self.make_adversarial(images, epsilon)
-        logits = self.network(torch.cat([adversarial, images]))
+        logits = self._logits(torch.cat([adversarial, images]))
         per_image = functional.cross_entropy(logits, torch.cat([labels, labels]), reduction="none")
         weight = self.settings["adversarial_weight"]
         loss = (per_image[count:].sum() + weight * per_image[:count].sum()) / (
             count + weight * count
         )
         distance = (logits[:count] - logits[count:].detach()).square().sum()
-        loss = loss + self.settings["distance_weight"] * distance
+        return loss + self.settings["distance_weight"] * distance
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, epsilon: torch.Tensor | None = None
+    ) -> float:
+        """Train on images and as many adversarial ones; return the loss without weight decay."""
+        epsilon = self.sample_epsilon(len(images)) if epsilon is None else epsilon
+        adversarial = self.make_adversarial(images, epsilon)
+        loss = self._loss(adversarial, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """Time of one adversarial training step, beside PyTorch and ART, and what limits it.
 
-    python benchmarks/train_step.py                      about five minutes on two cores
+    python benchmarks/train_step.py                      about six minutes on two cores
     python benchmarks/train_step.py --quick              does it run? the numbers mean little
     python benchmarks/train_step.py --json=result.json   also for programs
+    python benchmarks/train_step.py --precision=mixed_bfloat16
+    python benchmarks/train_step.py --model=resnet110 --contenders=ours,pytorch --rounds=5
 
 One step is: ResNet-20, float32, 64 clean images of 24x24x3 and 64 adversarial ones made of them
 inside the step (step_ll, epsilon clipped normal, at most 16), pivot loss with lambda 0.3 and
@@ -11,7 +13,8 @@ lambda_2 1e-4, weight decay 1e-4, SGD with momentum. Reading data is not part of
 
 Every contender lives in a process of its own, all on the same number of threads. They take turns,
 one at a time, for several rounds, so that whatever else the machine does meets all of them; a
-ratio is of two medians of the same round. That PyTorch's step is the same step is checked first.
+ratio is of two medians of the same round. That PyTorch's step is the same step is checked first,
+in float32. Under mixed_bfloat16 PyTorch computes under torch.autocast, and ART is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -33,17 +37,34 @@ from typing import Any
 
 import contenders
 import numpy as np
-from contenders import ATTACK, MATRIX_PRODUCT, MATRIX_SIDE, OURS, STEP, VARIANTS
+from contenders import (
+    ATTACK,
+    BFLOAT16,
+    FLOAT32,
+    MATRIX_PRODUCT,
+    MATRIX_SIDE,
+    OURS,
+    STEP,
+    VARIANTS,
+    Setup,
+)
 from rich.console import Console
 
 from cascade_keras.machine import cores, processor
 from cascade_keras.printed import print_table
 
-REQUIRED_MODULE = {"pytorch": "torch", "art": "art", "art_traced_once": "art"}
+REQUIRED_MODULE = {
+    "pytorch": "torch",
+    "torch_compile": "torch",
+    "art": "art",
+    "art_traced_once": "art",
+}
+ONLY_FLOAT32 = ("art", "art_traced_once")
 TITLES = {
     ("ours", STEP): "cascade_keras",
     ("pytorch", "channels first"): "PyTorch channels first",
     ("pytorch", "channels last"): "PyTorch channels last",
+    ("torch_compile", STEP): "torch.compile",
     ("art_traced_once", STEP): "ART, traced once",
     ("art", STEP): "ART as it comes",
 }
@@ -63,7 +84,7 @@ Samples = dict[tuple[str, str], list[list[tuple[float, float]]]]
 # The worker: one contender, driven by lines of JSON on its standard input.
 
 
-def serve(name: str, threads: int) -> None:
+def serve(name: str, setup: Setup) -> None:
     """Answer requests until the standard input is closed."""
     # Libraries print to the standard output; the answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
@@ -73,7 +94,7 @@ def serve(name: str, threads: int) -> None:
         request = json.loads(line)
         try:
             if contender is None:
-                contender = contenders.CONTENDERS[name](threads)
+                contender = contenders.CONTENDERS[name](setup)
             answer = {"result": _answer(contender, **request)}
         except Exception:
             answer = {"error": traceback.format_exc()}
@@ -108,20 +129,27 @@ def _time(step, count: int) -> list[tuple[float, float]]:
 class Worker:
     """The driver's end of a worker process."""
 
-    def __init__(self, name: str, threads: int, log: Path):
+    def __init__(self, name: str, setup: Setup, log: Path):
         root = Path(__file__).resolve().parent.parent
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         self.name = name
         self.log = log
         with open(log, "w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, f"--worker={name}", f"--threads={threads}"],
+                [
+                    sys.executable, __file__, f"--worker={name}",
+                    *(f"--{field}={value}" for field, value in setup._asdict().items()),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                env={
+                    **os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2",
+                    # The first step is to find nothing that an earlier run has compiled.
+                    "TORCHINDUCTOR_CACHE_DIR": f"{log}.compiled",
+                },
                 text=True,
-            )
+            )  # fmt: skip
 
     def call(self, command: str, **arguments) -> Any:
         """Return the worker's answer.
@@ -160,22 +188,39 @@ def measure(workers: dict[str, Worker], rounds: int, steps: int, console: Consol
     return samples
 
 
-def warm_up(workers: dict[str, Worker], steps: int, console: Console) -> dict[str, float]:
-    """Build and compile everything; return the peak memory of each worker before its first step."""
-    memory = {}
-    for name, worker in workers.items():
+def warm_up(
+    workers: dict[str, Worker], steps: int, console: Console
+) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """Build and compile everything.
+
+    A contender that cannot work here is taken out, and the console told why.
+
+    Returns:
+        The peak memory of each worker before its first step, and the seconds of each first step.
+    """
+    memory, first = {}, {}
+    for name, worker in list(workers.items()):
         with console.status(f"starting {name}"):
-            names = worker.call("steps")
-            memory[name] = worker.call("peak_memory")
-            for step in names:
-                worker.call("time", step=step, count=1 if name == "art" else steps)
-    return memory
+            try:
+                names = worker.call("steps")
+                memory[name] = worker.call("peak_memory")
+                for step in names:
+                    found = worker.call("time", step=step, count=1 if name == "art" else steps)
+                    first[name, step] = found[0][0]
+            except RuntimeError as error:
+                if name != "torch_compile":
+                    raise
+                del workers[name]
+                (*_, why) = str(error).strip().splitlines()
+                console.print(f"{name} left out, inductor cannot work here: {why}", markup=False)
+    return memory, first
 
 
-def compare_steps(threads: int, directory: Path) -> dict[str, float]:
+def compare_steps(setup: Setup, directory: Path) -> dict[str, float]:
     """Return how far one step of PyTorch's is from the same step of ours.
 
-    In processes of their own, so that the memory it takes is not counted in the measurement.
+    In processes of their own, so that the memory it takes is not counted in the measurement; in
+    float32, as half precision hides what would differ.
 
     Raises:
         RuntimeError: too far to be the same step.
@@ -183,7 +228,8 @@ def compare_steps(threads: int, directory: Path) -> dict[str, float]:
     path = str(directory / "reference.npz")
     found = {}
     for name, command in (("ours", "reference"), ("pytorch", "compare")):
-        with contextlib.closing(Worker(name, threads, directory / f"{name}.check")) as worker:
+        exact = setup._replace(precision=FLOAT32)
+        with contextlib.closing(Worker(name, exact, directory / f"{name}.check")) as worker:
             found[name] = worker.call(command, path=path)
     same = found["pytorch"]
     if (
@@ -237,6 +283,16 @@ def describe_limits(workers: dict[str, Worker], samples: Samples, profiled: int)
     }
 
 
+def compare_variants(samples: Samples) -> dict[str, dict]:
+    """Return what the step and the attack take with other layers, see ``summarize``."""
+    variants = {}
+    for part in (STEP, ATTACK):
+        rounds = {turn: samples[turn] for turn in samples if turn[1].startswith(f"{part}, ")}
+        summary = summarize(rounds, ("anatomy", f"{part}, {OURS}"))
+        variants |= {step: found for (_, step), found in summary.items()}
+    return variants
+
+
 # The report.
 
 COLUMNS = ("ms", "quartiles", "ratio", "quartiles", "best", "CPU ms")
@@ -257,8 +313,10 @@ def columns(found: dict[str, dict[str, float]]) -> list[str]:
 
 def report(result: dict[str, Any], console: Console) -> None:
     settings = result["settings"]
+    model, precision = settings.get("model", "resnet20"), settings.get("precision", FLOAT32)
     console.print(
-        f"\n{settings['processor']}, threads: {settings['threads']}; rounds: {settings['rounds']}; "
+        f"\n{model}, {precision}\n"
+        f"{settings['processor']}, threads: {settings['threads']}; rounds: {settings['rounds']}; "
         f"steps a round: {settings['steps']}; load average at the start: {settings['load']:.1f}\n"
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     )
@@ -270,7 +328,7 @@ def report(result: dict[str, Any], console: Console) -> None:
         )
     if same := result["same_step"]:
         console.print(
-            f"\nPyTorch's step against ours, from the same weights, images and epsilon: "
+            f"\nPyTorch's step against ours in float32, from the same weights, images and epsilon: "
             f"{same['parameters']:,} parameters in both; largest difference of a logit "
             f"{same['largest_logit_difference']:.1e}; {same['equal_adversarial_values']:.3%} of "
             f"the adversarial images' values equal; loss apart by "
@@ -281,9 +339,11 @@ def report(result: dict[str, Any], console: Console) -> None:
     for turn, title in TITLES.items():
         if found := result["steps"].get("/".join(turn)):
             memory = [f"{result[when][turn[0]]:.0f}" for when in ("peak_memory", "start_memory")]
-            rows.append([title, *columns(found), *memory])
+            first = result.get("first_seconds", {}).get("/".join(turn))
+            first = "" if first is None else f"{first:.1f}"  # older results lack it
+            rows.append([title, *columns(found), first, *memory])
     print_table(
-        ("", *COLUMNS, "peak MiB", "at start"),
+        ("", *COLUMNS, "first s", "peak MiB", "at start"),
         rows,
         fixed_columns=1,
         title="One training step, 64 + 64 images",
@@ -291,12 +351,16 @@ def report(result: dict[str, Any], console: Console) -> None:
     )
     console.print(
         "ms: median. CPU ms: of all threads, waiting for each other included. ratio: to "
-        "cascade_keras in the same round. Peak MiB: of the process, libraries included; at start: "
-        "before its first step.\n"
-        "PyTorch runs eagerly. ART as it comes has its default train step, traced once one of its "
+        "cascade_keras in the same round. First s: seconds of the first step, with tracing and "
+        "compiling. Peak MiB: of the process, libraries included; at start: before its first "
+        "step.\n"
+        "PyTorch's channels first and last run eagerly, torch.compile has channels last. ART as "
+        "it comes has its default train step, traced once one of its "
         "own that is compiled; it computes less: untargeted FGSM of a fixed epsilon, cross entropy "
         "alone; no distance, no lambda, no weight decay.\n"
     )
+    if "limits" not in result:
+        return
     _report_limits(result, console)
     for part, images in ((STEP, "64 + 64 images"), (ATTACK, "64 images")):
         rows = []
@@ -313,8 +377,8 @@ def _report_limits(result: dict[str, Any], console: Console) -> None:
     total = sum(limits["gflop"].values())
     product, reached = limits["matrix_product_gflop_per_second"], limits["gflop_per_second"]
     console.print(
-        f"The step is {total:.1f} GFLOP of convolutions. A float32 matrix product of side "
-        f"{MATRIX_SIDE} reaches {product:.0f} GFLOP/s here, the step {reached:.0f}, "
+        f"The step is {total:.1f} GFLOP of convolutions. A matrix product of side {MATRIX_SIDE} in "
+        f"the same precision reaches {product:.0f} GFLOP/s here, the step {reached:.0f}, "
         f"{reached / product:.0%} of it. At the product's rate the convolutions alone would take "
         f"{total / product * 1e3:.0f} ms.\n"
     )
@@ -340,51 +404,51 @@ def _report_limits(result: dict[str, Any], console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     load = os.getloadavg()[0]
-    names = [
-        name
-        for name in contenders.CONTENDERS
-        if name not in REQUIRED_MODULE or importlib.util.find_spec(REQUIRED_MODULE[name])
-    ]
-    for name in contenders.CONTENDERS.keys() - set(names):
-        console.print(f"{name} left out: {REQUIRED_MODULE[name]} is not installed")
+    setup = Setup(args.threads, args.model, args.precision)
+    names = []
+    for name in args.contenders:
+        if name in REQUIRED_MODULE and not importlib.util.find_spec(REQUIRED_MODULE[name]):
+            console.print(f"{name} left out: {REQUIRED_MODULE[name]} is not installed")
+        elif name in ONLY_FLOAT32 and args.precision != FLOAT32:
+            console.print(f"{name} left out: it is measured in float32 only")
+        else:
+            names.append(name)
+    same, more = None, {}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
-        same = None
         if "pytorch" in names:
             with console.status("comparing PyTorch's step with ours"):
-                same = compare_steps(args.threads, directory)
-        workers = {name: Worker(name, args.threads, directory / name) for name in names}
+                same = compare_steps(setup, directory)
+        workers = {name: Worker(name, setup, directory / name) for name in names}
         for worker in workers.values():
             stack.callback(worker.close)
-        start_memory = warm_up(workers, args.warmup, console)
+        start_memory, first_seconds = warm_up(workers, args.warmup, console)
         samples = measure(workers, args.rounds, args.steps, console)
         # Before the limits, whose measurement needs memory of its own.
         memory = {name: worker.call("peak_memory") for name, worker in workers.items()}
-        limits = describe_limits(workers, samples, args.steps)
+        if "anatomy" in workers:
+            more = {"limits": describe_limits(workers, samples, args.steps)}
+            more["variants"] = compare_variants(samples)
         versions: dict[str, str] = {}
         for worker in workers.values():
             versions |= worker.call("versions")
     steps = {turn: rounds for turn, rounds in samples.items() if turn in TITLES}
-    variants = {}
-    for part in (STEP, ATTACK):
-        rounds = {turn: samples[turn] for turn in samples if turn[1].startswith(f"{part}, ")}
-        summary = summarize(rounds, ("anatomy", f"{part}, {OURS}"))
-        variants |= {step: found for (_, step), found in summary.items()}
+    names = ("threads", "model", "precision", "rounds", "steps", "warmup")
     return {
         "settings": {
             "processor": processor(),
             "load": load,
-            **{name: getattr(args, name) for name in ("threads", "rounds", "steps", "warmup")},
+            **{name: getattr(args, name) for name in names},
         },
         "versions": versions,
         "same_step": same,
         "steps": {
             "/".join(turn): found for turn, found in summarize(steps, ("ours", STEP)).items()
         },
+        "first_seconds": {"/".join(turn): found for turn, found in first_seconds.items()},
         "start_memory": start_memory,
         "peak_memory": memory,
-        "variants": variants,
-        "limits": limits,
+        **more,
         "samples": {"/".join(turn): rounds for turn, rounds in samples.items()},
     }
 
@@ -399,6 +463,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first round")
     parser.add_argument("--threads", type=int, default=cores(), help="all cores by default")
+    parser.add_argument("--model", default="resnet20", help="resnet20, resnet32 ... resnet110")
+    parser.add_argument("--precision", choices=(FLOAT32, BFLOAT16), default=FLOAT32)
+    parser.add_argument(
+        "--contenders", type=_names, default=",".join(contenders.CONTENDERS), help="%(default)s"
+    )
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--quick", action="store_true", help="two rounds of one step, for a check")
     parser.add_argument("--worker", choices=contenders.CONTENDERS, help=argparse.SUPPRESS)
@@ -407,13 +476,22 @@ def parse_arguments() -> argparse.Namespace:
         args.rounds, args.steps, args.warmup = 2, 1, 1
     if min(args.rounds, args.steps, args.warmup, args.threads) < 1:
         parser.error("--rounds, --steps, --warmup and --threads must be at least 1")
+    if not re.fullmatch("resnet[0-9]{1,4}", args.model) or Setup(1, args.model).depth % 6 != 2:
+        parser.error("--model must be a ResNet of a depth of 6n + 2, such as resnet110")
     return args
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(contenders.CONTENDERS) or "ours" not in names:
+        raise argparse.ArgumentTypeError(f"must have ours, of {', '.join(contenders.CONTENDERS)}")
+    return [name for name in contenders.CONTENDERS if name in names]
 
 
 def main() -> None:
     args = parse_arguments()
     if args.worker:
-        serve(args.worker, args.threads)
+        serve(args.worker, Setup(args.threads, args.model, args.precision))
         return
     console = Console()
     try:
