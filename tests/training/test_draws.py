@@ -72,6 +72,17 @@ def test_no_two_purposes_share_a_key():
     assert np.abs(apart).max() < 5 / np.sqrt(1000)
 
 
+def test_a_part_of_a_batch_draws_what_its_images_are_drawn_within_the_whole():
+    whole, rows = tf.zeros([7, 4, 4, 1]), tf.constant([1, 3, 6])
+    part = tf.gather(whole, rows)
+    for draw in (draws.normal_like, lambda images, seed: draws.start(images, seed, 2)):
+        expected = draw(whole, [1, 2]).numpy()[rows.numpy()]
+        with draws.of_larger_batch(rows, 7):
+            np.testing.assert_array_equal(draw(part, [1, 2]), expected)
+    with draws.of_larger_batch(rows, 7):
+        assert draws.in_first_half(tf.constant(3)).numpy().tolist() == [True, False, False]
+
+
 def test_noise_starts_and_probes_are_those_of_the_table():
     images = tf.zeros([2, 4, 4, 1])
     noise = tf.random.stateless_normal([2, 4, 4, 1], [1, 2], **PHILOX)
