@@ -60,6 +60,10 @@ OUTSIDE = {
     for pattern in ("*.py", "*.ipynb")
     for path in sorted((ROOT / "examples").glob(pattern))
 }
+OUTSIDE |= {
+    str(card.relative_to(ROOT)): f"zoo/{card.parent.name}.md"
+    for card in sorted((ROOT / "cascade_keras/zoo/presets").glob("*/README.md"))
+}
 
 
 # Pages.
