@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascade_keras.attacks.specs import in_words
@@ -42,7 +42,7 @@ def card(metadata: Mapping[str, Any], measured: Robustness) -> str:
         f'```python\nimport cascade_keras as ck\n\nnetwork = ck.load("{name}")\n```',
         f"A Keras model from images {_shape(metadata['input_shape'])}, float32 in [0, 1], to "
         f"`embedding` ({metadata['embedding_size']}) and `logits` ({metadata['num_classes']}); "
-        f"`zoo:{name}` is its name in programs.",
+        f"`zoo:{name}` is its name in programs." + _crop(metadata["input_shape"], measured.dataset),
         "## Training",
         table(["", ""], _training(metadata), left=2),
         f"```\n{command(recipe)}\n```",
@@ -152,6 +152,15 @@ def _trust(measured: Robustness) -> list[str]:
         ]
         parts.append(table(["check", "verdict", "number", "images"], rows, left=2))
     return parts
+
+
+def _crop(seen: Sequence[int], dataset: str) -> str:
+    """Return a sentence of what a network sees of its dataset's images, where not all."""
+    stored = DATASETS[dataset].image_shape if dataset in DATASETS else tuple(seen)
+    if stored == tuple(seen):
+        return ""
+    sizes = (f"{shape[0]}x{shape[1]}" for shape in (seen, stored))
+    return " It sees the centre, {}, of the dataset's {} images.".format(*sizes)
 
 
 def _shape(shape) -> str:

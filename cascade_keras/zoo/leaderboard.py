@@ -173,7 +173,9 @@ def _row(entry: Entry, epsilon: float) -> list[str]:
         *(cell(known.find(attack, epsilon)) for attack in ATTACKS),
         f"{strongest.attack} {cell(strongest)}",
         f"{count:,}",
-        *("" if n is None else f"{n:,.0f}" for n in (entry.steps, entry.seed, entry.seconds)),
+        "" if entry.steps is None else f"{entry.steps:,}",
+        "" if entry.seed is None else str(entry.seed),
+        "" if entry.seconds is None else f"{entry.seconds:,.0f}",
     ]
 
 
