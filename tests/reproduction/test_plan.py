@@ -97,9 +97,9 @@ def test_20_layers_are_shared_with_the_networks_that_have_them():
 def test_a_command_says_what_its_job_does(monkeypatch):
     monkeypatch.setattr(training_settings, "_check_trained", lambda *given: None)
     plans = (
-        plan_of(all=True, scale=0.1, seeds=[1], data_dir="data"),
+        plan_of(table=[2, 3], scale=0.1, seeds=[1], data_dir="data"),
         plan_of(table=[4], figure=[4, 5], depth=20),
-        plan_of(all=True, dataset="digits", scale=0.02, num_images=50),
+        plan_of(table=[1], figure=[9], dataset="digits", scale=0.02, num_images=50),
     )
     classes = {"craft": CraftSettings, "evaluate": EvaluationSettings, "analyze": FigureSettings,
                "reproduce": ReproductionSettings}  # fmt: skip

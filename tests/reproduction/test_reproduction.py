@@ -167,14 +167,26 @@ def test_a_job_that_fails_ends_all_with_its_last_line(children):
     assert "table1-one_step-s0" not in children.ran
 
 
+def test_what_runs_is_ended_with_it(children, monkeypatch):
+    started = []
+    start = module._start
+    monkeypatch.setattr(module, "_start", lambda *job: started.append(start(*job)) or started[-1])
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", interrupted)
+    one, _ = run(table=[1], jobs=2)
+    with pytest.raises(KeyboardInterrupt):
+        one.run()
+    assert [child.returncode for child in started] == [-signal.SIGTERM] * 2
+
+
 def test_programs_end_with_the_one_that_started_them(tmp_path):
     """A child is terminated when its parent is killed."""
     code = """
-import pathlib, subprocess, sys, time
+import subprocess, sys, time
 from cascade_keras.reproduction import reproduction
-class Job:
-    program, flags = "sleep", ()
-reproduction.launch = None
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
                          preexec_fn=reproduction._dying_with_parent())
 print(child.pid, flush=True)
