@@ -49,7 +49,7 @@ class Estimated(NamedTuple):
     Attributes:
         job: which.
         state: ``DONE``, ``BEGUN``, ``LEFT``, or ``NOT_NEEDED``, as all that needs it is done.
-        seconds: from its beginning; 0 where nothing is left.
+        seconds: that are left, of a network from its last checkpoint on, else from the beginning.
     """
 
     job: Job
@@ -109,7 +109,7 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Return what the jobs of a plan would take, all that are not done from their beginning.
+    """Return what the jobs of a plan would take that are not done.
 
     Raises:
         InputError: there is a run of another network by a name that is needed.
@@ -127,8 +127,9 @@ def estimate(plan: Plan) -> Estimate:
         key = network.dataset, network.model
         if key not in speeds:
             speeds[key] = measured(network)
-        state = BEGUN if job.kind in jobs.TRAINED and _is_begun(network) else LEFT
-        found.append(Estimated(job, state, _seconds(job, speeds[key])))
+        there = _steps_there(job)
+        seconds = _seconds(job, speeds[key], job.steps - there)
+        found.append(Estimated(job, BEGUN if there else LEFT, seconds))
     return Estimate(tuple(found), speeds)
 
 
@@ -139,14 +140,17 @@ def _network_of(job: Job, plan: Plan) -> TrainingSettings:
     return job.settings
 
 
-def _is_begun(settings: TrainingSettings) -> bool:
-    return Run(f"{settings.runs_dir}/{settings.name}").has_checkpoints
+def _steps_there(job: Job) -> int:
+    """Return the step of a network's last checkpoint, 0 where there is none."""
+    if job.kind not in jobs.TRAINED:
+        return 0
+    return Run(f"{job.settings.runs_dir}/{job.settings.name}").last_step
 
 
-def _seconds(job: Job, speed: Speed) -> float:
+def _seconds(job: Job, speed: Speed, steps: int) -> float:
     if job.kind not in jobs.TRAINED:
         return job.gradients * speed.gradient
-    return job.steps * speed.seconds(job.gradients / job.steps)
+    return steps * speed.seconds(job.gradients / job.steps)
 
 
 def measured(settings: TrainingSettings) -> Speed:

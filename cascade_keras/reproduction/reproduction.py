@@ -12,6 +12,7 @@ evaluations from their last batch, and what is finished is not done again.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -23,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from cascade_keras.errors import InputError
 from cascade_keras.files import check_writable, expand, hold
@@ -35,6 +36,9 @@ from cascade_keras.reproduction.settings import ReproductionSettings
 from cascade_keras.startup import import_tensorflow
 
 _POLL_SECONDS = 0.2
+# What a program says where one that was started by a killed reproduction has not ended yet.
+_IN_USE = "by another process"
+_TRIES = 10
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
@@ -127,38 +131,40 @@ class Reproduction:
     def _beside_each_other(self, left: list[Job]) -> Reproduced:
         waiting = {job.name: job for job in left}
         running: dict[str, subprocess.Popen] = {}
-        pages, done = [], 0
+        tries: collections.Counter[str] = collections.Counter()
+        pages = []
         logs = self.settings.folder("logs")
         logs.mkdir(exist_ok=True)
         with _ending(running):
             while waiting or running:
-                for job in list(waiting.values()):
-                    open_needs = {*waiting, *running} & {*job.needs}
-                    if open_needs or (len(running) >= self.settings.jobs and job.kind != jobs.PAGE):
-                        continue
+                while job := self._ready(waiting, running):
                     del waiting[job.name]
                     if job.kind == jobs.PAGE:
                         pages.append(self.write(job))
-                        done += 1
                         continue
                     self.say(f"{job.name}: {' '.join(job.command)}")
                     running[job.name] = _start(job, logs / f"{job.name}.log")
                 time.sleep(_POLL_SECONDS if running else 0)
                 for name in [name for name, child in running.items() if child.poll() is not None]:
-                    self._ended(name, running.pop(name).returncode, logs)
-                    done += 1
-                    self.say(f"{name}: done, {done} of {len(left)}")
+                    why = _why_not(running.pop(name).returncode, logs / f"{name}.log")
+                    tries[name] += 1
+                    if why is None:
+                        self.plan.job(name).mark()
+                        done = len(left) - len(waiting) - len(running)
+                        self.say(f"{name}: done, {done} of {len(left)}")
+                    elif _IN_USE in why and tries[name] < _TRIES:
+                        waiting[name] = self.plan.job(name)
+                    else:
+                        raise InputError(f"{name} {why}")
         return Reproduced(tuple(pages))
 
-    def _ended(self, name: str, status: int, logs: pathlib.Path) -> None:
-        """Mark a job as done, or say why it is not."""
-        if status == 0:
-            self.plan.job(name).mark()
-            return
-        log = logs / f"{name}.log"
-        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        why = lines[-1] if lines else "without a word"
-        raise InputError(f"{name} ended with {status}, see {log}: {why}")
+    def _ready(self, waiting: Mapping[str, Job], running: Collection[str]) -> Job | None:
+        """Return a job that can be started now, None where there is none."""
+        for job in waiting.values():
+            free = job.kind == jobs.PAGE or len(running) < self.settings.jobs
+            if free and not {*waiting, *running} & {*job.needs}:
+                return job
+        return None
 
 
 # One job in this process.
@@ -232,6 +238,14 @@ def _start(job: Job, log: pathlib.Path) -> subprocess.Popen:
             start_new_session=True,  # Ctrl-C is passed on by this process, once
             preexec_fn=_dying_with_parent(),
         )
+
+
+def _why_not(status: int, log: pathlib.Path) -> str | None:
+    """Return why a program has not done its job, None where it has."""
+    if status == 0:
+        return None
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return f"ended with {status}, see {log}: {lines[-1] if lines else 'without a word'}"
 
 
 def _dying_with_parent() -> Callable[[], None] | None:

@@ -70,6 +70,11 @@ class Run:
         return bool(self._checkpoint_files())
 
     @property
+    def last_step(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        return max(self._checkpoint_files(), default=0)
+
+    @property
     def started(self) -> bool:
         """Whether there is anything that other flags would spoil."""
         return self.has_checkpoints or self.model_file.exists() or self.finished
@@ -77,7 +82,7 @@ class Run:
     @property
     def kept(self) -> str:
         """What the next start makes of what is there, in words."""
-        step = max(self._checkpoint_files(), default=0)
+        step = self.last_step
         if not step:
             return "there is no checkpoint yet, the same command starts anew"
         return f"the checkpoint of step {step} is kept, the same command goes on from there"
@@ -163,7 +168,7 @@ class Run:
                 "started with; use that data, or another name",
                 "dataset" if config.dataset.origin else "data_dir",
             )
-        last, steps = max(self._checkpoint_files(), default=0), flags.get("steps")
+        last, steps = self.last_step, flags.get("steps")
         if steps and last > steps:
             raise InputError(
                 f"{self._checkpoint(last)} is of a step beyond the run's {steps}; remove it"

@@ -20,6 +20,7 @@ PROGRAMS = {
     "analyze": "figures.settings:FigureSettings",
     "export": "export:ExportSettings",
     "zoo": "zoo.settings:ZooSettings",
+    "reproduce": "reproduction.settings:ReproductionSettings",
     "prepare_data": "cli.prepare_data:PrepareSettings",
 }
 LONG = 100_000
