@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation.cells import CLEAN
 from cascade_keras.evaluation.tables import plain, table
 from cascade_keras.runs.settings import TrainingSettings
-from cascade_keras.settings import flag_of
+from cascade_keras.settings import as_flags
 from cascade_keras.zoo.robustness import Robustness
 
 _NOTHING = "nothing suspicious in these numbers, which does not prove robustness"
@@ -64,25 +65,13 @@ def card(metadata: Mapping[str, Any], measured: Robustness) -> str:
 def command(recipe: Mapping[str, Any]) -> str:
     """Return the command that trains a network of this recipe, but for its name and places."""
     given = {key: recipe[key] for key in ("dataset", "model", "loss", "steps", "seed")}
-    try:
-        usual = TrainingSettings(**given).resolved().decisive()
-    except InputError:  # of data that are not here
-        usual = TrainingSettings().decisive()
-    shown = {**given, **{k: v for k, v in recipe.items() if k in usual and usual[k] != v}}
-    flags = [
-        _flag(key, value)
-        for key, value in shown.items()
-        if key in given or not key.startswith(_NOT_THE_RECIPE)
-    ]
-    return " \\\n    ".join(["bin/train", *flags])
-
-
-def _flag(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"--{'' if value else 'no'}{flag_of(name)}"
-    items = value if isinstance(value, list) else [value]
-    text = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
-    return shlex.quote(f"--{flag_of(name)}={text or 'none'}")
+    usual = TrainingSettings(**given)
+    with contextlib.suppress(InputError):  # of data that are not here
+        usual = usual.resolved()
+    known = {key for key in usual.decisive() if not key.startswith(_NOT_THE_RECIPE)}
+    told = usual.replace(**{k: v for k, v in recipe.items() if k in known and v is not None})
+    flags = [*(f"--{key}={value}" for key, value in given.items()), *as_flags(told, usual)]
+    return " \\\n    ".join(["bin/train", *map(shlex.quote, flags)])
 
 
 def _training(metadata: Mapping[str, Any]) -> list[list[str]]:
