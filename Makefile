@@ -9,7 +9,7 @@ help:
 	@echo "make demo    train a standard, a pivot and a cascade network on digits, compare them"
 	@echo "make test    run the tests"
 	@echo "make test-all  with those that take long"
-	@echo "make lint    check style"
+	@echo "make lint    check style and types, and that tables are those of their JSON"
 	@echo "make tables  write the tables of README and docs/ from their JSON"
 	@echo "make docs    make the documentation with the reference, as pages in site/"
 	@echo "make clean   remove the environment and the demo's runs"
@@ -46,6 +46,7 @@ test-all: $(VENV)/test
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python docs/make_tables.py --check
 
 format: $(VENV)/test

@@ -50,7 +50,8 @@ setup(
             "foolbox>=3.3.4,<4",
             "adversarial-robustness-toolbox>=1.20,<2",
         ],
-        "lint": ["ruff>=0.15", "pre-commit>=4"],
+        # Each minor version of mypy finds other things.
+        "lint": ["ruff>=0.15", "mypy>=1.20,<1.21", "pre-commit>=4"],
         # Makes the pages of docs/ and the reference into a site: `make docs`.
         "docs": [
             "mkdocs>=1.6.1,<2",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import math
 import os
 import shutil
@@ -171,7 +172,7 @@ class Bank:
         self.record: dict[str, Any] = {}
         self._images: np.memmap | None = None
         self._labels: np.memmap | None = None
-        self._file = None
+        self._file: io.BufferedReader | None = None
         self._done: set[int] = set()  # shards that are complete
 
     @property
@@ -553,7 +554,7 @@ class BankPartners:
         self.rows = rows
         self.examples = min(bank.record["examples"] for bank in banks)
         self.error: InputError | None = None
-        self._draws = {
+        self._draws: dict[str, Any] = {
             "count": len(rows),
             "num_sources": len(banks),
             "seed": seed,

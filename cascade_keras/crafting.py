@@ -61,11 +61,11 @@ def parse_epsilons(text: str) -> tuple[int, ...]:
     first, dots, last = text.partition("..")
     if not dots:
         return tuple(number(int, epsilon) for epsilon in items_of(text))
-    first, last = number(int, first), number(int, last)
+    least, most = number(int, first), number(int, last)
     # A long range would fill the memory before it is refused.
-    if not 1 <= first <= last <= 255:
+    if not 1 <= least <= most <= 255:
         raise ValueError(text)
-    return tuple(range(first, last + 1))
+    return tuple(range(least, most + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class CraftSettings(NetworkSettings, DataSettings):
     seed: int = setting(0, "Of the attacks that draw random numbers.", SEED)
     worker: str | None = worker_setting("shards")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_apart("output", self.output, source=self.source)
 

@@ -402,10 +402,11 @@ def _trace(
 
     floats = [tf.TensorSpec((None, *input_shape), tf.float32, name="images")]
     stored = [tf.TensorSpec((None, *image_shape), tf.uint8, name="images")]
+    network: keras.Model = adapted.network  # only such have weights to be saved
     archive = keras.export.ExportArchive()
     # Not archive.track(): it would save the state of dropout layers too, and the weights twice,
     # because TensorFlow does not see a Keras variable and its value as one.
-    archive.add_variable_collection("variables", [w.value for w in adapted.network.weights])
+    archive.add_variable_collection("variables", [w.value for w in network.weights])
     list_in_order(archive, "variables")
     # Each signature calls the one before, so the network is traced and saved once.
     serve = archive.add_endpoint("serve", _inference(adapted, input_shape), floats)
@@ -495,6 +496,7 @@ def _write_warmup(file: pathlib.Path, record: dict) -> None:
         for signature in SIGNATURES:
             shape = record["image_shape"] if signature == "raw" else record["input_shape"]
             for batch in WARMUP_BATCHES:
+                images: np.ndarray
                 images = rng.integers(0, _PIXEL_VALUES, (batch, *shape), dtype=np.uint8)
                 if signature != "raw":
                     images = images.astype(np.float32) / np.float32(_PIXEL_VALUES - 1)

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from cascade_keras.errors import InputError, shown
 
@@ -26,7 +26,7 @@ MOST_OF_A_NAME = 150  # bytes of a network's name in that of a file, which has 2
 PARTIAL = ".partial-"  # how a file's name begins while it is written
 
 
-def is_path(given: Any) -> bool:
+def is_path(given: Any) -> TypeGuard[str | os.PathLike]:
     """Whether something is named by a path or text, instead of being given itself."""
     return isinstance(given, str | os.PathLike)
 
@@ -170,7 +170,7 @@ def clean(directory: pathlib.Path, names: str = "*") -> None:
             partial.unlink(missing_ok=True)
 
 
-def write_json(path: pathlib.Path, content, *, keep: bool = False) -> None:
+def write_json(path: pathlib.Path, content: Any, *, keep: bool = False) -> None:
     """Write ``content`` as indented JSON, atomically.
 
     Args:
@@ -320,7 +320,7 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

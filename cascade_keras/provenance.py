@@ -153,7 +153,7 @@ class Location:
         return self.path if self.preset is None else pathlib.Path(self.preset)
 
 
-def locate(path: str | pathlib.Path) -> Location:
+def locate(path: str | os.PathLike) -> Location:
     """Find the network that a path names.
 
     Raises:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import os
 import re
 import types
 import typing
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from cascade_keras.errors import InputError, shown
@@ -25,6 +26,8 @@ ENSEMBLES = (
     "logits",
     "losses",
 )  # what of several networks an attack on all of them takes the mean of
+
+N = TypeVar("N", int, float)
 
 # What TensorFlow computes with are 32-bit numbers; those closer to 0 it takes for 0.
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
@@ -64,7 +67,7 @@ def setting(
     help: str | Callable[[], str],
     rule: Rule | None = None,
     *,
-    choices: Callable[[], Sequence] | Sequence | None = None,
+    choices: Callable[[], Collection] | Collection | None = None,
     path: bool = False,
     parse: Callable[[str], Any] | None = None,
     operational: bool = False,
@@ -134,7 +137,7 @@ def value_range_setting() -> Any:
 
 
 # What ``from_logits`` says on a flag, as ``border.adapt`` is told it.
-_SAID_OF_LOGITS = {"auto": "auto", "true": True, "false": False}
+_SAID_OF_LOGITS: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
 
 
 def from_logits_setting() -> Any:
@@ -204,7 +207,7 @@ def _kinds(settings: type) -> dict[str, Kind]:
     return {field.name: _kind(hints[field.name]) for field in dataclasses.fields(settings)}
 
 
-def _kind(hint) -> Kind:
+def _kind(hint: Any) -> Kind:
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     options = typing.get_args(hint) if union else (hint,)
     (kind,) = (option for option in options if option is not type(None))
@@ -224,12 +227,12 @@ class Settings:
         InputError: naming the setting, what was wrong and what would be right.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = self._checked(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 
-    def _checked(self, field: dataclasses.Field, value):
+    def _checked(self, field: dataclasses.Field, value: Any) -> Any:
         kind = kind_of(type(self), field.name)
         if field.metadata["auto"] and isinstance(value, str) and value == AUTO:
             value = None
@@ -259,7 +262,7 @@ class Settings:
             raise InputError(f"must be {rule.expected}, got {shown(found)}", field.name)
         return value
 
-    def replace(self, **changes) -> typing.Self:
+    def replace(self, **changes: Any) -> typing.Self:
         """Return a copy with other values, checked again."""
         return dataclasses.replace(self, **changes)
 
@@ -304,14 +307,14 @@ def _check_once(items: tuple, field: dataclasses.Field) -> None:
         seen.add(item)
 
 
-def _of_python(value):
+def _of_python(value: Any) -> Any:
     """Return what NumPy's numbers and arrays are in Python; anything else as it is."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _typed(kind: Kind, value, field: dataclasses.Field):
+def _typed(kind: Kind, value: Any, field: dataclasses.Field) -> Any:
     """Return one value as the type that its field, or each of a field's list, has."""
-    item = kind.item
+    item: Any = kind.item
     or_auto = f" or {AUTO}" if field.metadata["auto"] else ""
     wrong = InputError(f"must be {_NAMES[item][False]}{or_auto}, got {shown(value)}", field.name)
     if isinstance(value, bool) and item is not bool:
@@ -378,7 +381,9 @@ def _place(path: str, name: str) -> str:
     return path
 
 
-def check_apart(name: str, place: str | None, **others: str | Sequence[str] | None) -> None:
+def check_apart(
+    name: str, place: str | None, **others: str | Sequence[str | os.PathLike] | None
+) -> None:
     """Refuse a place of a program's output that is also another setting's, or inside of it.
 
     Args:
@@ -406,7 +411,7 @@ _NUMBER = re.compile(
 )
 
 
-def number(item: type, text: str) -> float:
+def number(item: type[N], text: str) -> N:
     """Return the number that a text means, in plain ASCII digits; spaces around it do not count.
 
     Args:
@@ -450,7 +455,7 @@ def of_text(settings: type, field: dataclasses.Field, text: str) -> Any:
         raise InputError(f"must be {expected}, got {shown(text)}", field.name) from error
 
 
-def _item(kind: Kind, text: str):
+def _item(kind: Kind, text: str) -> Any:
     return text if kind.item is str else number(kind.item, text)
 
 

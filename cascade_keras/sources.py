@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import keras
 import numpy as np
@@ -181,7 +181,9 @@ class Source:
             ) from error
 
 
-Network = str | os.PathLike | Source | keras.Model | Callable[[tf.Tensor], tf.Tensor | Outputs]
+Network: TypeAlias = (
+    str | os.PathLike | Source | keras.Model | Callable[[tf.Tensor], tf.Tensor | Outputs]
+)
 
 
 def load_source(
@@ -271,7 +273,7 @@ class _Told(NamedTuple):
 
     def or_recorded(self, recorded: dict) -> _Told:
         """Return it with what a record says of the rest."""
-        kept = {
+        kept: dict[str, Any] = {
             name: recorded.get(name)
             for name in ("value_range", "logits", "embedding")
             if getattr(self, name) is None
@@ -338,7 +340,7 @@ def _adapted(network: Callable, where, told: _Told, image_shape=None) -> Adapted
 
 
 def _source(
-    adapted: Adapted, name: str, path, shape, digest: str, provenance: dict, *rest, arrays=()
+    adapted: Adapted, name: str, path, shape, digest: str, provenance: dict, *rest: Any, arrays=()
 ) -> Source:
     """Return a source of what ``adapt`` returned; ``arrays`` are its weights, if it has any."""
     where = path or name
@@ -352,7 +354,7 @@ def _source(
             raise InputError(f"{where}: {error.message}") from error
         return {"logits": outputs.logits, "embedding": outputs.embedding}
 
-    return Source(
+    return Source(  # type: ignore[misc]  # the rest are trust and time_limit
         name,
         path,
         shape,

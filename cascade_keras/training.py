@@ -11,7 +11,7 @@ import textwrap
 import types
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -232,7 +232,7 @@ class AdversarialTrainer(SteppedModel):
             images = guard_images(images, self.border.value_range)
         batch, classes = given.batch._replace(images=images), self.border.num_classes
         if given.ours and given.labels.shape.rank == 1:
-            labels, checks = Labels(tf.cast(given.labels, tf.int32), None), []
+            labels, checks = Labels(tf.cast(given.labels, tf.int32), None), list[tf.Tensor]()
         else:
             labels, checks = guard_labels(
                 given.labels, classes, count=tf.shape(images)[0], binary=bool(self.border.binary)
@@ -334,14 +334,16 @@ class AdversarialTrainer(SteppedModel):
             options.seed, step, total, len(sources), options.max_epsilon, options.epsilon_sampling
         )
         if part is not None:
-            drawn = (tf.gather(each, rows) for each in drawn)
+            source, epsilon = drawn
+            drawn = tf.gather(source, rows), tf.gather(epsilon, rows)
         return cascade.craft(sources, images, labels, *drawn)
 
     def _own_images(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Return the images of the network itself, or of the step's ensemble source."""
         options, keys = self.options, draws.step_keys(self.options.seed, step)
         share, shape = replicas.current(), tf.shape(images)
-        rows, larger = None, contextlib.nullcontext()
+        rows = None
+        larger: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if share is not None:
             rows = share.rows[: shape[0]]
             larger = draws.of_larger_batch(rows, share.own)
@@ -478,7 +480,7 @@ class AdversarialTrainer(SteppedModel):
         taken = self._take(data)
         with tf.control_dependencies(taken.after), self._sharing(taken.batch) as share:
             images, labels = taken.batch.images, taken.labels
-            larger = contextlib.nullcontext()
+            larger: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if share is not None:
                 share.attacked = share.total
                 larger = draws.of_larger_batch(share.rows, share.total)
@@ -817,7 +819,7 @@ class AdversarialTrainer(SteppedModel):
         # Bound methods, where Keras would make a model that is an attribute a part of the trainer.
         self.cascade_sources = tuple(each.logits for each in adapted["cascade_sources"])
         self.ensemble_sources = tuple(each.logits for each in adapted["ensemble_sources"])
-        self._lost_sources = {}
+        self._lost_sources: dict[str, int] = {}
         self.train_function = None  # a compiled step has the earlier ones in it
         if self.compiled and self.cascade_sources:  # as in compile
             self._refuse_xla()
@@ -1040,7 +1042,8 @@ def _count(images: tf.Tensor) -> int | tf.Tensor:
 
 def _documented(trainer: type) -> None:
     """Give the trainer's help the options, which are declared in ``TrainerOptions`` alone."""
-    own = list(inspect.signature(trainer.__init__).parameters.values())[1:-1]
+    init = trainer.__init__  # type: ignore[misc]  # this class's own
+    own = list(inspect.signature(init).parameters.values())[1:-1]
     fields = [field for field in dataclasses.fields(TrainerOptions) if field.name != "loss"]
     options = [
         inspect.Parameter(
@@ -1049,7 +1052,8 @@ def _documented(trainer: type) -> None:
         for field in fields
     ]
     rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-    trainer.__signature__ = inspect.Signature([*own, *options, rest])
+    signature = inspect.Signature([*own, *options, rest])
+    trainer.__signature__ = signature  # type: ignore[attr-defined]  # as inspect reads it
     told = [
         textwrap.fill(
             f"{field.name}: {field.metadata['help']}.",
@@ -1079,7 +1083,7 @@ class ClockSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, schedule, steps: keras.Variable | None = None):
         super().__init__()
-        self.schedule = schedule.schedule if isinstance(schedule, ClockSchedule) else schedule
+        self.schedule: Any = schedule.schedule if isinstance(schedule, ClockSchedule) else schedule
         self.steps = steps
 
     def __call__(self, step):

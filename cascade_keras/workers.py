@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -276,7 +276,7 @@ def counted(number: int, one: str, several: str) -> str:
 
 
 def left(
-    missing: Mapping[int, int], worker: Worker, unit: tuple[str, str], at_work: Sequence[int]
+    missing: Mapping[int, int], worker: Worker, unit: tuple[str, str], at_work: Collection[int]
 ) -> str:
     """Return a sentence of what other workers have not done yet.
 

@@ -396,11 +396,11 @@ class _Ascent:
         """Keep the iterates that most passes got wrong, where there are several."""
         if self.average == 1:  # what is wrong has left
             return standing
-        image, *before = standing.worst
+        image, before = standing.worst[0], standing.worst[1:]
         better = _better((wrong, values), before)
         image = tf.where(each_pixel(better), standing.images, image)
-        numbers = [tf.where(better, *pair) for pair in ((wrong, before[0]), (values, before[1]))]
-        return standing._replace(worst=(image, *numbers))
+        wrong, values = tf.where(better, wrong, before[0]), tf.where(better, values, before[1])
+        return standing._replace(worst=(image, wrong, values))
 
     def _judged(self, number, standing: _Standing, values, gradients):
         """Keep the best iterates; at a checkpoint halve the steps of those that go on badly."""
@@ -432,7 +432,7 @@ class _Ascent:
 
         return tf.cond(width > 0, halved, lambda: (standing, gradients))
 
-    def _finished(self, standing: _Standing, found: Found) -> tuple[Found, tf.Tensor]:
+    def _finished(self, standing: _Standing, found: Found) -> tuple[Found, tf.Tensor, tf.Tensor]:
         """Look at the last iterates, and give of those that stand the best."""
         wrong, values, _ = self._look(standing.images, standing.aims, gradient=False)
         before = standing.worst or (standing.best, tf.zeros_like(wrong), standing.best_value)

@@ -70,9 +70,15 @@ def autoattack(
         float32 (len(epsilons), N, H, W, C), in ``value_range``. Images that no attack fools are
         those of its first attack with the largest cross entropy.
     """
-    options = {"version": version, "iterations": iterations, "queries": queries}
     attack = AutoAttack(
-        logits_fn, images.shape[1:], epsilons, num_classes=num_classes, seed=seed, **options
+        logits_fn,
+        images.shape[1:],
+        epsilons,
+        num_classes=num_classes,
+        seed=seed,
+        version=version,
+        iterations=iterations,
+        queries=queries,
     )
     size = batch_size or BATCH_SIZE
     parts = [slice(first, first + size) for first in range(0, max(len(images), 1), size)]
@@ -153,7 +159,7 @@ class AutoAttack:
         }
         self._costs = {name: stage_gradients(name, [1.0], options[name]) for name in options}
         self._searches = {name: self._search_of(name, options[name]) for name in options}
-        passes = max(option.get("average", 1) for option in options.values())
+        passes = max(int(option.get("average", 1)) for option in options.values())
         self._searches["clean"] = self._compiled(
             lambda logits_fn, images, labels, *_: untouched(logits_fn, images, labels, passes)
         )
@@ -165,7 +171,7 @@ class AutoAttack:
         def fab(logits_fn, images, labels, epsilon, keys, **options) -> Found:
             return boundary.several(logits_fn, images, labels, sizes, keys, **options)
 
-        searches = {
+        searches: dict[str, Callable[..., Found]] = {
             "apgd": auto_pgd.search,
             "apgd_targeted": auto_pgd.search_targeted,
             "fab": fab,

@@ -60,7 +60,8 @@ def entry(attack: Callable) -> Callable:
     kind = inspect.Parameter.KEYWORD_ONLY
     own = inspect.Parameter("value_range", kind, default=UNIT, annotation="ValueRange")
     parameters.insert(place, own)
-    entered.__signature__ = signature.replace(parameters=parameters)
+    told = signature.replace(parameters=parameters)
+    entered.__signature__ = told  # type: ignore[attr-defined]  # as inspect reads it
     return entered
 
 
@@ -172,7 +173,7 @@ def as_logits_fn(
 
     Where labels are given it refuses logits of other classes than these, if that is seen.
     """
-    looked_at = []
+    looked_at: list[bool] = []
     classes = _classes_in(labels)
 
     def network(images):
@@ -188,7 +189,7 @@ def as_logits_fn(
 
 
 @tf.autograph.experimental.do_not_convert
-def refuse_no_logits(logits: tf.Tensor, looked_at: list) -> None:
+def refuse_no_logits(logits: tf.Tensor, looked_at: list[bool]) -> None:
     """Refuse outputs that are seen to be no logits.
 
     Args:
@@ -257,7 +258,7 @@ def warn_of_fractions(epsilon) -> None:
     if not number and not isinstance(epsilon, list | tuple | range):
         return
     values = [epsilon] if number else [e for e in epsilon if isinstance(e, numbers.Real)]
-    positive = [value for value in values if value > 0]
+    positive = [value for value in map(float, values) if value > 0]
     if positive and max(positive) < 1:
         warnings.warn(
             f"epsilon is in 0..255 units: {max(positive):g} is less than one pixel value; "

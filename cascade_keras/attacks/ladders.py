@@ -57,11 +57,11 @@ def ladder(
         labels, objective = least_likely_labels(logits_fn(images)), towards
     ascending = sorted({float(epsilon) for epsilon in epsilons})
     count, radii = len(ascending), tf.constant(ascending, images.dtype)
-    steps = iterations(radii) if steps is None else tf.fill([count], tf.cast(steps, tf.int32))
+    each = iterations(radii) if steps is None else tf.fill([count], tf.cast(steps, tf.int32))
     # Whole step sizes add up exactly; for others one step is kept back for the rounding.
     spare = 0 if float(step_size).is_integer() else 1
     shared = tf.cast(tf.floor(tf.math.divide_no_nan(radii, step_size)), tf.int32) - spare
-    shared = tf.clip_by_value(shared, 0, steps)
+    shared = tf.clip_by_value(shared, 0, each)
 
     def step(e, n, trunk, current, rungs):
         on_trunk = n < shared[e]
@@ -77,7 +77,7 @@ def ladder(
     *_, rungs = tf.while_loop(
         lambda e, *_: e < count,
         lambda e, n, *state: tf.cond(
-            n < steps[e], lambda: step(e, n, *state), lambda: finish(e, n, *state)
+            n < each[e], lambda: step(e, n, *state), lambda: finish(e, n, *state)
         ),
         (tf.constant(0), tf.constant(0), start, start, tf.stack([start] * count)),
     )

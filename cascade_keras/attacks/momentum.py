@@ -22,7 +22,7 @@ import tensorflow as tf
 from cascade_keras import draws
 from cascade_keras.attacks import specs
 from cascade_keras.attacks.arguments import as_images, as_keys, per_image, to_unit_range
-from cascade_keras.attacks.entry import entry
+from cascade_keras.attacks.entry import as_objective, entry
 from cascade_keras.attacks.iterative import ball, perturbed
 from cascade_keras.attacks.objectives import LogitsFn, Objective, cross_entropy, input_gradient
 
@@ -78,13 +78,13 @@ def mi_fgsm(
     stride = radius / steps if step_size is None else per_image(step_size, images, "step_size")
     lowest, highest = ball(images, radius)
     keys = as_keys(seed, tf.shape(images)[0]) if diversity else None
-    kernel = gaussian(int(translation))
+    kernel, of_labels = gaussian(int(translation)), as_objective(objective)
 
     def gradient_at(made: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         def shown_to_network(made: tf.Tensor) -> tf.Tensor:
             return logits_fn(diverse(made, keys, number, diversity) if diversity else made)
 
-        return input_gradient(shown_to_network, made, objective(labels))
+        return input_gradient(shown_to_network, made, of_labels(labels))
 
     def step(number, perturbation, along):
         made = perturbed(images, perturbation)

@@ -212,7 +212,7 @@ class Chosen:
     def of_json(cls, kept: str | Mapping) -> Chosen:
         """Return what ``as_json`` made."""
         if isinstance(kept, Mapping):
-            return cls(kept.get("name"), kept.get("options", {}))
+            return cls(kept.get("name", ""), kept.get("options", {}))
         return cls.of(kept)
 
     def __hash__(self) -> int:
@@ -282,7 +282,10 @@ def _wrong(attack: str, option: str, value: Any) -> str | None:
 def _plain(value: Any, default: Any) -> Any:
     """Return an option's value as JSON holds it: a number of Python's, a count a whole one."""
     if isinstance(value, numbers.Real) and not isinstance(default, bool):
-        return int(value) if isinstance(default, int) else getattr(value, "tolist", lambda: value)()
+        number: Any = value
+        return (
+            int(number) if isinstance(default, int) else getattr(number, "tolist", lambda: number)()
+        )
     return value
 
 
@@ -294,7 +297,7 @@ def _chooser(function: str, attack: str) -> Callable[..., Chosen]:
 
     row = ATTACKS[attack]
     choose.__name__ = choose.__qualname__ = function
-    choose.__signature__ = inspect.Signature(
+    choose.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
             for name, default in row.choices.items()

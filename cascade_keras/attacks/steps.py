@@ -28,7 +28,7 @@ from cascade_keras.attacks.arguments import (
     per_image,
     to_unit_range,
 )
-from cascade_keras.attacks.entry import entry
+from cascade_keras.attacks.entry import as_objective, entry
 from cascade_keras.attacks.objectives import (
     LogitsFn,
     Objective,
@@ -70,7 +70,8 @@ def step_fgsm(
             that gives probabilities, an epsilon of another shape or outside its range, see
             ``check_range``, or a sparsity outside its range; of every attack.
     """
-    direction = objective_gradient(logits_fn, images, lambda _: objective(labels))
+    of_labels = as_objective(objective)
+    direction = objective_gradient(logits_fn, images, lambda _: of_labels(labels))
     return step_along(direction, images, epsilon, sparsity)
 
 

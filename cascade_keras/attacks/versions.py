@@ -35,14 +35,16 @@ def options_of(
 ) -> dict[str, int | str]:
     """Return the options of a stage, as the row of its attack names them, see ``attack_of``."""
     average = AVERAGE if version == "rand" else 1
+    aimed: dict[str, int | str]
     aimed = {"iterations": iterations, "targets": min(TARGETS, classes - 1)}
-    return {
+    rows: dict[str, dict[str, int | str]] = {
         "apgd": {"iterations": iterations, "average": average},
         "apgd_dlr": {"iterations": iterations, "average": average, "objective": "dlr"},
         "apgd_targeted": aimed,
         "fab": aimed,
         "square": {"queries": queries},
-    }[stage]
+    }
+    return rows[stage]
 
 
 def attack_of(stage: str) -> str:

@@ -80,7 +80,7 @@ class Evaluation:
         self.report = Report(settings.output)
         check_places(settings)
         trust, told = settings.trust_source, settings.told()
-        targets = load_networks(
+        shown = load_networks(
             targets or settings.target,
             preset,
             setting="target",
@@ -88,11 +88,11 @@ class Evaluation:
             trust=trust,
             told=told,
         )
-        sources = load_networks(
+        crafting = load_networks(
             sources or settings.source,
             preset,
             setting="source",
-            known=targets,
+            known=shown,
             keep=False,
             trust=trust,
             told=told,
@@ -111,7 +111,7 @@ class Evaluation:
             preset.class_names,
         )
         self.worker, self.left = of_text(settings.worker), ""
-        seen = data.NetworkImages(images, data.crop_of(targets.shape[:2]))
+        seen = data.NetworkImages(images, data.crop_of(shown.shape[:2]))
         noted = []
         if settings.batch_size is None:
             count = min(settings.num_images, len(labels))
@@ -119,17 +119,17 @@ class Evaluation:
                 self.report.batch_size,
                 self.report.path,
                 self.worker,
-                lambda: measured_batch_size(targets, sources, seen, labels, count),
+                lambda: measured_batch_size(shown, crafting, seen, labels, count),
             )
             self.settings, noted = settings.replace(batch_size=size), [sentence]
             settings = self.settings
-        stores = _Stores(settings, given, targets, sources)
+        stores = _Stores(settings, given, shown, crafting)
         self.measuring = Measuring(
             settings.asked(),
             given,
             seen,
-            targets,
-            sources,
+            shown,
+            crafting,
             stores.keep if settings.images_dir is not None else None,
         )
         self.notes = [*self.measuring.notes, *noted]
@@ -187,7 +187,9 @@ class Evaluation:
                 self.report.clean()
                 return self._whole(parts, crew)
 
-    def _whole(self, parts: Parts, crew: Crew, progress=None) -> dict:
+    def _whole(
+        self, parts: Parts, crew: Crew, progress: Callable[[int], None] | None = None
+    ) -> dict:
         """Compute what no worker has computed, and write the report."""
         measuring, settings = self.measuring, self.settings
         spent = parts.collect()

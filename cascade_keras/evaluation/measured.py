@@ -82,7 +82,7 @@ class ByAttack(Mapping, Generic[T]):
         self._several = len({cell.target for cell in cells}) > 1
         self._black_box = any(cell.source not in (None, cell.target) for cell in cells)
 
-    def __getitem__(self, key) -> T:
+    def __getitem__(self, key: Any) -> T:
         return self._value(self._find(key))
 
     def __iter__(self) -> Iterator[tuple]:
@@ -99,7 +99,7 @@ class ByAttack(Mapping, Generic[T]):
         source = (cell.source,) if self._black_box and cell.source is not None else ()
         return ((cell.target,) if self._several else ()) + (*source, cell.attack, cell.epsilon)
 
-    def _find(self, key) -> Cell:
+    def _find(self, key: Any) -> Cell:
         if isinstance(key, Cell):
             key = tuple(part for part in key if part is not None)
         parts = list(key) if isinstance(key, tuple) else [key]
@@ -255,7 +255,7 @@ class Measured:
         """What the numbers have to stand: PASS, FAIL or NOT TRIED, each with its number."""
         return [checklist.Item(**record) for record in self._content["checklist"]]
 
-    def per_class(self, *key) -> dict[Any, Counted]:
+    def per_class(self, *key: Any) -> dict[Any, Counted]:
         """Return the counts of each class that there are images of, by its name or number.
 
         Args:
@@ -274,7 +274,7 @@ class Measured:
         """Return what report.json holds."""
         return copy.deepcopy(self._content)
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> Any:
         """Return a ``pandas.DataFrame``, a row for each network, attack and epsilon.
 
         Raises:
@@ -303,7 +303,7 @@ class Measured:
             disk = DiskArrays(report.arrays.path)
             for task in measuring.plan.tasks:
                 for each in arrays_of(task):
-                    array = open_array(each, disk)
+                    array: Any = open_array(each, disk)  # a map
                     array[...] = open_array(each, self._arrays)
                     array.flush()
             measuring.write(
@@ -315,11 +315,12 @@ class Measured:
 
         width = shutil.get_terminal_size((100, 24)).columns
         # In a notebook rich would show the table instead, and leave the text empty.
+        text = io.StringIO()
         console = rich.console.Console(
-            file=io.StringIO(), width=width, highlight=False, color_system=None, force_jupyter=False
+            file=text, width=width, highlight=False, color_system=None, force_jupyter=False
         )
         tables.print_report(self._content, console)
-        return console.file.getvalue().rstrip("\n")
+        return text.getvalue().rstrip("\n")
 
     def __repr__(self) -> str:
         plan = self._measuring.plan

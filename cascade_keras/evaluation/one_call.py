@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +39,7 @@ from cascade_keras.settings import ENSEMBLES
 from cascade_keras.sources import Network, Source, load_source, made_for
 from cascade_keras.speed import BatchSize
 
-Networks = Network | Sequence[Network] | Mapping[str, Network]
+Networks: TypeAlias = Network | Sequence[Network] | Mapping[str, Network]
 _IMAGES = "images"  # what data is called that has no name
 
 
@@ -262,10 +262,9 @@ def _chosen(attacks: Sequence[str | Chosen] | str | Chosen) -> list[Chosen]:
 
 
 def _epsilons(epsilons: Sequence[float] | float | None) -> tuple[float, ...]:
-    if tf.is_tensor(epsilons):
-        epsilons = np.asarray(epsilons)
-    found = tuple(epsilons) if _are_several(epsilons) else (epsilons,)
-    if not found or epsilons is None:
+    given: Any = np.asarray(epsilons) if tf.is_tensor(epsilons) else epsilons
+    found = tuple(given) if _are_several(given) else (given,)
+    if not found or given is None:
         raise InputError("name one or several, in 0..255 units, such as [2, 4, 8]", "epsilons")
     return found
 
@@ -276,7 +275,7 @@ def _are_several(epsilons: Any) -> bool:
     return np.ndim(epsilons) > 0 or not hasattr(epsilons, "shape")
 
 
-def _check_numbers(epsilons: tuple[float, ...], **numbers: int | None) -> dict[str, Any]:
+def _check_numbers(epsilons: tuple[float, ...], **numbers: Any) -> dict[str, Any]:
     """Return numbers as the settings of ``bin/evaluate`` have them, whose rules they must obey."""
     given = {name: value for name, value in numbers.items() if value is not None}
     try:
@@ -454,7 +453,9 @@ def _source(
     return network if name is None else dataclasses.replace(network, name=str(name))
 
 
-def _range_of(networks: Sequence[Source], value_range) -> tuple[float, float]:
+def _range_of(
+    networks: Sequence[Source], value_range: Sequence[float] | None
+) -> tuple[float, float]:
     """Return the range that the images are in: what was said, else that of the networks."""
     if value_range is not None:
         return check_value_range(value_range)

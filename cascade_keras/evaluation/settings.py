@@ -190,7 +190,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
     )
     worker: str | None = worker_setting("batches")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("target", "source"):
             with about(name):
@@ -207,7 +207,8 @@ class EvaluationSettings(NetworkSettings, DataSettings):
 
     def attack_at(self, name: str, epsilons: Sequence[float] | None = None) -> Attack:
         """Return an attack as it is run here, at all epsilons when none are given."""
-        return Attack(name, self.epsilon if epsilons is None else epsilons, self.options(name))
+        chosen = self.epsilon if epsilons is None else tuple(epsilons)
+        return Attack(name, chosen, self.options(name))
 
     def row(
         self,
@@ -290,7 +291,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         )
 
 
-def _name(network) -> str:
+def _name(network: Any) -> str:
     """Return what a network is called, for the name of its report."""
     if is_path(network):
         return presets.plain(expand(network).resolve().name)

@@ -167,8 +167,10 @@ class Filled(Protocol):
     indices: np.ndarray
     shape: tuple[int, ...]
     dtype: str
-    missing: float
     content: Content | None
+
+    @property
+    def missing(self) -> float: ...
 
 
 class Task(Filled, Protocol):
@@ -183,8 +185,12 @@ class Task(Filled, Protocol):
 
     batch_size: int
     cost: float
-    further: Sequence[Filled]
-    whole: bool
+
+    @property
+    def further(self) -> Sequence[Filled]: ...
+
+    @property
+    def whole(self) -> bool: ...
 
     def start(self, networks: Networks) -> Craft:
         """Return the function of a batch: images, labels, its first index -> (*shape, batch).
@@ -358,8 +364,10 @@ class Told:
     def __init__(self, key: str, attack: Attack, indices: np.ndarray):
         self.key, self.indices = f"{key}--told", indices
         self.names = told_by(attack.name)
-        self.shape = (len(self.names), len(attack.epsilons))
-        self.content = Content(lambda told: told >= 0, "numbers of 0 and above", indices)
+        self.shape: tuple[int, ...] = (len(self.names), len(attack.epsilons))
+        self.content: Content | None = Content(
+            lambda told: told >= 0, "numbers of 0 and above", indices
+        )
 
 
 class Predictions:
@@ -399,14 +407,14 @@ class Predictions:
         self.key = key or f"{source or shown[0]}--{self.label}"
         self.seed, self.num_classes = seed, num_classes
         self.batch_size = batch_of(attack, batch_size)
-        self.shape = (len(shown), len(attack.epsilons))
+        self.shape: tuple[int, ...] = (len(shown), len(attack.epsilons))
         self.cost = attack.gradients + FORWARD * len(shown) * len(attack.epsilons)
         classes = np.iinfo(self.dtype).max if num_classes is None else num_classes
-        self.content = Content(
+        self.content: Content | None = Content(
             lambda seen: (seen >= 0) & (seen < classes), f"the classes 0..{classes - 1}", indices
         )
         told = Told(self.key, attack, indices)
-        self.further = (told,) if told.names else ()
+        self.further: Sequence[Filled] = (told,) if told.names else ()
         self.clock = clock
         self._through = through
         self._remembered: dict[int, np.ndarray | None] = {}

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def verify(
     dataset: data.Dataset | None = None,
     trust_source: bool = False,
     progress: Callable[[int], None] = lambda per_cent: None,
-    **settings,
+    **settings: Any,
 ) -> Verified:
     """Compute a share of a finished report again and say whether it holds.
 
@@ -117,7 +118,7 @@ def verify(
             "verify",
         )
     arrays = DiskArrays(report.arrays.path, writable=False)
-    problems = []
+    problems: list[str] = []
     try:
         written = json.loads(json.dumps(measuring.content(measuring.found(arrays))))
         problems += _what_differs(content, written)
@@ -161,7 +162,7 @@ def verify(
 
 
 def _settings(
-    report: Report, config: dict, content: dict, trust: bool, **others
+    report: Report, config: dict, content: dict, trust: bool, **others: Any
 ) -> EvaluationSettings:
     """Return what the report was told, as far as it does not have Python code run by itself."""
     told = config.get("settings")

@@ -46,11 +46,11 @@ def parse_epsilons(text: str) -> tuple[float, ...]:
         if not dots:
             found.append(number(float, part))
             continue
-        first, last = number(int, first), number(int, last)
+        least, most = number(int, first), number(int, last)
         # A long range would fill the memory before it is refused.
-        if not -LARGEST_EPSILON <= first <= last <= LARGEST_EPSILON:
+        if not -LARGEST_EPSILON <= least <= most <= LARGEST_EPSILON:
             raise ValueError(part)
-        found += map(float, range(first, last + 1))
+        found += map(float, range(least, most + 1))
     if not _are_epsilons(found):
         raise ValueError(text)
     return tuple(sorted(found))

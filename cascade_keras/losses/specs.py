@@ -40,7 +40,7 @@ class LossSpec:
     pivot: bool = False
     help: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images not in IMAGES:
             raise ValueError(f"images {self.images!r} is none of {', '.join(IMAGES)}")
         if self.distance is not None and self.images != JOINED:

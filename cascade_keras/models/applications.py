@@ -28,7 +28,7 @@ _MEAN_BGR = np.array([103.939, 116.779, 123.68])
 
 def application(
     name: str,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     embedding_at: str = "logits",

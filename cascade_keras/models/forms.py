@@ -167,13 +167,17 @@ def _application(text: str) -> tuple[str, dict[str, Any]]:
         raise InputError(
             f"must be written as app:MobileNetV2 or app:MobileNetV2(alpha=0.35), got {shown(text)}"
         )
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if match[2]:
         try:
             call = ast.parse(f"f({match[2]})", mode="eval").body
-            if call.args or any(keyword.arg is None for keyword in call.keywords):
+            if (
+                not isinstance(call, ast.Call)
+                or call.args
+                or any(keyword.arg is None for keyword in call.keywords)
+            ):
                 raise ValueError
-            arguments = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+            arguments = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         except (ValueError, SyntaxError, AttributeError, RecursionError, MemoryError) as error:
             raise InputError(f"arguments are written as (alpha=0.35), got {shown(text)}") from error
     return match[1], arguments

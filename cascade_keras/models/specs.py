@@ -106,7 +106,7 @@ def look_up(name: str, embedding_at: str = "logits") -> tuple[ModelSpec, dict[st
     return spec, arguments
 
 
-def build(name: str, **options) -> keras.Model:
+def build(name: str, **options: Any) -> keras.Model:
     """Build a network by its name: resnet20, plain20, resnet20_e2, resnet20_e10x2, lenet, ...
 
     Args:

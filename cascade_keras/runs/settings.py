@@ -324,7 +324,7 @@ class TrainingSettings(DataSettings):
         operational=True,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crop is not None and not isinstance(self.crop, list | tuple):
             object.__setattr__(self, "crop", (self.crop,))
         super().__post_init__()
@@ -710,9 +710,10 @@ def _check_places(settings: TrainingSettings) -> None:
 
 
 def _check_crop(settings: TrainingSettings, dataset: data.DatasetSpec) -> None:
-    if dataset.may_see(settings.crop):
+    crop: Any = settings.crop  # by now as a crop is written
+    if dataset.may_see(crop):
         return
-    shown = data.sides_of(settings.crop)
+    shown = data.sides_of(crop)
     if dataset.origin is not None:
         height, width, _ = dataset.image_shape
         raise InputError(f"must fit into images of {height},{width}, got {shown}", "crop")

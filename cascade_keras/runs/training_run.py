@@ -42,6 +42,7 @@ if typing.TYPE_CHECKING:
     import tensorflow as tf
 
     from cascade_keras.data import Dataset
+    from cascade_keras.runs.session import Session
     from cascade_keras.runs.supply import Supply
     from cascade_keras.sources import Source
     from cascade_keras.strategies import Workers
@@ -216,7 +217,7 @@ class Training:
         from cascade_keras import strategies
         from cascade_keras.runs.build import precision
 
-        self._session = None
+        self._session: Session | None = None
         try:
             with precision(self.settings.precision):
                 return self._run(found, told)
@@ -354,12 +355,16 @@ class Training:
         return found and msgspec.convert(found, RunConfig)
 
     def _prepared(
-        self, workers: Workers, cascade: Sequence[Source], dataset: Dataset, before
+        self,
+        workers: Workers,
+        cascade: Sequence[Source],
+        dataset: Dataset,
+        before: RunConfig | None,
     ) -> Supply:
         """Return the cascade images; what is chosen and crafted the chief chooses and crafts."""
         from cascade_keras.runs.supply import prepare
 
-        record = before and before.cascade
+        record = None if before is None else before.cascade
         supply = None
         if workers.is_chief:
             supply = prepare(cascade, self.settings, dataset, record, self.say)
