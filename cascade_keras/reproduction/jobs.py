@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from cascade_keras import recorded
 from cascade_keras.data.specs import look_up
@@ -59,7 +60,7 @@ class Job:
     name: str
     kind: str
     needs: tuple[str, ...]
-    settings: Settings
+    settings: Any  # of the program's own class
     output: pathlib.Path
     result: pathlib.Path
     said: tuple[str, ...] = ()

@@ -340,7 +340,7 @@ class TrainingSettings(DataSettings):
         seed: int = 0,
         runs_dir: str = "runs",
         dataset: str | None = None,
-        **others,
+        **others: Any,
     ) -> typing.Self:
         """Return the settings of a network of the paper, see ``recipes.RECIPES``.
 
