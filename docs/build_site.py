@@ -33,6 +33,8 @@ from cascade_keras.settings import Settings, choices_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)")
+INLINE = re.compile(r"<code>([^<]*)</code>")
+FLAG = re.compile(r"--\w+(?:=[\w.,]{1,12}(?![\w.,]))?")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
 # What a browser would fetch by itself; a link that is only followed when clicked is none of it.
@@ -103,6 +105,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     )
 
 
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep a flag in one piece: a browser would end a line after its hyphens."""
+    return INLINE.sub(lambda code: FLAG.sub(r'<span class="flag">\g<0></span>', code[0]), content)
+
+
 def _turned(link: re.Match, source: str, here: str) -> str:
     """Return a link of a page that is at one place of the repository and another of the site."""
     to, _, anchor = link["to"].partition("#")
@@ -123,9 +130,13 @@ def _turned(link: re.Match, source: str, here: str) -> str:
 def of_program(path: pathlib.Path) -> str:
     """Return a page of an example: its docstring and its code."""
     code = path.read_text("utf-8")
-    told = re.sub(r"([\[\]])", r"\\\1", ast.get_docstring(ast.parse(code)) or "")
+    told = "\n".join(
+        line if line.startswith("    ") else re.sub(r"([\[\]*])", r"\\\1", line)
+        for line in (ast.get_docstring(ast.parse(code)) or "").splitlines()
+    )
     first, _, rest = told.partition("\n")
-    return f"# {path.name}\n\n{first}\n\n{rest.strip()}\n\n```python\n{code.strip()}\n```\n"
+    rest = rest.strip("\n").rstrip()  # what is indented at its beginning is code
+    return f"# {path.name}\n\n{first}\n\n{rest}\n\n```python\n{code.strip()}\n```\n"
 
 
 def of_notebook(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
