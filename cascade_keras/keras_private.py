@@ -258,6 +258,15 @@ def configure_coordination(
     )
 
 
+def end_other_workers(text: str) -> None:
+    """Let what the other workers wait in fail with this text, as TensorFlow's AbortedError.
+
+    Where workers are not connected, nothing happens.
+    """
+    with contextlib.suppress(ValueError, tf.errors.OpError):
+        context.context().report_error_to_cluster(tf.errors.ABORTED, text)
+
+
 _SILENCE = 60.0  # seconds after which a process that sends nothing is taken for dead
 
 

@@ -7,13 +7,15 @@ they see the same files at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,8 @@ import tensorflow as tf
 
 from cascade_keras import cluster
 from cascade_keras.cluster import Cluster, WorkerLost
-from cascade_keras.errors import InputError, first_line
-from cascade_keras.keras_private import configure_coordination
+from cascade_keras.errors import InputError, first_line, one_line
+from cascade_keras.keras_private import configure_coordination, end_other_workers
 
 # What TensorFlow says where another process is gone.
 LOST = (
@@ -210,6 +212,41 @@ class Watch:
                     "start the same command on all, or raise --worker_timeout\n".encode(),
                 )
                 os._exit(2)
+
+
+# An error that a worker ends by, among what TensorFlow adds to it on its way to the others.
+_TOLD = re.compile(r"<ended: (.*?) :ended>", re.DOTALL)
+_TELLING = 1.0  # seconds in which the others hear of it, while the chief still answers
+
+
+@contextlib.contextmanager
+def telling_others(found: Cluster | None) -> Iterator[None]:
+    """Within: the other workers are told of an error that this one ends by, and end too.
+
+    It would be the same again. A worker that is killed tells nobody and is waited for, as is one
+    that ends by an error of TensorFlow's, which another's end may have caused.
+
+    Args:
+        found: the workers; None for those of the strategy in whose scope the caller is.
+    """
+    try:
+        yield
+    except (WorkerLost, tf.errors.OpError):
+        raise
+    except Exception as error:
+        workers = here()
+        if found or workers.count > 1:
+            who = found.named(found.index) if found else f"worker {workers.index}"
+            what = str(error) if isinstance(error, (InputError, OSError)) else repr(error)
+            end_other_workers(f"<ended: {who} has ended: {one_line(what, 500)} :ended>")
+            time.sleep(_TELLING)
+        raise
+
+
+def told(error: Exception) -> str | None:
+    """Return by what another worker has ended, in words; None if it has told nothing."""
+    match = _TOLD.search(str(error))
+    return match and one_line(match[1])
 
 
 _SINCE = "CASCADE_KERAS_WAITING_SINCE"  # when a worker was lost, of a process that started again

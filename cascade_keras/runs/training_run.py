@@ -219,11 +219,13 @@ class Training:
 
         self._session: Session | None = None
         try:
-            with precision(self.settings.precision):
+            with precision(self.settings.precision), strategies.telling_others(found):
                 return self._run(found, told)
         except strategies.LOST as error:
             if not found and strategies.here().count == 1:
                 raise
+            if ended := strategies.told(error):
+                raise InputError(ended) from error
             lost = cluster.WorkerLost(f"another worker is gone ({first_line(error)})")
             lost.stepped = self._session is not None and self._session.stepped
             raise lost from error

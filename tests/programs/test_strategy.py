@@ -127,8 +127,8 @@ def config(addresses, index):
 class Workers:
     """bin/train on several workers of this machine."""
 
-    def __init__(self, folder, *flags, count=2):
-        self.folder, self.flags = folder, flags
+    def __init__(self, folder, *flags, count=2, own=None):
+        self.folder, self.flags, self.own = folder, flags, own or {}
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
         self.processes = [self.start(index) for index in range(count)]
 
@@ -139,7 +139,7 @@ class Workers:
         }  # fmt: skip
         return subprocess.Popen(
             [sys.executable, "-W", "ignore", ROOT / "bin" / "train", *self.flags,
-             "--strategy=multiworker"],
+             "--strategy=multiworker", *self.own.get(index, ())],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -221,6 +221,28 @@ def test_a_worker_does_not_wait_for_ever_for_one_that_hangs(folder):
     assert "a worker hangs" in said or "did not answer for 20 s" in said or "waited for" in said
     workers.processes[1].kill()
     workers.processes[1].communicate()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_ends_by_an_error_of_its_own_ends_the_others(folder, victim):
+    """At once, where one that is killed would be waited for."""
+    name = f"fails-{victim}"
+    flags = [*LONG, *places(folder, name)]
+    workers = Workers(folder, *flags, own={1: ["--seed=7"]} if victim else None)
+    if victim == 0:
+        checkpoints = folder / "runs" / name / "checkpoints"
+        wait_for(checkpoints / "step-00000040.keras", workers)
+        checkpoints.rename(checkpoints.with_name("moved"))
+        checkpoints.touch()
+    began = time.monotonic()
+    said = workers.ended(2)
+    assert time.monotonic() - began < 300  # of the 600 that one waits
+    why = "checkpoints" if victim == 0 else "seed: is 7 here, the chief has 0"
+    last = [each.strip().splitlines()[-1] for each in said]
+    assert f"train: worker {victim} ({workers.addresses[victim]}) has ended: " in last[1 - victim]
+    assert all(why in each for each in last), last
+    assert "waiting for it" not in said[1 - victim]
 
 
 NEEDED = """
