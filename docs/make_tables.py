@@ -420,32 +420,37 @@ def _cascade_step() -> dict:
     return {"columns": ["", "ms", "relative"], "rows": rows}
 
 
+# The two machines on which training steps were measured, by the file of docs/results.
+STEP_ON = {"train_step": "Xeon", "train_step_epyc": "EPYC"}
+
+
 def _train_step() -> dict:
-    found = read("train_step")
     contenders = {
         "ours/step": "cascade_keras",
         "pytorch/channels first": "PyTorch eager, channels first (its default)",
         "pytorch/channels last": "PyTorch eager, channels last",
+        "torch_compile/step": "PyTorch compiled by inductor, channels last",
         "art/step": "ART, as it comes: traced anew each batch",
         "art_traced_once/step": "ART, given a compiled train step",
     }
-    rows = []
-    for name, title in contenders.items():
-        step, process = found["steps"][name], name.partition("/")[0]
-        quartiles = _range(step["ratio"], "first_quartile", "third_quartile")
-        rows.append([
-            title,
-            1000 * step["seconds"]["median"],
-            {"value": step["ratio"]["median"]},
-            None if process == "ours" else quartiles,
-            round(found["peak_memory"][process]),
-            round(found["start_memory"][process]),
-        ])  # fmt: skip
-    return {
-        "columns": ["", "ms, median", {"title": "ratio to ours", "format": ".2f"}, "quartiles",
-                    "peak MiB", "MiB before the first step"],
-        "rows": rows,
-    }  # fmt: skip
+    columns, rows = [""], {title: [title] for title in contenders.values()}
+    for file, machine in STEP_ON.items():
+        found = read(file)
+        columns += [f"{machine}: ms", {"title": "ratio", "format": ".2f"}, "quartiles", "peak MiB"]
+        for name, title in contenders.items():
+            step, process = found["steps"].get(name), name.partition("/")[0]
+            if step is None:
+                rows[title] += [None] * 4
+                continue
+            quartiles = _range(step["ratio"], "first_quartile", "third_quartile")
+            rows[title] += [
+                1000 * step["seconds"]["median"],
+                {"value": step["ratio"]["median"]},
+                None if process == "ours" else quartiles,
+                round(found["peak_memory"][process]),
+            ]
+    measured = [row for row in rows.values() if any(cell is not None for cell in row[1:])]
+    return {"columns": columns, "rows": measured}
 
 
 def _train_step_kinds() -> dict:
@@ -457,20 +462,24 @@ def _train_step_kinds() -> dict:
         "ReLU, add, bias, other elementwise": "ReLU, add, bias (bound by memory)",
         "no op running (scheduling, Python)": "no operation running",
     }
-    limits = read("train_step")["limits"]
-    seconds = limits["seconds_by_kind"]
-    whole = sum(seconds.values())
-    rows = []
-    for name, title in kinds.items():
-        gflop = limits["gflop"].get(name)
-        speed = None if gflop is None else round(gflop / seconds[name])
-        rows.append([title, round(100 * seconds[name] / whole), speed])
-    rest = sum(value for name, value in seconds.items() if name not in kinds)
-    rows.append(["pooling, padding, rest", round(100 * rest / whole), None])
-    return {
-        "columns": ["", {"title": "share of the step", "as": "{} %"}, "GFLOP/s"],
-        "rows": rows,
-    }
+    columns: list = [""]
+    rows = {title: [title] for title in (*kinds.values(), "pooling, padding, rest", "the step")}
+    rows["a matrix product of side 2048"] = ["a matrix product of side 2048"]
+    for file, machine in STEP_ON.items():
+        limits = read(file)["limits"]
+        seconds = limits["seconds_by_kind"]
+        whole = sum(seconds.values())
+        columns += [{"title": f"{machine}: share", "as": "{} %"}, "GFLOP/s"]
+        for name, title in kinds.items():
+            gflop = limits["gflop"].get(name)
+            speed = None if gflop is None else round(gflop / seconds[name])
+            rows[title] += [round(100 * seconds[name] / whole), speed]
+        rest = sum(value for name, value in seconds.items() if name not in kinds)
+        rows["pooling, padding, rest"] += [round(100 * rest / whole), None]
+        rows["the step"] += [None, round(limits["gflop_per_second"])]
+        product = round(limits["matrix_product_gflop_per_second"])
+        rows["a matrix product of side 2048"] += [None, product]
+    return {"columns": columns, "rows": list(rows.values())}
 
 
 def _train_step_variants() -> dict:
@@ -480,15 +489,14 @@ def _train_step_variants() -> dict:
         "fused, not folded": "fused, not folded",
         "keras Conv2D + keras BatchNormalization": "Keras's Conv2D and BatchNormalization",
     }  # fmt: skip
-    found = read("train_step")["variants"]
-    columns = ("step", "step"), ("attack", "attack alone")
-    return {
-        "columns": ["", *({"title": title, "format": ".2f"} for _, title in columns)],
-        "rows": [
-            [title, *(found[f"{what}, {name}"]["ratio"]["median"] for what, _ in columns)]
-            for name, title in titles.items()
-        ],
-    }
+    columns, rows = [""], [[title] for title in titles.values()]
+    for file, machine in STEP_ON.items():
+        found = read(file)["variants"]
+        for what, shown in (("step", "step"), ("attack", "attack alone")):
+            columns.append({"title": f"{machine}: {shown}", "format": ".2f"})
+            for row, name in zip(rows, titles, strict=True):
+                row.append(found[f"{what}, {name}"]["ratio"]["median"])
+    return {"columns": columns, "rows": rows}
 
 
 COMPUTED: dict[tuple[str, str], Callable[[], dict]] = {
