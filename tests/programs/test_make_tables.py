@@ -8,6 +8,9 @@ import sys
 import pytest
 from support.files import ROOT
 
+from cascade_keras.reproduction import page_text, pages
+from cascade_keras.reproduction.page_records import FigurePage, read_page
+
 spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
 make_tables = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_tables)
@@ -15,8 +18,9 @@ spec.loader.exec_module(make_tables)
 PAGES = [str(page.relative_to(ROOT)) for page in make_tables.pages()]
 FILES = sorted((ROOT / "docs/results/tables").glob("*.json"))
 UNMARKED = re.compile(r"^\|[-:| ]+\|$", re.MULTILINE)
-# bin/zoo makes this page of the presets' JSON, and tests/zoo compares them.
-OF_THE_ZOO = "docs/zoo.md"
+# Programs make these pages of JSON: bin/zoo, which tests/zoo compares, and bin/reproduce, below.
+REPRODUCED = "docs/results/reproduction/"
+MADE = ("docs/zoo.md", REPRODUCED)
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -27,13 +31,36 @@ def test_a_pages_tables_are_those_of_their_json(page):
     assert text.count("<!-- table:") == len(make_tables.MARKED.findall(text))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != OF_THE_ZOO])
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith(MADE)])
 def test_a_table_of_numbers_has_its_mark(page):
     """A number that no JSON has cannot be compared with anything."""
     text = make_tables.MARKED.sub("", (ROOT / page).read_text("utf-8"))
     rules = UNMARKED.findall(FENCE.sub("", text))
     measured = page.startswith("docs/results/") and page != "docs/results/README.md"
     assert not [rule for rule in rules if measured or "-:" in rule]
+
+
+def other_than_their_json(folder):
+    """The pages of a reproduction that are not what bin/reproduce makes of the JSON beside them."""
+    for page in sorted(folder.glob("*.md")):
+        if page.name.startswith("figure"):
+            made = page_text.figure_markdown(read_page(page.with_suffix(".json"), FigurePage))
+        else:
+            made = page_text.markdown(read_page(page.with_suffix(".json")))
+        if page.read_text("utf-8") != made:
+            yield page.name
+
+
+def test_pages_of_a_reproduction_are_those_of_their_json():
+    assert not list(other_than_their_json(ROOT / REPRODUCED))
+
+
+def test_a_page_of_a_reproduction_that_was_changed_by_hand_is_found(tmp_path):
+    pages.write_page(pages.table_page(2, []), tmp_path)
+    assert list(other_than_their_json(tmp_path)) == []
+    page = tmp_path / "table2.md"
+    page.write_text(page.read_text("utf-8").replace("99.5", "99.6"), "utf-8")
+    assert list(other_than_their_json(tmp_path)) == ["table2.md"]
 
 
 def test_every_table_of_a_file_is_shown():
