@@ -3,16 +3,21 @@
     python benchmarks/xla/lower_training.py --runs=FILE --data_dir=DATA --output=FOLDER
 
 FILE has the flags of one ``bin/train`` a line; a line's ``--init_from`` may name the run of a line
-above it. FOLDER is then all that ``run_training.py`` needs:
+above it, ``--cascade_source`` and ``--ensemble_source`` must. FOLDER is then all that
+``run_training.py`` needs:
 
     PROGRAM.hlo.gz, .json, .npz    a loop over ``train_step``; what it reads; constants. One for all
-                                   runs that differ in seed, schedule and first weights only
+                                   runs that differ in seed, schedule and weights only: their first
+                                   ones and those of their sources
+    CRAFTER.hlo.gz, .json, .npz    the images of a bank, a shard at a time, of any source's weights
     NAME.start.npz                 the first weights of a run without ``--init_from``
+    NAME.cascade.npz               source and epsilon of each cascade image of all steps of a run
     DATA.npz                       the training images, in the order of the dataset
     runs.json                      of each run: program, data, seed, schedule, keys of its epochs
 
-The loop draws what bin/train draws without XLA: order, crops, flips, epsilons. Trainings with
-cascade or ensemble sources, in float16, or with moving averages of the weights are not lowered.
+The loop draws what bin/train draws without XLA: order, crops, flips, epsilons, attackers. Cascade
+images come from banks, ``--cascade_mode=bank``, which are crafted where the run is trained.
+Trainings in float16 or with moving averages of the weights are not lowered.
 """
 
 from __future__ import annotations
@@ -26,14 +31,14 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import data, draws
+from cascade_keras import bank, cascade, data, draws
 from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.cli import flags
 from cascade_keras.data.batching import CIFAR_PADDING, Batch
@@ -42,7 +47,9 @@ from cascade_keras.errors import InputError
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import build
 from cascade_keras.runs.settings import TrainingSettings, clean_images
+from cascade_keras.runs.supply import ATTACK, images_per_step
 from cascade_keras.runs.training_run import Training
+from cascade_keras.sources import load_source
 from cascade_keras.training import AdversarialTrainer
 
 CHUNK = 1_000  # most steps of one call of a program
@@ -51,9 +58,14 @@ NEVER = np.iinfo(np.int64).max
 # What may differ between two runs of one program.
 GIVEN = {"seed", "steps", "epochs", "lr_boundaries", "warmup_steps", "learning_rate", "init_from"}
 MEASURED = {"log_steps", "eval_attacks", "eval_epsilon", "eval_examples"}
+# Flags that make another network, of a run that is a source.
+OF_NETWORKS = (
+    *("dataset", "model", "model_weights", "embedding_at", "normalization", "crop", "precision"),
+    *("value_range", "from_logits", "logits", "embedding"),
+)
 
 
-def read_runs(file: str, data_dir: str) -> list[Training]:
+def read_runs(file: str, data_dir: str, make: type[Training] = Training) -> list[Training]:
     """Return the trainings of a file with the flags of one bin/train a line.
 
     Raises:
@@ -68,26 +80,41 @@ def read_runs(file: str, data_dir: str) -> list[Training]:
         rest = flags.parse(values, ["train", *arguments])
         if rest:
             raise InputError(f"{file}: {rest[0]} is no flag of bin/train")
-        training = Training(flags.read(values, TrainingSettings).replace(data_dir=data_dir))
-        check(training.settings)
+        training = make(flags.read(values, TrainingSettings).replace(data_dir=data_dir))
+        check(training.settings, [each.settings.name for each in trainings])
         trainings.append(training)
     return trainings
 
 
-def check(settings: TrainingSettings) -> None:
+def check(settings: TrainingSettings, above: Sequence[str] = ()) -> None:
     """Refuse what is not lowered.
+
+    Args:
+        settings: resolved.
+        above: the names of the runs that may be its sources.
 
     Raises:
         InputError: naming the setting.
     """
-    allowed = {"cascade_source": (), "ensemble_source": (), "use_ema": False}
+    allowed = {"source_value_range": None, "use_ema": False}
     for name, value in allowed.items():
         if getattr(settings, name) != value:
             raise InputError("is not lowered", name)
+    if settings.cascade_source and settings.cascade_mode != "bank":
+        raise InputError("only bank is lowered", "cascade_mode")
+    for setting in ("cascade_source", "ensemble_source"):
+        for name in names_of(getattr(settings, setting)):
+            if name not in above:
+                raise InputError(f"{name} is no run of a line above", setting)
     if settings.precision == "mixed_float16":
         raise InputError("mixed_float16 is not lowered", "precision")
     if len(settings.lr_boundaries) >= MOST_BOUNDARIES:
         raise InputError(f"must be fewer than {MOST_BOUNDARIES}", "lr_boundaries")
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Return the names of runs."""
+    return [pathlib.Path(path).name for path in paths]
 
 
 class GivenRate(keras.optimizers.schedules.LearningRateSchedule):
@@ -191,21 +218,53 @@ def prepared(images: np.ndarray, settings: TrainingSettings) -> np.ndarray:
     return np.pad(images, ((0, 0), *padding, (0, 0)))
 
 
-def pixels_of_crops(settings, image_shape, seed, step, count: int) -> tf.Tensor:
-    """Return which pixels of its image each of a batch consists of, as ``data.batches`` draws."""
+def pixels_of_crops(
+    settings, image_shape, seed, step, count: int, partners: range = range(0)
+) -> tf.Tensor:
+    """Return which pixels of its image each of a batch consists of, as ``data.batches`` draws.
+
+    Images at the places ``partners`` are centres, as their partners are made of these.
+    """
     (rows, columns), (height, width) = sides_of(settings.crop), image_shape[:2]
     random = AUGMENTS[settings.augment]
     down, across = tf.range(rows)[None], tf.range(columns)[None]
     top = left = tf.zeros([count, 1], tf.int32)
+    centred = tf.constant([[place in partners] for place in range(count)])
     if random.crop:
         top, left = draws.crops(seed, step, count, height - rows + 1, width - columns + 1)
+        top = tf.where(centred, (height - rows) // 2, top)
+        left = tf.where(centred, (width - columns) // 2, left)
     if random.flip:
-        across = tf.where(draws.flips(seed, step, count), across[:, ::-1], across)
+        flip = draws.flips(seed, step, count) & ~centred
+        across = tf.where(flip, across[:, ::-1], across)
     return (top + down)[:, :, None] * width + (left + across)[:, None, :]
+
+
+def places_of_partners(settings: TrainingSettings) -> range:
+    """Return the places in a batch of the images that have partners in banks."""
+    attacked = settings.adversarial_batch_size
+    return range(attacked - images_per_step(settings) * bool(settings.cascade_source), attacked)
+
+
+def from_banks(banks: Sequence[tf.Tensor], source, place, shape: Sequence[int]) -> tf.Tensor:
+    """Return images of banks, float32 (n, H, W, C) in [0, 1].
+
+    Args:
+        banks: uint8 (images, H W C) each.
+        source, place: of each image, int32 (n,): in which bank it is, and the place there.
+        shape: (H, W, C).
+    """
+    found = tf.gather(banks[0], place)
+    for number, other in enumerate(banks[1:], 1):
+        found = tf.where((source == number)[:, None], tf.gather(other, place), found)
+    return tf.cast(tf.reshape(found, [-1, *shape]), tf.float32) / PIXEL_LEVELS
 
 
 def make_program(trainer: Lowered, settings: TrainingSettings, image_shape) -> tf.function:
     """Return the loop: (pixels, labels, order, first, count) -> the number of steps done.
+
+    With cascade sources it takes more: source, place, then the images of each bank, see
+    ``from_banks``; of each step those of the images at ``places_of_partners``.
 
     Args:
         trainer: whose variables are read and assigned.
@@ -213,21 +272,37 @@ def make_program(trainer: Lowered, settings: TrainingSettings, image_shape) -> t
         image_shape: (H, W, C) of the images, see ``prepared``.
     """
     height, width, channels = image_shape
-    batch_size = clean_images(settings)
+    batch_size, partners = clean_images(settings), places_of_partners(settings)
     shape = [batch_size, *sides_of(settings.crop), channels]
 
     @tf.function(jit_compile=True, autograph=False)
-    def program(pixels, labels, order, first, count):
+    def program(pixels, labels, order, first, count, *given):
         def body(i):
             step, chosen = first + tf.cast(i, tf.int64), order[i]
-            crop = pixels_of_crops(settings, image_shape, trainer.given_seed, step, batch_size)
+            seed = trainer.given_seed
+            crop = pixels_of_crops(settings, image_shape, seed, step, batch_size, partners)
             images = tf.gather(pixels, chosen[:, None, None] * (height * width) + crop)
             images = tf.cast(tf.reshape(images, shape), tf.float32) / PIXEL_LEVELS
-            batch = Batch(images, step, tf.zeros([0, *shape[1:]]))
-            trainer.train_step((batch, tf.gather(labels, chosen)))
+            crafted = tf.zeros([0, *shape[1:]])
+            if partners:
+                source, place, *banks = given
+                crafted = from_banks(banks, source[i], place[i], shape[1:])
+            trainer.train_step((Batch(images, step, crafted), tf.gather(labels, chosen)))
             return [i + 1]
 
         return tf.while_loop(lambda i: i < count, body, [tf.constant(0)])
+
+    return program
+
+
+def make_crafter(network: keras.Model, max_epsilon: float) -> tf.function:
+    """Return a shard of a bank: (images, labels) -> uint8 (epsilons, n, H, W, C), as ``bank``'s."""
+    epsilons = cascade.bank_epsilons(max_epsilon)
+    make = bank.crafter(load_source(network).logits, ATTACK, epsilons)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def program(images, labels):
+        return make(images, labels, tf.constant(0))
 
     return program
 
@@ -241,8 +316,7 @@ def named_variables(trainer: Lowered) -> dict[str, tf.Variable]:
     """Return all variables of a training by names that say what they are."""
     found = {}
     for owner in ("network", "optimizer"):
-        for name, variable in numbered(getattr(trainer, owner).variables).items():
-            found[f"{owner}/{name}"] = variable.value
+        found |= prefixed(owner, getattr(trainer, owner).variables)
     for name, tracker in trainer.trackers.items():
         found |= {f"metrics/{name}/{v.name}": v.value for v in tracker.variables}
     found["steps"], found["seed"] = trainer.steps.value, trainer.given_seed
@@ -253,7 +327,18 @@ def named_variables(trainer: Lowered) -> dict[str, tf.Variable]:
     return found
 
 
-def lower(trainer: Lowered, settings: TrainingSettings, images, path: pathlib.Path) -> None:
+def prefixed(owner: str, variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
+    """Return the variables of an owner by names that begin with its own."""
+    return {f"{owner}/{name}": v.value for name, v in numbered(variables).items()}
+
+
+def lower(
+    trainer: Lowered,
+    settings: TrainingSettings,
+    images,
+    path: pathlib.Path,
+    ensemble: Sequence[keras.Model] = (),
+) -> None:
     """Write a program: PATH.hlo.gz, PATH.json and PATH.npz.
 
     Args:
@@ -261,20 +346,78 @@ def lower(trainer: Lowered, settings: TrainingSettings, images, path: pathlib.Pa
         settings: resolved.
         images: (N, H, W, C), see ``prepared``; only the shape counts.
         path: without suffix.
+        ensemble: the networks that are the trainer's ensemble sources.
     """
     size, *image_shape = images.shape
-    program = make_program(trainer, settings, image_shape)
-    arguments = (
+    arguments = [
         tf.TensorSpec([images[..., 0].size, image_shape[-1]], tf.uint8),
         tf.TensorSpec([size], tf.int32),
         tf.TensorSpec([CHUNK, clean_images(settings)], tf.int32),
         tf.TensorSpec([], tf.int64),
         tf.TensorSpec([], tf.int32),
-    )
-    with draws_of_cpu():
-        concrete = program.get_concrete_function(*arguments)
-    serialized = program.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
+    ]
+    if settings.cascade_source:
+        arguments += [tf.TensorSpec([CHUNK, images_per_step(settings)], tf.int32)] * 2
+        stored = len(cascade.bank_epsilons(settings.max_epsilon)) * bank_examples(settings, size)
+        values = int(np.prod([*sides_of(settings.crop), image_shape[-1]]))
+        arguments += [tf.TensorSpec([stored, values], tf.uint8)] * len(settings.cascade_source)
     variables = named_variables(trainer)
+    sources = {}
+    for number, network in enumerate(ensemble):
+        sources |= prefixed(f"ensemble/{number}", network.variables)
+    record = {
+        "images": size,
+        "chunk": CHUNK,
+        "batch": clean_images(settings),
+        "variables": {n: [v.shape.as_list(), v.dtype.name] for n, v in variables.items()},
+    }
+    program = make_program(trainer, settings, image_shape)
+    with draws_of_cpu():
+        save_program(program, arguments, {**variables, **sources}, record, path)
+
+
+def lower_crafter(
+    network: keras.Model, settings: TrainingSettings, size: int, channels: int, path: pathlib.Path
+) -> None:
+    """Write the program that crafts banks: PATH.hlo.gz, PATH.json and PATH.npz.
+
+    Args:
+        network: a source, of any weights.
+        settings: of the run with that source.
+        size: the number of training images.
+        channels: of these.
+        path: without suffix.
+    """
+    batch = min(bank.SHARD_SIZE, bank_examples(settings, size))
+    shape = [*sides_of(settings.crop), channels]
+    arguments = [tf.TensorSpec([batch, *shape]), tf.TensorSpec([batch], tf.int32)]
+    record = {
+        "batch": batch,
+        "image_shape": shape,
+        "epsilons": cascade.bank_epsilons(settings.max_epsilon),
+    }
+    program = make_crafter(network, settings.max_epsilon)
+    save_program(program, arguments, prefixed("network", network.variables), record, path)
+
+
+def save_program(
+    program: tf.function,
+    arguments: Sequence[tf.TensorSpec],
+    variables: Mapping[str, tf.Variable],
+    record: dict,
+    path: pathlib.Path,
+) -> None:
+    """Write a compiled function, what it reads after its arguments, and the constants of that.
+
+    Args:
+        program: compiled by XLA.
+        arguments: that it is given.
+        variables: that it may read, by names.
+        record: what else the .json says.
+        path: without suffix.
+    """
+    concrete = program.get_concrete_function(*arguments)
+    serialized = program.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
     names = {id(v.handle): name for name, v in variables.items()}
     inputs, constants = [], {}
     for captured in concrete.captured_inputs:
@@ -283,26 +426,76 @@ def lower(trainer: Lowered, settings: TrainingSettings, images, path: pathlib.Pa
             name = f"constant/{len(constants)}"
             constants[name] = captured.numpy()
         inputs.append(name)
-    record = {
-        "images": size,
-        "chunk": CHUNK,
-        "batch": clean_images(settings),
-        "inputs": inputs,
-        "variables": {n: [v.shape.as_list(), v.dtype.name] for n, v in variables.items()},
-        "tensorflow": tf.__version__,
-    }
+    record = {**record, "inputs": inputs, "tensorflow": tf.__version__}
     with gzip.open(f"{path}.hlo.gz", "wb") as file:
         file.write(serialized)
     np.savez(f"{path}.npz", **constants)
     pathlib.Path(f"{path}.json").write_text(json.dumps(record, indent=1))
 
 
-def program_name(training: Training) -> str:
-    """Return a name that runs share whose steps differ in nothing but what is given."""
+def cascade_draws(settings: TrainingSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Return source and epsilon of the cascade images of each step, as ``BankPartners`` draws.
+
+    Two uint8 (steps, c).
+    """
+
+    def draw(step):
+        return cascade.draw(
+            settings.seed,
+            step,
+            images_per_step(settings),
+            len(settings.cascade_source),
+            settings.max_epsilon,
+            settings.epsilon_sampling,
+        )
+
+    drawn = tf.data.Dataset.range(settings.steps).map(draw).batch(CHUNK)
+    source, epsilon = zip(*drawn.as_numpy_iterator(), strict=True)
+    return np.concatenate(source).astype(np.uint8), np.concatenate(epsilon).astype(np.uint8)
+
+
+def bank_examples(settings: TrainingSettings, size: int) -> int:
+    """Return how many of ``size`` training images each bank has.
+
+    Raises:
+        InputError: more than there are.
+    """
+    if settings.bank_examples and settings.bank_examples > size:
+        raise InputError(f"there are {size} training images", "bank_examples")
+    return settings.bank_examples or size
+
+
+def program_name(training: Training, sources: Mapping[str, Training]) -> str:
+    """Return a name that runs share whose steps differ in nothing but what is given.
+
+    Args:
+        training: the run.
+        sources: runs by their names, its ensemble sources among them.
+    """
     rest = {k: v for k, v in training.flags.items() if k not in GIVEN | MEASURED}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
     settings = training.settings
-    return f"{training.preset.name}-{settings.loss}-{settings.precision}-{digest}"
+    rest["cascade_source"] = [None] * len(settings.cascade_source)  # a bank is like another
+    rest["ensemble_source"] = [
+        network_of(sources[name]) for name in names_of(settings.ensemble_source)
+    ]
+    return f"{training.preset.name}-{settings.loss}-{settings.precision}-{digest(rest)}"
+
+
+def crafter_name(training: Training, source: Training) -> str:
+    """Return a name that the crafters of all sources of one network share."""
+    settings = training.settings
+    rest = [network_of(source), settings.crop, settings.max_epsilon, settings.bank_examples]
+    return f"{training.preset.name}-crafter-{source.settings.precision}-{digest(rest)}"
+
+
+def network_of(source: Training) -> dict:
+    """Return what makes another network of a source."""
+    return {name: source.flags[name] for name in OF_NETWORKS}
+
+
+def digest(values) -> str:
+    """Return six letters that tell values from others."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def data_name(training: Training) -> str:
@@ -311,14 +504,15 @@ def data_name(training: Training) -> str:
     return "-".join([training.preset.name, settings.augment, *map(str, sides_of(settings.crop))])
 
 
-def record_of(training: Training, size: int) -> dict:
+def record_of(training: Training, size: int, sources: Mapping[str, Training]) -> dict:
     """Return what ``run_training.py`` is told of a run with ``size`` training images."""
     settings = training.settings
     boundaries, values = schedule(settings)
     epochs = -(-settings.steps * clean_images(settings) // size)
+    cascade_sources = names_of(settings.cascade_source)
     return {
         "name": settings.name,
-        "program": program_name(training),
+        "program": program_name(training, sources),
         "data": data_name(training),
         "init_from": settings.init_from and pathlib.Path(settings.init_from).name,
         "steps": settings.steps,
@@ -328,35 +522,94 @@ def record_of(training: Training, size: int) -> dict:
             "lr_values": values.tolist(),
         },
         "epoch_keys": [draws.order_key(settings.seed, n).numpy().tolist() for n in range(epochs)],
+        "cascade": {
+            "sources": cascade_sources,
+            "crafters": [crafter_name(training, sources[name]) for name in cascade_sources],
+            "examples": bank_examples(settings, size),
+            "first_place": places_of_partners(settings).start,
+        },
+        "ensemble": names_of(settings.ensemble_source),
     }
 
 
-def write(trainings: Sequence[Training], output: pathlib.Path) -> None:
-    """Write all that ``run_training.py`` needs into a folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    datasets, packed, runs, done = {}, {}, [], set()
-    for training in trainings:
+class Writer:
+    """Writes all that ``run_training.py`` needs into a folder.
+
+    Args:
+        trainings: whose sources are among them.
+        output: the folder.
+    """
+
+    def __init__(self, trainings: Sequence[Training], output: pathlib.Path):
+        self.trainings = trainings
+        self.output = output
+        self.named = {training.settings.name: training for training in trainings}
+        self._datasets, self._packed, self._done = {}, {}, set()
+
+    def write(self) -> None:
+        """Write it."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        runs = []
+        for training in self.trainings:
+            self._write_data(training)
+            with build.precision(training.settings.precision):
+                self._write_training(training)
+            self._write_cascade(training)
+            size = len(self._packed[data_name(training)])
+            runs.append(record_of(training, size, self.named))
+            name, program = runs[-1]["name"], runs[-1]["program"]
+            print(f"{name}: {training.settings.steps:,} steps of {program}", flush=True)
+        (self.output / "runs.json").write_text(json.dumps(runs))
+
+    def _is_new(self, program: str) -> bool:
+        """Whether a program is yet to be written, which it is counted as from now on."""
+        is_new = program not in self._done
+        self._done.add(program)
+        return is_new
+
+    def _write_data(self, training: Training) -> None:
+        name = data_name(training)
+        if name in self._packed:
+            return
+        dataset = data.load(training.preset, training.settings.data_dir)
+        packed = prepared(np.asarray(dataset.train[0]), training.settings)
+        self._datasets[name], self._packed[name] = dataset, packed
+        np.savez_compressed(self.output / f"{name}.npz", images=packed, labels=dataset.train[1])
+
+    def _write_training(self, training: Training) -> None:
         settings, name = training.settings, data_name(training)
-        if name not in packed:
-            dataset = datasets[name] = data.load(training.preset, settings.data_dir)
-            packed[name] = prepared(np.asarray(dataset.train[0]), settings)
-            np.savez_compressed(
-                output / f"{name}.npz", images=packed[name], labels=dataset.train[1]
-            )
-        program = program_name(training)
         keras.utils.set_random_seed(settings.seed)
-        with build.precision(settings.precision):
-            network = build.build_network(settings, datasets[name])
-            if not settings.init_from:
-                start = {f"network/{k}": v.numpy() for k, v in numbered(network.variables).items()}
-                np.savez(output / f"{settings.name}.start.npz", **start)
-            if program not in done:
-                trainer = build.build_trainer(settings, network, make=Lowered)
-                lower(trainer, settings, packed[name], output / program)
-                done.add(program)
-        runs.append(record_of(training, len(packed[name])))
-        print(f"{settings.name}: {settings.steps:,} steps of {program}", flush=True)
-    (output / "runs.json").write_text(json.dumps(runs))
+        network = build.build_network(settings, self._datasets[name])
+        if not settings.init_from:
+            start = {k: v.numpy() for k, v in prefixed("network", network.variables).items()}
+            np.savez(self.output / f"{settings.name}.start.npz", **start)
+        program = program_name(training, self.named)
+        if not self._is_new(program):
+            return
+        ensemble = list(map(self._network, names_of(settings.ensemble_source)))
+        sources = list(map(load_source, ensemble))
+        trainer = build.build_trainer(settings, network, ensemble_sources=sources, make=Lowered)
+        lower(trainer, settings, self._packed[name], self.output / program, ensemble)
+
+    def _write_cascade(self, training: Training) -> None:
+        settings = training.settings
+        if not settings.cascade_source:
+            return
+        source, epsilon = cascade_draws(settings)
+        file = self.output / f"{settings.name}.cascade.npz"
+        np.savez_compressed(file, source=source, epsilon=epsilon)
+        size, *_, channels = self._packed[data_name(training)].shape
+        for name in names_of(settings.cascade_source):
+            crafter = crafter_name(training, self.named[name])
+            if self._is_new(crafter):
+                network = self._network(name)
+                lower_crafter(network, settings, size, channels, self.output / crafter)
+
+    def _network(self, name: str) -> keras.Model:
+        """Return a network like that of a run, of some weights."""
+        source = self.named[name]
+        with build.precision(source.settings.precision):
+            return build.build_network(source.settings, self._datasets[data_name(source)])
 
 
 def main() -> None:
@@ -368,7 +621,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder")
     options = parser.parse_args()
     try:
-        write(read_runs(options.runs, options.data_dir), options.output)
+        Writer(read_runs(options.runs, options.data_dir), options.output).write()
     except InputError as error:
         sys.exit(f"lower_training: {error.setting or ''} {error.message}")
 

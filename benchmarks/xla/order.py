@@ -1,4 +1,4 @@
-"""Which images each batch of a training consists of, with NumPy alone.
+"""Which images each batch of a training consists of, and which of banks, with NumPy alone.
 
 TensorFlow's ``index_shuffle`` has no form for XLA, and the order of 94,000 batches as an array is
 24 MB or more. An epoch's order follows from two integers, so a machine without TensorFlow is given
@@ -75,3 +75,42 @@ class Order:
             begin = epoch * self.size
             parts.append(self._places[max(start - begin, 0) : stop - begin])
         return np.concatenate(parts).astype(np.int32).reshape(count, self.batch_size)
+
+
+class Partners:
+    """Which images of banks the batches of a training bring along.
+
+    A bank has the images of the first epsilon one after the other, then those of the next.
+
+    Args:
+        source, epsilon: (steps, c), of which bank each partner is and its epsilon, 1 or above.
+        first_place: the place in a batch of the first image that has one.
+        examples: the images that each bank has at every epsilon.
+    """
+
+    def __init__(self, source: np.ndarray, epsilon: np.ndarray, first_place: int, examples: int):
+        self.source, self.epsilon, self.examples = source, epsilon, examples
+        self.places = slice(first_place, first_place + source.shape[1])
+
+    def __call__(self, first: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the images of the batches from one on, and bank and place there of each partner.
+
+        Args:
+            first: the step of the first batch.
+            order: of ``Order``, (count, batch_size).
+
+        Returns:
+            int32 (count, batch_size), (count, c) and (count, c). Where the banks have fewer images
+            than the dataset, those that have partners are others than those of the order.
+        """
+        order, steps = order.copy(), slice(first, first + len(order))
+        order[:, self.places] %= self.examples
+        level = self.epsilon[steps].astype(np.int32) - 1
+        place = level * self.examples + order[:, self.places]
+        return order, self.source[steps].astype(np.int32), place.astype(np.int32)
+
+
+def centres(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the centre of each image, (N, H, W, C), as ``data.centre_crop``."""
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return images[:, top : top + height, left : left + width]

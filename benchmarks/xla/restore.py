@@ -5,7 +5,9 @@
 FILE is what lower_training.py was given, FOLDER the output of run_training.py. Each network is
 evaluated as at the end of bin/train and kept where that would have kept it; trained_by.json beside
 it has the note. A run that is under way there goes on here, by TensorFlow, to its end. Runs
-that are finished here, or have not begun there, are left out.
+that are finished here, or have not begun there, are left out. Sources have to be finished here
+before the runs that they are sources of: FILE has them above. Banks that a run was trained with
+there are recorded as bin/train does; only a run that goes on here has them crafted again.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import pathlib
 import sys
 
 import numpy as np
-from lower_training import numbered, read_runs
+from lower_training import bank_examples, numbered, read_runs
 
 from cascade_keras.errors import InputError
 from cascade_keras.runs.run import Run
+from cascade_keras.runs.supply import Supply
+from cascade_keras.runs.training_run import Training
 
 
 class Elsewhere(Run):
@@ -33,6 +37,8 @@ class Elsewhere(Run):
     def __init__(self, path: pathlib.Path, file: pathlib.Path):
         super().__init__(path)
         self.file = file
+        with np.load(file) as kept:
+            self.steps = int(kept["steps"])
 
     def restore(self, trainer) -> int:
         """Take over weights, momenta and clock, unless there is a checkpoint; return the step."""
@@ -50,6 +56,24 @@ class Elsewhere(Run):
         return int(trainer.steps)
 
 
+class Banks:
+    """Stands for banks with whose images a run was trained elsewhere."""
+
+
+class TrainedElsewhere(Training):
+    """A training whose directory is ``Elsewhere``."""
+
+    def _prepared(self, workers, cascade, dataset, before):
+        """Return the cascade images; of a run that is trained to its end, what to record of them.
+
+        Crafting a bank here takes longer than the training there.
+        """
+        if before or self.directory.steps < self.settings.steps:
+            return super()._prepared(workers, cascade, dataset, before)
+        examples = bank_examples(self.settings, len(dataset.train[1]))
+        return Supply(tuple(cascade), Banks(), (examples,) * len(cascade))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -60,17 +84,15 @@ def main() -> None:
     parser.add_argument("--note", default="", help="such as the device and its precision")
     options = parser.parse_args()
     try:
-        for training in read_runs(options.runs, options.data_dir):
+        for training in read_runs(options.runs, options.data_dir, TrainedElsewhere):
             name = training.settings.name
             files = [options.trained / f"{name}{kind}.npz" for kind in ("", ".state")]
             file = next((file for file in files if file.exists()), None)
             if file is None or training.directory.finished:
                 continue
-            with np.load(file) as kept:
-                steps = int(kept["steps"])
             training.directory = Elsewhere(training.directory.path, file)
             result = training.run()
-            note = {"steps": steps, "of": result.step, "by": options.note}
+            note = {"steps": training.directory.steps, "of": result.step, "by": options.note}
             (result.path / "trained_by.json").write_text(json.dumps(note, indent=1) + "\n")
             for found in result.results:
                 print(f"{name}: {found['attack']} {found['accuracy']:.2f} %", flush=True)

@@ -1,19 +1,23 @@
 """What benchmarks/xla trains by XLA alone is what bin/train trains."""
 
 import importlib.util
+import json
 import pathlib
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cascade_keras import data, draws
+from cascade_keras import bank, data, draws
 from cascade_keras.data.batching import _order
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.runs import build
 from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.runs.training_run import Training
+from cascade_keras.sources import load_source
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "xla"
 
@@ -26,6 +30,42 @@ def module(name):
 
 
 order, lowering = module("order"), module("lower_training")
+
+
+class StoredBank:
+    """A bank whose images are random."""
+
+    def __init__(self, seed, shape):
+        self.images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        self.record = {"examples": shape[1], "shape": list(shape)}
+
+    @property
+    def rows(self):
+        levels, examples, *shape = self.images.shape
+        return self.images.reshape(levels * examples, np.prod(shape))
+
+    def read(self, epsilons, indices):
+        return self.images[epsilons - 1, indices]
+
+
+def partners_of(settings, banks):
+    return bank.BankPartners(
+        banks,
+        lowering.places_of_partners(settings),
+        seed=settings.seed,
+        max_epsilon=settings.max_epsilon,
+        sampling=settings.epsilon_sampling,
+    )
+
+
+def chosen_of(settings, size, steps):
+    """Return order, source and place of all steps, as run_training.py works them out."""
+    batch_size = lowering.clean_images(settings)
+    keys = [draws.order_key(settings.seed, epoch).numpy() for epoch in range(9)]
+    first = lowering.places_of_partners(settings).start
+    examples = lowering.bank_examples(settings, size)
+    partners = order.Partners(*lowering.cascade_draws(settings), first, examples)
+    return partners(0, order.Order(keys, size, batch_size)(0, steps))
 
 
 @pytest.mark.parametrize("size", [2, 3, 23, 1_437, 60_000, 70_001])
@@ -75,6 +115,48 @@ def test_crops_are_those_of_the_data(crop):
         np.testing.assert_allclose(image, own.reshape(-1, 3)[pixel] / np.float32(255), atol=1e-7)
 
 
+def test_partners_and_their_images_are_those_of_the_data():
+    settings = TrainingSettings(
+        dataset="cifar10",
+        batch_size=24,
+        adversarial_batch_size=9,
+        max_epsilon=5.5,
+        cascade_source=("one", "other"),
+        cascade_mode="bank",
+        bank_examples=30,
+        steps=5,
+        seed=6,
+    )
+    settings = settings.resolved(DATASETS["cifar10"])
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    banks = [StoredBank(number, (5, 30, 24, 24, 3)) for number in range(2)]
+    packed = lowering.prepared(images, settings)
+    orders, sources, places = chosen_of(settings, 40, 5)
+    batches = data.batches(
+        images,
+        np.arange(40),
+        15,
+        seed=6,
+        stop=5,
+        crop=24,
+        augment=settings.augment,
+        partners=partners_of(settings, banks),
+    )
+    rows, shape = lowering.places_of_partners(settings), packed.shape[1:]
+    for batch, labels in batches:
+        step = int(batch.step)
+        np.testing.assert_array_equal(orders[step], labels)
+        found = lowering.from_banks(
+            [each.rows for each in banks], sources[step], places[step], (24, 24, 3)
+        )
+        np.testing.assert_allclose(batch.cascade, found, atol=1e-7)
+        pixels = lowering.pixels_of_crops(settings, shape, 6, batch.step, 15, rows)
+        own = packed[labels.numpy()].reshape(15, -1, 3) / np.float32(255)
+        found = np.stack([image[pixel] for image, pixel in zip(own, pixels.numpy())])
+        np.testing.assert_allclose(batch.images, found, atol=1e-7)
+    assert step == 4
+
+
 @pytest.mark.parametrize("boundaries", [(), (3,), (3, 5)])
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_a_given_rate_is_the_runs(boundaries, warmup):
@@ -89,12 +171,136 @@ def test_a_given_rate_is_the_runs(boundaries, warmup):
         assert float(given(step)) == pytest.approx(float(rate), rel=1e-6), step
 
 
-@pytest.mark.parametrize("change", [{"use_ema": True}, {"precision": "mixed_float16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_ema": True},
+        {"precision": "mixed_float16"},
+        {"cascade_source": ("runs/there",)},
+        {"cascade_source": ("runs/below",), "cascade_mode": "bank"},
+        {"ensemble_source": ("runs/there", "runs/below")},
+    ],
+)
 def test_what_is_not_lowered_is_refused(change):
     settings = TrainingSettings(dataset="digits", **change).resolved(DATASETS["digits"])
     with pytest.raises(InputError) as caught:
-        lowering.check(settings)
-    assert caught.value.setting in change
+        lowering.check(settings, ["there"])
+    assert caught.value.setting in {"cascade_mode", *change}
+
+
+def test_runs_that_differ_in_weights_only_share_a_program():
+    def training(**change):
+        return Training(TrainingSettings(**{"dataset": "digits", "loss": "kurakin", **change}))
+
+    def program(**change):
+        return lowering.program_name(training(**change), runs)
+
+    runs = {name: training(name=name) for name in ("one", "other")}
+    runs["longer"] = training(name="longer", steps=7, seed=2, loss="pivot")
+    runs["deeper"] = training(name="deeper", model="resnet32")
+    banked = {"cascade_mode": "bank"}
+    plain = program()
+    by_bank = program(cascade_source=("one",), **banked)
+    ensemble = program(ensemble_source=("runs/one",))
+    assert program(cascade_source=("saved/deeper",), seed=3, init_from="a", **banked) == by_bank
+    assert program(ensemble_source=("longer",), steps=9) == ensemble
+    different = [plain, by_bank, ensemble]
+    different.append(program(cascade_source=("one", "other"), **banked))
+    different.append(program(cascade_source=("one",), bank_examples=9, **banked))
+    different.append(program(ensemble_source=("deeper",)))
+    different.append(program(ensemble_source=("one", "other")))
+    assert len(set(different)) == len(different)
+    run = training(cascade_source=("one",), **banked)
+    crafters = [lowering.crafter_name(run, runs[name]) for name in ("one", "longer", "deeper")]
+    assert crafters[0] == crafters[1] != crafters[2]
+
+
+def small_network(seed):
+    """Return one whose gradients are far from zero, so that rounding changes no sign."""
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    network = keras.Sequential([*layers, keras.layers.Activation("linear", dtype="float32")])
+    bias = network.layers[1].bias
+    bias.assign(np.random.default_rng(seed).normal(size=10))
+    return network
+
+
+def test_centres_are_those_of_the_data():
+    images = np.random.default_rng(0).integers(0, 256, (3, 9, 12, 3), np.uint8)
+    expected = data.centre_crop(images, (4, 7))
+    np.testing.assert_array_equal(order.centres(images, 4, 7), expected)
+
+
+def test_a_crafter_makes_the_shards_of_a_bank():
+    images, labels = (part[:40] for part in data.load(DATASETS["digits"]).train)
+    network = small_network(4)
+    given = images.astype(np.float32) / np.float32(255), labels.astype(np.int32)
+    found = lowering.make_crafter(network, 5.5)(*given)
+    expected = bank.crafter(load_source(network).logits, "iter_fgsm", range(1, 6))(*given, 0)
+    assert found.shape == (5, 40, 8, 8, 1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("loss", ["kurakin", "pivot"])
+def test_a_program_trains_with_sources_as_the_trainer_does(loss):
+    seed = next(
+        n for n in range(9) if {int(draws.attacker(n, step, 2)) for step in range(4)} > {1, 2}
+    )
+    settings = TrainingSettings(
+        dataset="digits",
+        loss=loss,
+        batch_size=24,
+        adversarial_batch_size=8,
+        augment="crop_flip",
+        cascade_source=("one", "other"),
+        cascade_mode="bank",
+        bank_examples=900,
+        ensemble_source=("third", "fourth"),
+        learning_rate=0.01,
+        steps=4,
+        seed=seed,
+    )
+    settings = settings.resolved(DATASETS["digits"])
+    images, labels = data.load(DATASETS["digits"]).train
+    banks = [StoredBank(number, (76, 900, 8, 8, 1)) for number in range(2)]
+    ensemble = [small_network(seed) for seed in (1, 2)]
+    sources = list(map(load_source, ensemble))
+    plain, lowered = (
+        build.build_trainer(settings, small_network(3), ensemble_sources=sources, **more)
+        for more in ({}, {"make": lowering.Lowered})
+    )
+    rate, names = lowered.given_rate, lowering.schedule(settings)
+    for variable, value in zip((rate.boundaries, rate.values, lowered.given_seed), (*names, seed)):
+        variable.assign(value)
+    batches = data.batches(
+        images,
+        labels,
+        lowering.clean_images(settings),
+        seed=seed,
+        stop=4,
+        augment="crop_flip",
+        partners=partners_of(settings, banks),
+    )
+    plain.fit(batches, shuffle=False, verbose=0)
+    packed = lowering.prepared(images, settings)
+    unused = (0, lowering.CHUNK - 4), (0, 0)
+    chosen = [np.pad(each, unused) for each in chosen_of(settings, len(labels), 4)]
+    program = lowering.make_program(lowered, settings, packed.shape[1:])
+    with lowering.draws_of_cpu():
+        program(
+            packed.reshape(-1, 1),
+            labels.astype(np.int32),
+            chosen[0],
+            np.int64(0),
+            np.int32(4),
+            *chosen[1:],
+            *(each.rows for each in banks),
+        )
+    assert int(lowered.steps) == 4
+    for one, other in zip(plain.network.variables, lowered.network.variables):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=one.path)
+    one, other = (trainer.trackers["adversarial_loss"].result() for trainer in (plain, lowered))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 @pytest.mark.long
@@ -123,3 +329,33 @@ def test_a_program_trains_as_the_step_does_under_xla():
     assert int(lowered.steps) == 2
     for one, other in zip(plain.network.variables, lowered.network.variables):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=one.path)
+
+
+@pytest.mark.long
+def test_a_restored_run_records_what_bin_train_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(FOLDER)
+    few = "--dataset=digits --model=resnet8 --steps=2 --max_epsilon=2 --eval_examples=8"
+    few += " --tensorboard=none --noexport"
+    cascade = "--cascade_source=runs/one --cascade_mode=bank --bank_examples=70"
+    lines = [f"--name=one {few}", f"--name=two {few} {cascade} --ensemble_source=runs/one --seed=1"]
+    pathlib.Path("runs.txt").write_text("\n".join(lines))
+    restore = module("restore")
+    for training in restore.read_runs("runs.txt", None):
+        network = build.build_network(training.settings, data.load(training.preset))
+        found = {k: v.numpy() for k, v in lowering.prefixed("network", network.variables).items()}
+        for number, variable in enumerate(network.trainable_variables):
+            found[f"optimizer/{number:03d}_momentum"] = np.zeros(variable.shape, np.float32)
+        np.savez(f"{training.settings.name}.npz", steps=2, **found)
+    arguments = ["restore", "--runs=runs.txt", "--data_dir=", "--trained=."]
+    monkeypatch.setattr(sys, "argv", arguments)
+    restore.main()
+    assert not pathlib.Path("banks").exists()
+    Training(training.settings.replace(runs_dir="by_bin_train")).run()
+    restored, expected = (
+        json.loads(pathlib.Path(folder, "two", "config.json").read_text())
+        for folder in ("runs", "by_bin_train")
+    )
+    assert restored == expected
+    assert restored["cascade"]["mode"] == "bank"
+    assert restored["cascade"]["sources"] == restored["ensemble"]["sources"]
