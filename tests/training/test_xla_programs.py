@@ -49,9 +49,10 @@ class StoredBank:
 
 
 def partners_of(settings, banks):
+    attacked = settings.adversarial_batch_size
     return bank.BankPartners(
         banks,
-        lowering.places_of_partners(settings),
+        range(attacked - attacked // 2, attacked),
         seed=settings.seed,
         max_epsilon=settings.max_epsilon,
         sampling=settings.epsilon_sampling,
@@ -241,7 +242,7 @@ def test_a_crafter_makes_the_shards_of_a_bank():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("loss", ["kurakin", "pivot"])
+@pytest.mark.parametrize("loss", [pytest.param("kurakin", marks=pytest.mark.long), "pivot"])
 def test_a_program_trains_with_sources_as_the_trainer_does(loss):
     seed = next(
         n for n in range(9) if {int(draws.attacker(n, step, 2)) for step in range(4)} > {1, 2}
@@ -331,8 +332,9 @@ def test_a_program_trains_as_the_step_does_under_xla():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=one.path)
 
 
-@pytest.mark.long
-def test_a_restored_run_records_what_bin_train_does(tmp_path, monkeypatch):
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """Write runs.txt, of a run and of one whose sources are that one, where the test is run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(FOLDER)
     few = "--dataset=digits --model=resnet8 --steps=2 --max_epsilon=2 --eval_examples=8"
@@ -340,6 +342,34 @@ def test_a_restored_run_records_what_bin_train_does(tmp_path, monkeypatch):
     cascade = "--cascade_source=runs/one --cascade_mode=bank --bank_examples=70"
     lines = [f"--name=one {few}", f"--name=two {few} {cascade} --ensemble_source=runs/one --seed=1"]
     pathlib.Path("runs.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.long
+def test_what_is_written_says_what_each_program_reads(two_runs):
+    lowering.Writer(lowering.read_runs("runs.txt", None), pathlib.Path("programs")).write()
+    one, two = json.loads(pathlib.Path("programs/runs.json").read_text())
+    assert (one["ensemble"], one["cascade"]["sources"]) == ([], [])
+    assert (two["ensemble"], two["cascade"]["sources"]) == (["one"], ["one"])
+    assert (two["cascade"]["examples"], two["cascade"]["first_place"]) == (70, 32)
+    for run in (one, two):
+        record = json.loads(pathlib.Path(f"programs/{run['program']}.json").read_text())
+        with np.load("programs/one.start.npz") as start:
+            weights = {name.removeprefix("network/") for name in start.files}
+        # A layer counts the passes of its training, which a source does not read.
+        weights = {name for name in weights if not name.endswith("-passes")}
+        sources = {f"ensemble/0/{name}" for name in weights} if run is two else set()
+        assert set(record["inputs"]) - set(record["variables"]) == sources
+        assert {f"network/{name}" for name in weights} <= set(record["inputs"])
+    (crafter,) = two["cascade"]["crafters"]
+    record = json.loads(pathlib.Path(f"programs/{crafter}.json").read_text())
+    assert set(record["inputs"]) == {f"network/{name}" for name in weights}
+    assert (record["batch"], record["epsilons"]) == (70, [1, 2])
+    with np.load("programs/two.cascade.npz") as drawn:
+        assert drawn["source"].shape == drawn["epsilon"].shape == (2, 32)
+
+
+@pytest.mark.long
+def test_a_restored_run_records_what_bin_train_does(two_runs, monkeypatch):
     restore = module("restore")
     for training in restore.read_runs("runs.txt", None):
         network = build.build_network(training.settings, data.load(training.preset))
@@ -347,7 +377,7 @@ def test_a_restored_run_records_what_bin_train_does(tmp_path, monkeypatch):
         for number, variable in enumerate(network.trainable_variables):
             found[f"optimizer/{number:03d}_momentum"] = np.zeros(variable.shape, np.float32)
         np.savez(f"{training.settings.name}.npz", steps=2, **found)
-    arguments = ["restore", "--runs=runs.txt", "--data_dir=", "--trained=."]
+    arguments = ["restore", "--runs=runs.txt", "--data_dir=none", "--trained=."]
     monkeypatch.setattr(sys, "argv", arguments)
     restore.main()
     assert not pathlib.Path("banks").exists()
