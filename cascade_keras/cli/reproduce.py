@@ -3,7 +3,7 @@
     reproduce --table=2 --dry_run            what it would take: networks, steps, gradients, hours
     reproduce --table=2 --seeds=0,1,2        MNIST; tables 1, 8, 9 are CIFAR-10, 3, 4, 10 deep
     reproduce --table=1,3,4 --depth=20 --scale=0.25        20 layers, a quarter of the schedule
-    reproduce --all --dataset=digits         every network and table in minutes, no download
+    reproduce --all --dataset=digits         every network and table, no download
 
 Networks are kept in reproduction/runs, their banks, reports and figures beside them, and each table
 as reproduction/table2.md, .csv and .json. It can be stopped at any moment; the same command goes
