@@ -202,9 +202,10 @@ def test_all_workers_stop_after_the_step_in_which_one_is_asked_to(undisturbed):
 def test_workers_give_the_weights_of_one_device(folder):
     own = {name: [*SMALL, *flags] for name, flags in kinds(folder).items()}
     train(*([*own[name], *places(folder, name)] for name in own), PYTHONPATH=f"{ROOT}:{folder}")
+    elsewhere = {1: [f"--runs_dir={folder}/elsewhere", f"--saved_dir={folder}/elsewhere-saved"]}
     for name, flags in own.items():
-        said = Workers(folder, *flags, "--export=False", *places(folder, f"{name}-two")).ended()
-        assert "2 workers" in said[0]
+        said = Workers(folder, *flags, *places(folder, f"{name}-two"), own=elsewhere).ended()
+        assert "2 workers" in said[0] and not list(folder.glob("elsewhere*"))
         difference = apart(folder, name, f"{name}-two")
         print(name, difference)
         assert difference < 1e-4, name
