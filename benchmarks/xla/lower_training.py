@@ -46,8 +46,8 @@ from cascade_keras.data.specs import AUGMENTS, sides_of
 from cascade_keras.errors import InputError
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import build
-from cascade_keras.runs.settings import TrainingSettings, clean_images
-from cascade_keras.runs.supply import ATTACK, images_per_step
+from cascade_keras.runs.settings import TrainingSettings, cascade_images, clean_images
+from cascade_keras.runs.supply import ATTACK
 from cascade_keras.runs.training_run import Training
 from cascade_keras.sources import load_source
 from cascade_keras.training import AdversarialTrainer
@@ -243,7 +243,7 @@ def pixels_of_crops(
 def places_of_partners(settings: TrainingSettings) -> range:
     """Return the places in a batch of the images that have partners in banks."""
     attacked = settings.adversarial_batch_size
-    return range(attacked - images_per_step(settings) * bool(settings.cascade_source), attacked)
+    return range(attacked - cascade_images(settings) * bool(settings.cascade_source), attacked)
 
 
 def from_banks(banks: Sequence[tf.Tensor], source, place, shape: Sequence[int]) -> tf.Tensor:
@@ -357,7 +357,7 @@ def lower(
         tf.TensorSpec([], tf.int32),
     ]
     if settings.cascade_source:
-        arguments += [tf.TensorSpec([CHUNK, images_per_step(settings)], tf.int32)] * 2
+        arguments += [tf.TensorSpec([CHUNK, cascade_images(settings)], tf.int32)] * 2
         stored = len(cascade.bank_epsilons(settings.max_epsilon)) * bank_examples(settings, size)
         values = int(np.prod([*sides_of(settings.crop), image_shape[-1]]))
         arguments += [tf.TensorSpec([stored, values], tf.uint8)] * len(settings.cascade_source)
@@ -443,7 +443,7 @@ def cascade_draws(settings: TrainingSettings) -> tuple[np.ndarray, np.ndarray]:
         return cascade.draw(
             settings.seed,
             step,
-            images_per_step(settings),
+            cascade_images(settings),
             len(settings.cascade_source),
             settings.max_epsilon,
             settings.epsilon_sampling,

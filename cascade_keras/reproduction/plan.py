@@ -35,7 +35,7 @@ from cascade_keras.reproduction.measurements import (
 )
 from cascade_keras.reproduction.published import VARIANTS
 from cascade_keras.reproduction.settings import ReproductionSettings
-from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.runs.settings import TrainingSettings, cascade_images
 from cascade_keras.settings import Settings, of_flags
 
 # What the finished networks are measured by is the tables' own; these would only take time.
@@ -122,7 +122,7 @@ class Plan:
     def _add_measurement(self, measurement: Measurement, seed: int) -> str:
         needs = [self.network(name, seed) for name in measurement.networks]
         settings = self.settings
-        targets = [str(self._place(name, seed)) for name in measurement.targets]
+        targets = [str(self.run_of(name, seed)) for name in measurement.targets]
         if measurement.program == ANALYZE:
             kind, cls = jobs.FIGURE, FigureSettings
             output = settings.folder("figures") / measurement.name
@@ -130,7 +130,7 @@ class Plan:
         else:
             kind, cls = jobs.EVALUATION, EvaluationSettings
             output = settings.folder("reports") / measurement.name
-            sources = [str(self._place(name, seed)) for name in measurement.sources]
+            sources = [str(self.run_of(name, seed)) for name in measurement.sources]
             others = {"target": tuple(targets), "source": tuple(sources)}
         asked = of_flags(cls, measurement.flags)
         chosen = asked.replace(output=str(output), data_dir=settings.data_dir, **others)
@@ -148,9 +148,6 @@ class Plan:
 
     def run_of(self, name: str, seed: int) -> pathlib.Path:
         """Return the directory of the run of a network of the paper, or of a variant of one."""
-        return self._place(name, seed)
-
-    def _place(self, name: str, seed: int) -> pathlib.Path:
         own = name if name in VARIANTS else self.settings.recipe(name).name
         return self.settings.folder("runs") / recipes.folder(own, seed)
 
@@ -158,7 +155,7 @@ class Plan:
         """Add a network and what it needs, and return the name of its job."""
         variant = VARIANTS.get(name)
         recipe = self.settings.recipe(variant.recipe if variant else name)
-        job = self._place(name, seed).name
+        job = self.run_of(name, seed).name
         if job in self._jobs:
             return job
         settings, said, beside = self._training(recipe, seed)
@@ -186,7 +183,7 @@ class Plan:
             settings=settings,
             said=said,
             beside=beside,
-            result=self._place(name, seed) / "metrics.json",
+            result=self.run_of(name, seed) / "metrics.json",
             steps=resolved.steps,
             gradients=resolved.steps * training_gradients(resolved),
         )
@@ -226,13 +223,13 @@ class Plan:
         """
         resolved = settings.resolved(row)
         each = expected_iterations(resolved.max_epsilon)
-        online = resolved.steps * (resolved.adversarial_batch_size // 2) * each
+        online = resolved.steps * cascade_images(resolved) * each
         epsilons = range(1, math.floor(resolved.max_epsilon) + 1)
         images = row.examples or 0
         banked = images * ladder_gradients(epsilons)
         if not images or online < banked:
             return settings.replace(cascade_mode="online"), None
-        place = self._place(source, seed)
+        place = self.run_of(source, seed)
         output = self.settings.folder("banks") / place.name
         bank = self._add(
             name=f"bank-{place.name}",
@@ -275,7 +272,7 @@ def training_gradients(settings: TrainingSettings) -> float:
     if not loss.attacks:
         return settings.batch_size
     adversarial = settings.adversarial_batch_size
-    cascade = adversarial // 2 if settings.cascade_source else 0
+    cascade = cascade_images(settings) if settings.cascade_source else 0
     crafted = cascade * expected_iterations(settings.max_epsilon)
     online = crafted if settings.cascade_mode == "online" else 0
     return settings.batch_size + adversarial - cascade + online

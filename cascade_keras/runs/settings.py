@@ -571,6 +571,11 @@ def clean_images(settings: TrainingSettings) -> int:
     return settings.batch_size - joined
 
 
+def cascade_images(settings: TrainingSettings) -> int:
+    """Return how many cascade images a step takes where there are sources: half of the attacked."""
+    return settings.adversarial_batch_size // 2
+
+
 def _steps(settings: TrainingSettings, dataset: data.DatasetSpec) -> int:
     """Return the length of the schedule: as set, as many as the epochs take, or the published."""
     epochs = settings.epochs or dataset.epochs

@@ -12,7 +12,7 @@ from cascade_keras.errors import InputError, about
 from cascade_keras.files import named_twice
 from cascade_keras.progress import show_progress
 from cascade_keras.recorded import CascadeRecord, SourceRecord
-from cascade_keras.runs.settings import TrainingSettings
+from cascade_keras.runs.settings import TrainingSettings, cascade_images
 from cascade_keras.sources import Source
 
 ATTACK = "iter_fgsm"  # the paper's
@@ -82,15 +82,10 @@ def prepare(
     return Supply(tuple(sources), banks.partners(), banks.counts)
 
 
-def images_per_step(settings: TrainingSettings) -> int:
-    """Return c, the cascade images of a batch: half of the adversarial ones."""
-    return settings.adversarial_batch_size // 2
-
-
 def _choose(banks: _Banks, settings: TrainingSettings, say: Callable[[str], None]) -> str:
     """Return the mode that was asked for, or the one with fewer gradients still to be taken."""
     each = cascade.online_gradients(settings.max_epsilon, settings.epsilon_sampling)
-    online = round(settings.steps * images_per_step(settings) * each)
+    online = round(settings.steps * cascade_images(settings) * each)
     missing = banks.missing_images()
     banked = missing * cascade.bank_gradients(settings.max_epsilon)
     mode, why = settings.cascade_mode, "as asked for"
@@ -178,7 +173,7 @@ class _Banks:
         k = self.settings.adversarial_batch_size
         return BankPartners(
             self.banks,
-            range(k - images_per_step(self.settings), k),
+            range(k - cascade_images(self.settings), k),
             seed=self.settings.seed,
             max_epsilon=self.settings.max_epsilon,
             sampling=self.settings.epsilon_sampling,
