@@ -76,8 +76,9 @@ def evaluate(values: flags.FlagValues) -> int:
     if any(map(presets.is_named, settings.target)) and not content["sources"]:
         from cascade_keras.zoo import leaderboard
 
-        leaderboard.show(leaderboard.of_report(content), console)
-        leaderboard.write(content, path)
+        entries = leaderboard.of_report(content)
+        leaderboard.show(entries, console)
+        leaderboard.write(entries, path)
     seconds = evaluation.seconds
     print(f"crafting took {seconds.crafting:.0f} s, classifying {seconds.classifying:.0f} s")
     return 0

@@ -208,15 +208,15 @@ def page() -> str:
     return _PAGE + markdown(entries())
 
 
-def write(content: Mapping[str, Any], report: pathlib.Path) -> pathlib.Path:
+def write(several: Sequence[Entry], report: pathlib.Path) -> pathlib.Path:
     """Write the leaderboard of a report's targets into its directory, and return the file.
 
     Args:
-        content: of report.json.
+        several: of the report, see ``of_report``.
         report: the directory.
     """
     file = report / FILE
-    write_text(file, f"# Leaderboard\n\n{_EXPLAINED}\n\n{markdown(of_report(content))}")
+    write_text(file, f"# Leaderboard\n\n{_EXPLAINED}\n\n{markdown(several)}")
     return file
 
 
