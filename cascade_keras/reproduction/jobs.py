@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cascade_keras import recorded
 from cascade_keras.data.specs import look_up
 from cascade_keras.errors import InputError, shown
 from cascade_keras.runs.run import Run
@@ -130,10 +129,10 @@ def finished(settings: TrainingSettings) -> bool:
     run = Run(pathlib.Path(settings.runs_dir) / settings.name)
     if not run.started:
         return False
-    wanted = settings.resolved(look_up(settings.dataset)).decisive()
+    row = look_up(settings.dataset)
+    wanted = settings.resolved(row).decisive()
     config = run.read_config()
     missing = [name for name in wanted if name not in config.flags]
-    row = look_up(settings.dataset)
     there = {**config.flags, **(settings.defaults(missing, row) if missing else {})}
     for name, value in wanted.items():
         if name not in _MAY_DIFFER and _alike(name, there[name]) != _alike(name, value):
@@ -144,7 +143,7 @@ def finished(settings: TrainingSettings) -> bool:
             )
     if not run.finished:
         return False
-    recorded.read_metrics(run.path)
+    run.read_metrics()
     run.check_model()
     return True
 

@@ -18,10 +18,11 @@ from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
 from cascade_keras.evaluation.checklist import FAIL
 from cascade_keras.files import expand
-from cascade_keras.recorded import METRICS, read_config
+from cascade_keras.recorded import read_config
 from cascade_keras.records import Count, Epsilon, Index, OpenRecord, PerCent, Text, Values, read
 from cascade_keras.reproduction.page_records import Network, Trained
 from cascade_keras.reproduction.published import CLEAN, Cell
+from cascade_keras.runs.run import Run
 
 NameOf = Callable[[str, int], str]  # (network of the paper, seed) -> the run that stands for it
 Places = Mapping[str, str | os.PathLike]  # of runs, by their names
@@ -226,7 +227,7 @@ class Networks:
         """Return a network that is finished, None of one that is not."""
         name = self._name_of(network, seed)
         measured, run = self._measured.get(name), self._places.get(name)
-        finished = run is not None and (run / METRICS).exists()
+        finished = run is not None and Run(run).finished
         if measured is None and not finished:
             return None
         recipe = read_config(run).flags if finished else {}
@@ -256,6 +257,6 @@ class Networks:
         run = self._places.get(name)
         if run is None or not run.exists():
             return "Not trained"
-        if not (run / METRICS).exists():
+        if not Run(run).finished:
             return "Training is not finished"
         return "In no report" if self._measured else None
