@@ -1,10 +1,15 @@
-"""Tables as they are printed: as wide as the terminal, whole in a log file."""
+"""What is printed: a line at once; tables as wide as the terminal, whole in a log file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 _NAME_WIDTH = 9  # characters of a network's name beside each other
+
+
+def say(text: str) -> None:
+    """Print a line that is seen at once, in a log file too."""
+    print(text, flush=True)
 
 
 def print_table(

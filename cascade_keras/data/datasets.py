@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cascade_keras import printed
 from cascade_keras.attacks.arguments import PIXEL_LEVELS
 from cascade_keras.data.decoded import Read, Splits, digest
 from cascade_keras.data.forms import find
@@ -40,16 +41,12 @@ class Dataset:
         return self.known or digest((*self.train, *self.test))
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
 def load(
     named: str | Origin | DatasetSpec,
     data_dir: str | None = None,
     *,
     cache_dir: str | None = None,
-    say: Callable[[str], None] = _say,
+    say: Callable[[str], None] = printed.say,
 ) -> Dataset:
     """Load a dataset.
 

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from cascade_keras import printed
 from cascade_keras.errors import InputError
 from cascade_keras.files import check_writable, expand, hold
 from cascade_keras.progress import show_progress
@@ -41,10 +42,6 @@ _IN_USE = "by another process"
 _TRIES = 10
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Reproduction:
         InputError: nothing is wanted, or settings do not go together.
     """
 
-    def __init__(self, settings: ReproductionSettings, *, say: Callable[[str], None] = _say):
+    def __init__(self, settings: ReproductionSettings, *, say: Callable[[str], None] = printed.say):
         self.settings, self.say = settings, say
         self.plan = Plan(settings)
         check_writable(expand(settings.output), "output")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 import cascade_keras
-from cascade_keras import cluster, own_code
+from cascade_keras import cluster, own_code, printed
 from cascade_keras.data.specs import Crop, DatasetSpec, crop_of
 from cascade_keras.errors import InputError, about, first_line, shown
 from cascade_keras.export import check_output, export_saved_model, provenance_of_run
@@ -47,10 +47,6 @@ if typing.TYPE_CHECKING:
     from cascade_keras.sources import Source
     from cascade_keras.strategies import Workers
     from cascade_keras.training import AdversarialTrainer
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +121,7 @@ class Training:
         network: keras.Model | None = None,
         cascade_sources: Sequence | None = None,
         ensemble_sources: Sequence | None = None,
-        say: Callable[[str], None] = _say,
+        say: Callable[[str], None] = printed.say,
     ):
         self.say = say
         self.own_sources = {
