@@ -60,5 +60,10 @@ __version__ = "0.6.0"
 __getattr__, __dir__ = exports(__name__, _HOMES)
 keras_finds(
     __name__,
-    {"AdversarialTrainer": "training", "ClockSchedule": "training", "ConvBatchNorm": "layers"},
+    {
+        "AdversarialTrainer": "training",
+        "ClockSchedule": "training",
+        "ConvBatchNorm": "layers",
+        "Triangular": "schedules",
+    },
 )

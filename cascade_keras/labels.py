@@ -185,6 +185,17 @@ def _guard_rows(rows: tf.Tensor) -> tuple[Labels, list[tf.Operation]]:
     return Labels(hard, None if rows.dtype.is_integer else soft), [check]
 
 
+def unsmoothed(labels: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """Return the labels (n, K) that ``smoothed`` was given, within 1e-6; exactly, of classes.
+
+    Cascade images from a bank are made of the labels as they are, so those of a step are too.
+    """
+    if not smoothing or labels.shape.rank == 1:
+        return labels
+    rows = (labels - smoothing / labels.shape[-1]) / (1 - smoothing)
+    return tf.round(rows * 1e6) / 1e6
+
+
 def smoothed(labels: Labels, num_classes: int, smoothing: float) -> Labels:
     """Return (1 - s) times the labels + s / K, as Keras's ``label_smoothing`` does."""
     if not smoothing:

@@ -35,7 +35,7 @@ from cascade_keras.keras_private import (
     split_for_validation,
     statistics_of_all_replicas,
 )
-from cascade_keras.labels import Labels, guard_labels, smoothed
+from cascade_keras.labels import Labels, guard_labels, smoothed, unsmoothed
 from cascade_keras.metrics import OfBothHalves
 from cascade_keras.options import TrainerOptions
 
@@ -336,6 +336,7 @@ class AdversarialTrainer(SteppedModel):
         if part is not None:
             source, epsilon = drawn
             drawn = tf.gather(source, rows), tf.gather(epsilon, rows)
+        labels = unsmoothed(labels, options.label_smoothing)  # as those of a bank
         return cascade.craft(sources, images, labels, *drawn)
 
     def _own_images(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:

@@ -22,6 +22,7 @@ from cascade_keras.runs.settings import (
     TrainingSettings,
     initialisation,
 )
+from cascade_keras.schedules import peaked
 from cascade_keras.training import AdversarialTrainer
 
 
@@ -88,6 +89,7 @@ def build_trainer(
     optimizer = keras.optimizers.SGD(
         learning_rate_schedule(settings),
         momentum=settings.momentum,
+        nesterov=settings.nesterov,
         global_clipnorm=settings.clip_norm,
         use_ema=settings.use_ema,
         ema_momentum=settings.ema_momentum,
@@ -97,7 +99,11 @@ def build_trainer(
 
 
 def learning_rate_schedule(settings: TrainingSettings):
-    """Return the learning rate: a warm-up, then divided by 10 after each boundary."""
+    """Return the learning rate: a warm-up, then divided by 10 after each boundary, or a peak."""
+    if settings.lr_schedule != "steps":
+        return peaked(
+            settings.lr_schedule, settings.learning_rate, settings.steps, settings.lr_peak
+        )
     rate, boundaries = settings.learning_rate, list(settings.lr_boundaries)
     rates = [rate * 0.1**times for times in range(len(boundaries) + 1)]
     if settings.warmup_steps:

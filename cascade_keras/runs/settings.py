@@ -45,6 +45,7 @@ from cascade_keras.settings import (
 )
 
 NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
+LR_SCHEDULES, LR_PEAK = ("steps", "triangular", "cosine"), 0.4
 XLA = {"auto": "auto", "on": True, "off": False}  # as Keras's compile is told
 NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
@@ -160,6 +161,9 @@ class TrainingSettings(DataSettings):
     )
     per_pixel_epsilon: bool = setting(False, "Jitter epsilon by N(0, 1) per pixel.")
     sparsity: float = setting(100.0, "Per cent of an image's values perturbed.", PER_CENT)
+    label_smoothing: float = setting(
+        0.0, "s: labels are (1 - s) labels + s / classes; banks are of the labels.", FRACTION
+    )
 
     # Networks whose images are trained with.
     cascade_source: tuple[str, ...] = setting(
@@ -212,20 +216,30 @@ class TrainingSettings(DataSettings):
         POSITIVE,
     )
     learning_rate: float = setting(0.1, "At the start.", POSITIVE)
+    lr_schedule: str = setting(
+        "steps",
+        "steps: divided by 10 after each of lr_boundaries; triangular: from 0 up to learning_rate "
+        "and back to 0, linearly; cosine: linearly up, along a cosine down to 0.",
+        choices=LR_SCHEDULES,
+    )
+    lr_peak: float = setting(
+        LR_PEAK, "Share of the steps after which triangular and cosine are highest.", FRACTION
+    )
     lr_boundaries: tuple[int, ...] | None = setting(
         None,
         "Steps after which the learning rate is divided by 10, or none; default: the published "
-        "ones in proportion to steps.",
+        "ones in proportion to steps, of lr_schedule steps.",
         BOUNDARIES,
         repeats=True,  # as the published ones in a schedule of a few steps
     )
     warmup_steps: int | None = setting(
         None,
-        "First steps at a tenth of the learning rate; default: 400 for CIFAR but at most a tenth "
-        "of steps, 0 otherwise.",
+        "First steps at a tenth of the learning rate, of lr_schedule steps; default: 400 for CIFAR "
+        "but at most a tenth of steps, 0 otherwise.",
         NOT_NEGATIVE,
     )
     momentum: float = setting(0.9, "Of SGD.", FRACTION)
+    nesterov: bool = setting(False, "Nesterov's momentum.")
     weight_decay: float = setting(1e-4, "d in d/2 sum(w^2), on kernels only.", NOT_NEGATIVE)
     clip_norm: float | None = setting(None, "Largest global norm of the gradient.", POSITIVE)
     use_ema: bool = setting(False, "Finish with the weights' moving average.")
@@ -389,7 +403,8 @@ class TrainingSettings(DataSettings):
             )
         ours = form is not None and form.kind == forms.NAMED
         steps = _steps(self, dataset)
-        boundaries = data.scaled_boundaries(dataset, steps)
+        by_steps = self.lr_schedule == "steps"
+        boundaries = data.scaled_boundaries(dataset, steps) if by_steps else ()
         epsilon = dataset.max_epsilon if self.max_epsilon is None else self.max_epsilon
         defaults = {
             "dataset": dataset.name if data.DATASETS.get(dataset.name) is dataset else None,
@@ -398,7 +413,7 @@ class TrainingSettings(DataSettings):
             "normalization": dataset.normalization if ours or form is None else "none",
             "crop": dataset.crop,
             "augment": dataset.augment,
-            "warmup_steps": min(dataset.warmup_steps, steps // 10),
+            "warmup_steps": min(dataset.warmup_steps, steps // 10) if by_steps else 0,
             "eval_epsilon": (epsilon,),
             "tensorboard_epsilon": (epsilon,),
             "lr_boundaries": boundaries,
@@ -687,7 +702,18 @@ def _check_batch(settings: TrainingSettings) -> None:
 
 
 def _check_schedule(settings: TrainingSettings) -> None:
-    boundaries = settings.lr_boundaries
+    boundaries, schedule = settings.lr_boundaries, settings.lr_schedule
+    if schedule != "steps":
+        for name, value in (("lr_boundaries", boundaries), ("warmup_steps", settings.warmup_steps)):
+            if value:
+                raise InputError(
+                    f"is of lr_schedule steps; {schedule} is given by learning_rate and lr_peak",
+                    name,
+                )
+    elif settings.lr_peak != LR_PEAK:
+        raise InputError("has a meaning only with lr_schedule triangular or cosine", "lr_peak")
+    if settings.nesterov and not settings.momentum:
+        raise InputError("needs a momentum above 0", "nesterov")
     if settings.warmup_steps > settings.steps:
         raise InputError(
             f"must end with the {settings.steps} steps, got {settings.warmup_steps}", "warmup_steps"

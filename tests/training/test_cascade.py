@@ -144,8 +144,8 @@ def test_sources_stay_as_they_are(loss, batch, randomize):
     ]
 
 
-@pytest.mark.parametrize("loss", ["kurakin", "pivot"])
-def test_a_bank_and_online_crafting_train_alike(loss, digits, tmp_path):
+@pytest.mark.parametrize(("loss", "smoothing"), [("kurakin", 0), ("pivot", 0), ("pivot", 0.4)])
+def test_a_bank_and_online_crafting_train_alike(loss, smoothing, digits, tmp_path):
     """The same steps, whether the cascade images were crafted before or within the step."""
     images = np.round(255 * digits[0][:40]).astype(np.uint8)
     labels, epsilons = digits[1][:40], cascade.bank_epsilons(MAX_EPSILON)
@@ -158,9 +158,8 @@ def test_a_bank_and_online_crafting_train_alike(loss, digits, tmp_path):
     drawn = {"seed": 5, "max_epsilon": MAX_EPSILON, "sampling": "clipped_normal"}
     results = []
     for sources, partners in ((SOURCES, None), ((), BankPartners(banks, range(5, 10), **drawn))):
-        trainer = compiled(
-            mlp(), loss, sources, run_eagerly=False, adversarial_batch_size=10, seed=5
-        )
+        more = {"adversarial_batch_size": 10, "seed": 5, "label_smoothing": smoothing}
+        trainer = compiled(mlp(), loss, sources, run_eagerly=False, **more)
         batches = data.batches(images, labels, 14, seed=5, stop=4, partners=partners)
         losses = [
             trainer.train_on_batch(given, classes, return_dict=True) for given, classes in batches
