@@ -20,6 +20,7 @@ after a kill draws what it would have drawn. TensorFlow's own state is never use
     pgd's starts          fold_in(the attack's seed, number of the start)    uniform on (-1, 1)
     searches              fold_in(fold_in([seed, 7], image), number)    the search's own, an image
     probes of networks    [0, 0]                           (count, H, W, C), uniform on (0, 1)
+    held-out images       NumPy's default_rng([seed, 8])   a permutation of each class, by class
     images of a figure    NumPy's default_rng(seed)        which images of a split are drawn
 
 k and c are the numbers of adversarial and of cascade images of a batch. A validation step attacks
@@ -69,6 +70,24 @@ def crops(seed: int, step, count: int, rows: int, columns: int) -> tuple[tf.Tens
     """Return the top (one of ``rows``) and the left of each image's crop, int32 (count, 1)."""
     drawn = _uniform([2, count, 1], _key(seed, _CROP, step))
     return tf.cast(drawn[0] * rows, tf.int32), tf.cast(drawn[1] * columns, tf.int32)
+
+
+def held_out(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return which training images are held back for validation, (count,) indices, ascending.
+
+    Each class has its share, the fractions that are left going to the largest ones first.
+    """
+    draw = np.random.default_rng([seed, 8])
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = count * sizes.astype(np.int64) / len(labels)
+    each = np.floor(shares).astype(np.int64)
+    more = np.argsort(each - shares, kind="stable")[: count - each.sum()]
+    each[more] += 1
+    chosen = [
+        draw.permutation(np.flatnonzero(labels == label))[:number]
+        for label, number in zip(classes, each, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def flips(seed: int, step, count: int) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""What a run says of itself on disk: config.json and metrics.json. Needs no TensorFlow.
+"""What a run says of itself: config.json, validation.json, metrics.json. Needs no TensorFlow.
 
 ``runs.run.Run`` writes them; whoever takes a run for a network reads them too.
 """
@@ -27,7 +27,7 @@ from cascade_keras.records import (
     Values,
 )
 
-CONFIG, METRICS = "config.json", "metrics.json"
+CONFIG, METRICS, VALIDATION = "config.json", "metrics.json", "validation.json"
 FORMAT = 2  # of config.json; version 0.1.0 wrote none, which is 1
 
 # A flag's value as JSON has it.
@@ -112,6 +112,18 @@ class NetworkRecord(Record):
     architecture: Sha256
 
 
+class HeldOutRecord(Record):
+    """Training images that a run does not learn, but is looked at by.
+
+    Attributes:
+        images: how many.
+        hash: of their indices in the training split, ascending, as little-endian int64.
+    """
+
+    images: Count
+    hash: Sha256
+
+
 class RunConfig(Record, kw_only=True, omit_defaults=True):
     """config.json: what a run is, written before its first step.
 
@@ -124,6 +136,7 @@ class RunConfig(Record, kw_only=True, omit_defaults=True):
         cascade, ensemble: the networks whose images it is trained with, where there are any.
         network: what it trains, where ``flags.model`` names no network of ours.
         replicas: how many shared each batch when it was started; equal within rounding.
+        held_out: the training images that it does not learn, where there are any.
     """
 
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
@@ -135,6 +148,7 @@ class RunConfig(Record, kw_only=True, omit_defaults=True):
     ensemble: EnsembleRecord | None = None
     network: NetworkRecord | None = None
     replicas: Count = 1
+    held_out: HeldOutRecord | None = None
 
     def __post_init__(self):
         for name, value in (("seed", self.seed), ("dataset", self.dataset.name)):
@@ -184,6 +198,50 @@ class ResultRecord(Record, omit_defaults=True):
             )
         if self.attack == "clean" and self.epsilon:
             raise ValueError(f"clean images have the epsilon 0, not {self.epsilon:g}")
+
+
+class LookRecord(Record, omit_defaults=True):
+    """One look at the held-out images: how many of them are classified correctly.
+
+    Attributes:
+        step: steps done.
+        clean: as they are.
+        attacked: under the training attack at max_epsilon.
+        pgd: under pgd.
+    """
+
+    step: Count
+    clean: Index
+    attacked: Index
+    pgd: Index
+
+
+class ValidationRecord(Record):
+    """validation.json: looks at a network in training, at images that it does not learn.
+
+    Attributes:
+        images: how many.
+        attack: the training attack.
+        max_epsilon, epsilon: of it and of pgd, in 0..255 units.
+        rows: ascending.
+    """
+
+    images: Count
+    attack: Text
+    max_epsilon: Epsilon
+    epsilon: Epsilon
+    rows: list[LookRecord]
+
+    def __post_init__(self):
+        steps = [row.step for row in self.rows]
+        if steps != sorted(set(steps)):
+            raise ValueError("rows: steps do not ascend")
+        if any(max(row.clean, row.attacked, row.pgd) > self.images for row in self.rows):
+            raise ValueError(f"rows: more are correct than there are images ({self.images})")
+
+    def as_json(self) -> Values:
+        """Return the fields as validation.json has them."""
+        return msgspec.to_builtins(self)
 
 
 class Metrics(Record):
@@ -249,6 +307,18 @@ def read_metrics(run: pathlib.Path) -> Metrics:
                 f"{file}: {name} is {value}, the run's {CONFIG} says {flags[name]!r}; {mend}"
             )
     return metrics
+
+
+def read_looks(run: pathlib.Path) -> ValidationRecord | None:
+    """Return the validation.json of a run, None where there is none.
+
+    Raises:
+        InputError: it cannot be read, or holds what cannot be true.
+    """
+    try:
+        return records.read(run / VALIDATION, ValidationRecord, "restore it, or use another name")
+    except FileNotFoundError:
+        return None
 
 
 def go_on_with(versions: Mapping[str, str]) -> str:

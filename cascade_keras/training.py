@@ -375,6 +375,22 @@ class AdversarialTrainer(SteppedModel):
             self.attack.name, logits_fn, images, labels, epsilon, seed=seed, **options
         )
 
+    def attacked(self, images: tf.Tensor, labels: tf.Tensor, first=0) -> tf.Tensor:
+        """Return images in [0, 1] under the training attack at ``max_epsilon``, as validated by.
+
+        Args:
+            images: (n, H, W, C).
+            labels: classes (n,), or soft (n, classes).
+            first: the number of the first one among all that are looked at: its draws' seed.
+        """
+        return self._at_epsilon(
+            self.inference_logits,
+            images,
+            labels,
+            self.options.max_epsilon,
+            [self.options.seed, first],
+        )
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss of a ``Mixed`` batch x, its labels y and what the network made of them.
 

@@ -81,6 +81,7 @@ def batches(
     crop: Crop | None = None,
     augment: str | bool = "none",
     partners: Partners | None = None,
+    held_out: np.ndarray | None = None,
     replicas: range | None = None,
     of_replicas: int = 1,
 ) -> tf.data.Dataset:
@@ -101,6 +102,8 @@ def batches(
             with black along the sides that ``crop`` keeps whole, and flip one image in two;
             otherwise the centre is cut.
         partners: adversarial images that some images of each batch bring along.
+        held_out: indices of images that no batch has, see ``draws.held_out``; an epoch is a
+            permutation of the others.
         replicas: yield for each step the parts of these replicas, one after the other, of
             ``of_replicas`` that share each batch; the whole batch where None. Replica r has the
             images r, r + n, r + 2n, ..., so that all have as many of each kind, about.
@@ -110,10 +113,13 @@ def batches(
         A dataset of (``Batch``, labels int32 (batch,)), the images (batch, h, w, C).
 
     Raises:
-        InputError: a batch larger than the dataset, or a crop larger than the images.
+        InputError: a batch larger than the dataset, or a crop larger than the images, or no image
+            left that has a partner.
     """
     size, height, width, channels = images.shape
     rows, columns = sides_of(crop or (height, width))
+    trained = np.setdiff1d(np.arange(size), () if held_out is None else held_out)
+    size = len(trained)
     check_batch_size(batch_size, size)
     if rows > height or columns > width:
         raise InputError(f"{crop} exceeds the images' {height}x{width}", "crop")
@@ -128,6 +134,11 @@ def batches(
         height, width = rows, columns
     labels = tf.constant(labels, tf.int32)
 
+    place_of = None if size == len(images) else tf.constant(trained, tf.int64)
+    # How many of those that are trained on have a partner: the first ones.
+    brought = 0 if partners is None else int(np.searchsorted(trained, partners.examples))
+    if partners is not None and not brought:
+        raise InputError("all images that have a partner are held out", "bank_examples")
     places = range(batch_size)
     with_partner = tf.constant([partners is not None and i in partners.rows for i in places])
 
@@ -165,8 +176,8 @@ def batches(
     def order_of(step: tf.Tensor) -> tf.Tensor:
         order = _order(step, batch_size, size, seed)
         if partners is not None:
-            order = tf.where(with_partner, order % partners.examples, order)
-        return order
+            order = tf.where(with_partner, order % brought, order)
+        return order if place_of is None else tf.gather(place_of, order)
 
     def batch(step: tf.Tensor) -> tuple[Batch, tf.Tensor]:
         order = order_of(step)

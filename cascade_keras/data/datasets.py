@@ -132,9 +132,21 @@ def check(images: np.ndarray, labels: np.ndarray, preset: DatasetSpec, what: str
         )
 
 
-def mean_image(dataset: Dataset, crop: Crop) -> np.ndarray:
-    """Return the mean training image in [0, 1], (h, w, C), centre of the stored one."""
-    mean = dataset.train[0].mean(axis=0, dtype=np.float64) / PIXEL_LEVELS
+def mean_image(dataset: Dataset, crop: Crop, held_out: np.ndarray | None = None) -> np.ndarray:
+    """Return the mean training image in [0, 1], (h, w, C), centre of the stored one.
+
+    Args:
+        dataset: in memory, or on disk.
+        crop: what networks see of its images.
+        held_out: which images do not count.
+    """
+    images = dataset.train[0]
+    if held_out is None or not len(held_out):
+        mean = images.mean(axis=0, dtype=np.float64) / PIXEL_LEVELS
+    else:
+        total = images.sum(axis=0, dtype=np.float64)
+        total -= images[held_out].sum(axis=0, dtype=np.float64)
+        mean = total / (len(images) - len(held_out)) / PIXEL_LEVELS
     return centre_crop(mean[None].astype(np.float32), crop)[0]
 
 

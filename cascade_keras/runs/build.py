@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cascade_keras import data, models
+from cascade_keras import data, draws, models
 from cascade_keras.errors import InputError, first_line
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import own
@@ -20,6 +20,7 @@ from cascade_keras.runs.settings import (
     NORM_OF_DISTANCE,
     XLA,
     TrainingSettings,
+    clean_images,
     initialisation,
 )
 from cascade_keras.schedules import peaked
@@ -40,13 +41,29 @@ def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Mo
         num_classes=num_classes,
         embedding_at=settings.embedding_at,
         normalization=settings.normalization,
-        mean=data.mean_image(dataset, settings.crop) if kind == models.forms.NAMED else None,
+        mean=_mean_image(settings, dataset) if kind == models.forms.NAMED else None,
         weights=settings.model_weights,
         imports=settings.import_,
     )
     if kind in (models.forms.FILE, models.forms.FUNCTION):
         own.check(network, settings, shape, num_classes, "model")
     return network
+
+
+def held_out(settings: TrainingSettings, dataset: data.Dataset) -> np.ndarray:
+    """Return which training images are not trained on, ascending indices; they are none often."""
+    labels, count = dataset.train[1], settings.validation_images
+    if count > len(labels) - clean_images(settings):
+        raise InputError(
+            f"{dataset.name} has {len(labels)} training images, of which a batch takes "
+            f"{clean_images(settings)}; hold fewer back than {count}",
+            "validation_images",
+        )
+    return draws.held_out(labels, count, settings.seed) if count else np.zeros(0, np.int64)
+
+
+def _mean_image(settings: TrainingSettings, dataset: data.Dataset) -> np.ndarray:
+    return data.mean_image(dataset, settings.crop, held_out(settings, dataset))
 
 
 def image_shape(settings: TrainingSettings, preset: data.DatasetSpec) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
     runs/NAME/config.json    format, every flag, package versions, seed, dataset fingerprint
               checkpoints/   step-00001000.keras: weights, statistics, optimizer; the last three
               tensorboard/   event files; see dashboard.py
+              validation.json    looks at held-out images, where there are any
               model.keras    the finished network
               metrics.json   the final accuracies; its presence means that the run is finished
 
@@ -22,7 +23,14 @@ from typing import Any
 
 from cascade_keras import files, recorded
 from cascade_keras.errors import InputError, first_line, shown
-from cascade_keras.recorded import CONFIG, METRICS, Metrics, RunConfig
+from cascade_keras.recorded import (
+    CONFIG,
+    METRICS,
+    VALIDATION,
+    Metrics,
+    RunConfig,
+    ValidationRecord,
+)
 from cascade_keras.runs import checkpoints
 
 KEPT_CHECKPOINTS = 3
@@ -47,6 +55,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.model_file = self.path / "model.keras"
+        self.looks_file = self.path / VALIDATION
         self.begun = False
         self._config_file = self.path / CONFIG
         self._metrics_file = self.path / METRICS
@@ -133,7 +142,7 @@ class Run:
                 raise self._in_the_way(folder, "is not a directory")
             if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                 raise self._in_the_way(folder, "cannot be written in")
-        names = (self._config_file, self.model_file, self._metrics_file)
+        names = (self._config_file, self.model_file, self._metrics_file, self.looks_file)
         lock = self.checkpoints / files.LOCK_FILE
         for file in (*names, lock, *self.checkpoints.glob("step-*.keras")):
             followed = file is not lock or not file.is_symlink()
@@ -203,6 +212,10 @@ class Run:
         """Return metrics.json of a finished run, see ``recorded.read_metrics``."""
         return recorded.read_metrics(self.path)
 
+    def read_looks(self) -> ValidationRecord | None:
+        """Return validation.json, None where there is none, see ``recorded.read_looks``."""
+        return recorded.read_looks(self.path)
+
     # Holding it.
 
     def hold(self) -> None:
@@ -250,6 +263,7 @@ class Run:
         self.check(config.flags, config.dataset.fingerprint, defaults)
         if not self.started:
             self._forget_events()
+            self.looks_file.unlink(missing_ok=True)
             files.write_json(self._config_file, config.as_json())
             self._configured = True
 
@@ -311,6 +325,16 @@ class Run:
         before = [path for of, path in self._checkpoint_files().items() if of <= step]
         for old in before[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
+
+    def write_looks(self, looks: ValidationRecord) -> None:
+        """Write the looks at held-out images up to now.
+
+        Raises:
+            InputError: the directory was removed.
+            OSError: the disk is full or the like.
+        """
+        self._check_held()
+        files.write_json(self.looks_file, looks.as_json())
 
     def restore(self, trainer) -> int:
         """Load the newest checkpoint that is intact and return its step, 0 where there is none.

@@ -7,6 +7,7 @@ import dataclasses
 import signal
 from collections.abc import Callable
 
+import msgspec
 import tensorflow as tf
 
 from cascade_keras import data, machine
@@ -17,9 +18,11 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation.white_box import Result, WhiteBox
 from cascade_keras.keras_private import precisions
 from cascade_keras.progress import progress_bar
-from cascade_keras.runs import callbacks
+from cascade_keras.recorded import ValidationRecord
+from cascade_keras.runs import build, callbacks
 from cascade_keras.runs.dashboard import Dashboard, expected_steps
 from cascade_keras.runs.events import open_writer, writing
+from cascade_keras.runs.looks import HeldOut, Validation, looks_before
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings, clean_images
 from cascade_keras.strategies import Watch, Workers
@@ -62,6 +65,7 @@ class Session:
         self.partners = partners
         self.random_layers = random_layers
         self.say = say
+        self.held_out = build.held_out(settings, dataset)
         self.first_step = run.restore(trainer) if self.workers.is_chief else 0
         self._share()
         if self.first_step:
@@ -159,6 +163,7 @@ class Session:
             settings.log_steps,
             self.run.tensorboard,
         )
+        validation = self._validation()
         batches = data.shared_batches(
             self.trainer.distribute_strategy,
             *self.dataset.train,
@@ -169,12 +174,14 @@ class Session:
             crop=settings.crop,
             augment=settings.augment,
             partners=self.partners,
+            held_out=self.held_out,
         )
         # The report before the checkpoint, so that a run killed in between lacks no point.
         called = [
             StopOnDivergence(),
             *self._random_layers(),
             *([report] if self.workers.is_chief else ()),
+            *([validation] if validation else ()),
             *([callbacks.Together(self.workers, checkpoints, watch)] if several else ()),
             checkpoints,
             *(self._extras() if self.workers.is_chief else ()),
@@ -197,6 +204,41 @@ class Session:
             step = self.trainer.steps_done
             raise InputError(f"there were no data after step {step} of {last_step}")
         return checkpoints.stop_signal
+
+    def _validation(self) -> Validation | None:
+        """Return what looks at held-out images in the course of the training, where there are."""
+        settings, workers, trainer = self.settings, self.workers, self.trainer
+        if not len(self.held_out):
+            return None
+        record = ValidationRecord(
+            images=len(self.held_out),
+            attack=trainer.attack.name,
+            max_epsilon=settings.max_epsilon,
+            epsilon=settings.validation_epsilon,
+            rows=[],
+        )
+        every = settings.validation_steps
+        if workers.is_chief:
+            record = looks_before(self.run, self.first_step, every, record)
+        found = workers.from_chief(record.as_json())
+        images, labels = self.dataset.train
+        return Validation(
+            HeldOut(
+                trainer,
+                data.NetworkImages(images, settings.crop),
+                labels,
+                self.held_out,
+                epsilon=settings.validation_epsilon,
+                seed=settings.seed,
+            ),
+            msgspec.convert(found, ValidationRecord),
+            every,
+            settings.steps,
+            run=self.run,
+            writer=self.writer,
+            say=self.say,
+            workers=workers,
+        )
 
     @property
     def _runs_on(self) -> str:

@@ -47,6 +47,9 @@ from cascade_keras.settings import (
 NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
 LR_SCHEDULES, LR_PEAK = ("steps", "triangular", "cosine"), 0.4
 XLA = {"auto": "auto", "on": True, "off": False}  # as Keras's compile is told
+# Settings that say something of the looks at held-out images.
+UNSET_WITHOUT_VALIDATION = {"validation_steps": 0, "validation_epsilon": None}
+LOOKS = 20  # at held-out images, where nothing says how many
 NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
     "a folder name of at most 100 letters, digits, . + - _",
@@ -271,6 +274,21 @@ class TrainingSettings(DataSettings):
     deterministic: bool = setting(False, "Only deterministic operations.")
 
     # The run.
+    validation_images: int = setting(
+        0,
+        "Hold so many of the training images back, of each class its share: they are not trained "
+        "on, and show how the training does; 0: none.",
+        NOT_NEGATIVE,
+    )
+    validation_steps: int = setting(
+        0,
+        "Steps between two looks at them: clean, under the training attack, under pgd (10 steps); "
+        "0: about 20 looks.",
+        NOT_NEGATIVE,
+    )
+    validation_epsilon: float | None = setting(
+        None, "Of pgd in those looks; default: max_epsilon.", EPSILON
+    )
     name: str | None = setting(
         None, "Of the run; default: DATASET-MODEL-LOSS-sSEED.", NAME, operational=True
     )
@@ -417,10 +435,13 @@ class TrainingSettings(DataSettings):
             "eval_epsilon": (epsilon,),
             "tensorboard_epsilon": (epsilon,),
             "lr_boundaries": boundaries,
+            "validation_epsilon": epsilon if self.validation_images else None,
             "name": self._default_name(dataset.name, own_network or form.label),
         }
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         settings = self.replace(**filled)
+        if settings.validation_images and not settings.validation_steps:
+            settings = settings.replace(validation_steps=-(-steps // LOOKS))
         if settings.value_range == UNIT:  # which is what nothing said means
             settings = settings.replace(value_range=None)
         if settings.source_value_range == UNIT:
@@ -429,6 +450,7 @@ class TrainingSettings(DataSettings):
         _check_sources(settings)
         _check_batch(settings)
         _check_schedule(settings)
+        _check_validation(settings, dataset)
         _check_crop(settings, dataset)
         _check_places(settings)
         return settings
@@ -601,7 +623,9 @@ def _steps(settings: TrainingSettings, dataset: data.DatasetSpec) -> int:
             f"{dataset.name} does not say how many images it has; give steps", "epochs"
         )
     _check_batch(settings)
-    steps = max(1, round(epochs * dataset.examples / clean_images(settings)))
+    _check_validation(settings, dataset)
+    trained = dataset.examples - settings.validation_images
+    steps = max(1, round(epochs * trained / clean_images(settings)))
     if settings.steps not in (None, steps):
         raise InputError(
             f"{epochs:g} are {steps} steps, steps says {settings.steps}; give one of them", "epochs"
@@ -724,6 +748,21 @@ def _check_schedule(settings: TrainingSettings) -> None:
             f"{settings.warmup_steps}",
             "warmup_steps",
         )
+
+
+def _check_validation(settings: TrainingSettings, dataset: data.DatasetSpec) -> None:
+    count, examples = settings.validation_images, dataset.examples
+    if count and examples is not None and count > examples - clean_images(settings):
+        raise InputError(
+            f"{dataset.name} has {examples} training images, of which a batch takes "
+            f"{clean_images(settings)}; hold fewer back than {count}",
+            "validation_images",
+        )
+    if count:
+        return
+    for name, unset in UNSET_WITHOUT_VALIDATION.items():
+        if getattr(settings, name) != unset:
+            raise InputError("has a meaning only with validation_images, which are looked at", name)
 
 
 def _check_places(settings: TrainingSettings) -> None:

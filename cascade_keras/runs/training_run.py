@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import re
 import signal
@@ -27,11 +28,13 @@ from cascade_keras.recorded import (
     CascadeRecord,
     DatasetRecord,
     EnsembleRecord,
+    HeldOutRecord,
     Metrics,
     NetworkRecord,
     OriginRecord,
     ResultRecord,
     RunConfig,
+    go_on_with,
 )
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings, clean_images, initialisation, row
@@ -39,6 +42,7 @@ from cascade_keras.startup import import_tensorflow
 
 if typing.TYPE_CHECKING:
     import keras
+    import numpy as np
     import tensorflow as tf
 
     from cascade_keras.data import Dataset
@@ -292,6 +296,7 @@ class Training:
             self.preset, settings.data_dir, cache_dir=settings.cache_dir, say=self.say
         )
         data.check_batch_size(clean_images(settings), len(dataset.train[1]))
+        held_out = build.held_out(settings, dataset)
         supply: Supply | None = None
         if cascade:
             supply = self._prepared(workers, cascade, dataset, before)
@@ -313,7 +318,14 @@ class Training:
             ensemble=EnsembleRecord(sources=record_sources(ensemble)) if ensemble else None,
             network=self._network_record(trainer.network, before),
             replicas=strategy.num_replicas_in_sync,
+            held_out=_held_out_record(held_out),
         )
+        if before and before.held_out not in (None, config.held_out):
+            raise InputError(
+                f"{self.directory.path} was started with other images held out by this version; "
+                f"{go_on_with(before.versions)}",
+                "validation_images",
+            )
         writes = workers.is_chief
         if settings.init_from and not self.directory.has_checkpoints and writes:
             build.load_initialisation(trainer.network, settings.init_from)
@@ -384,7 +396,7 @@ class Training:
                     f"{shown(chief['flags'].get(name))}; start the same command on all workers",
                     name,
                 )
-        for name in ("dataset", "cascade", "ensemble", "network"):
+        for name in ("dataset", "cascade", "ensemble", "network", "held_out"):
             if _without_places(own.get(name)) != _without_places(chief.get(name)):
                 raise InputError(f"this worker's {name} is not the chief's; give all the same")
 
@@ -533,6 +545,13 @@ def _loaded(sources: Sequence | None, setting: str, settings: TrainingSettings) 
     with about(setting):
         told = {"trust": settings.trust_source, **settings.told_of_sources()}
         return [s if isinstance(s, Source) else load_source(s, **told) for s in sources]
+
+
+def _held_out_record(indices: np.ndarray) -> HeldOutRecord | None:
+    if not len(indices):
+        return None
+    digest = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+    return HeldOutRecord(images=len(indices), hash=digest)
 
 
 def _dataset_record(dataset: Dataset) -> DatasetRecord:
