@@ -1,8 +1,8 @@
 """Cascade images: iterative adversarial images of defended networks (section 4.1 of the paper).
 
-In a cascade network half of the adversarial images of a batch are the network's own, the others
-iter_fgsm images crafted from networks that are already trained, the sources. Each of these draws
-its source and its epsilon,
+In a cascade network a share of the adversarial images of a batch, half of them in the paper, are
+iter_fgsm images crafted from networks that are already trained, the sources; the others are the
+network's own. Each cascade image draws its source and its epsilon,
 
     eps = min(floor(|N(0, max / 2)| clipped to max), max - 1) + 1,
 
@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks, draws
+from cascade_keras.losses.specs import ROUNDING, cascade_count
 
 _SAMPLE = 1 << 16  # draws of which the expected number of iterations is the mean
 
@@ -26,6 +27,15 @@ _SAMPLE = 1 << 16  # draws of which the expected number of iterations is the mea
 def bank_epsilons(max_epsilon: float) -> list[int]:
     """Return the epsilons that cascade images are drawn from: 1..floor(max_epsilon)."""
     return list(range(1, math.floor(max_epsilon) + 1))
+
+
+def count_of(attacked: int | tf.Tensor, share: float) -> int | tf.Tensor:
+    """Return ``losses.specs.cascade_count``, of a number that may be known only as a step runs."""
+    if isinstance(attacked, int):
+        return cascade_count(attacked, share)
+    # In the same float64, so that both are equal.
+    exact = tf.cast(attacked, tf.float64) * share + ROUNDING
+    return tf.cast(tf.floor(exact), attacked.dtype)
 
 
 def draw(

@@ -13,12 +13,13 @@ from cascade_keras.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    SHARE,
     Rule,
     Settings,
     setting,
 )
 
-SHARE = Rule(lambda value: 0 < value <= 100, "above 0 and at most 100 per cent")
+PER_CENT = Rule(lambda value: 0 < value <= 100, "above 0 and at most 100 per cent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrainerOptions(Settings):
     adversarial_batch_size: int | None = setting(
         None, "k; all images, or half of them where they are replaced, when None", POSITIVE
     )
+    cascade_share: float = setting(0.5, "of the k images, those of cascade_sources", SHARE)
     adversarial_weight: float = setting(0.3, "lambda", NOT_NEGATIVE)
     distance_weight: float = setting(1e-4, "lambda_2", NOT_NEGATIVE)
     distance_norm: int = setting(2, "N of the distance between embeddings", choices=(1, 2))
@@ -66,7 +68,7 @@ class TrainerOptions(Settings):
     )
     per_pixel_epsilon: bool = setting(False, "jitter epsilon by N(0, 1) in every value of an image")
     sparsity: float = setting(
-        100.0, "per cent of an image's values that a one-step attack perturbs", SHARE
+        100.0, "per cent of an image's values that a one-step attack perturbs", PER_CENT
     )
     weight_decay: float = setting(
         1e-4, "d in d / 2 * sum(w^2), over convolution and dense kernels only", NOT_NEGATIVE

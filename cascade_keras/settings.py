@@ -51,6 +51,7 @@ AUTO = "auto"
 POSITIVE = Rule(lambda v: v > 0, "above 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or above")
 FRACTION = Rule(lambda v: 0 <= v <= _BELOW_ONE, "in [0, 1)")
+SHARE = Rule(lambda v: 0 < v <= 1, "above 0 and at most 1")
 EPSILON = Rule(lambda v: 0 <= v <= 255, "in 0..255")
 SEED = Rule(lambda v: 0 <= v <= LARGEST, f"in 0..{LARGEST}")
 LAYER = Rule(lambda v: len(v) <= 200, "a layer's or output's name of at most 200 characters")

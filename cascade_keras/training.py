@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import os
 import textwrap
 import types
@@ -302,18 +303,19 @@ class AdversarialTrainer(SteppedModel):
             if crafted is not None:
                 share.own -= share.crafted
             elif self.cascade_sources:
-                share.own -= share.attacked // 2
+                share.own -= self._cascaded(share.attacked)
         if crafted is not None:
             own = k - _count(crafted)
         elif not self.cascade_sources:
             own = k
             crafted = images[own:]
         elif share is None:
-            own = k - k // 2
+            # All of any number is all, which is known before the number is.
+            own = 0 if self.options.cascade_share == 1 else k - self._cascaded(k)
             crafted = self._cascade(images[own:], labels[own:], step)
         else:
             own = share.before(share.own)
-            part = share.rows[own:k] - share.own, share.attacked // 2
+            part = share.rows[own:k] - share.own, self._cascaded(share.attacked)
             crafted = self._cascade(images[own:], labels[own:], step, part)
 
         def attack() -> tf.Tensor:
@@ -325,6 +327,10 @@ class AdversarialTrainer(SteppedModel):
         else:
             made = tf.cond(own > 0, attack, lambda: images[:0])
         return tf.concat([made, crafted], axis=0)
+
+    def _cascaded(self, attacked: int | tf.Tensor) -> int | tf.Tensor:
+        """Return how many of the attacked images of a whole batch are cascade images."""
+        return cascade.count_of(attacked, self.options.cascade_share)
 
     def _cascade(self, images, labels, step, part: tuple | None = None) -> tf.Tensor:
         """Return the iter_fgsm images of the sources (section 4.1)."""
@@ -820,8 +826,18 @@ class AdversarialTrainer(SteppedModel):
             raise InputError(
                 f"{self.spec.name!r} has no adversarial images, so it takes no sources", "loss"
             )
-        if cascade_sources and k is not None and k < 2:
-            raise InputError("must be 2 or above with cascade sources", "adversarial_batch_size")
+        share = self.options.cascade_share
+        if cascade_sources and k is not None and not cascade.count_of(k, share):
+            raise InputError(
+                f"must be {math.ceil(1 / share)} or above with cascade sources, of whose images "
+                f"it has a share of {share:g}",
+                "adversarial_batch_size",
+            )
+        if cascade_sources and ensemble_sources and share == 1:
+            raise InputError(
+                "1 leaves no image to the ensemble sources; lower it or leave them out",
+                "cascade_share",
+            )
         if cascade_sources and epsilon < 1:
             raise InputError(
                 f"must be 1 or above with cascade sources, got {epsilon}", "max_epsilon"

@@ -8,6 +8,7 @@ A loss is added by one row::
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from cascade_keras.lazy import resolve
@@ -59,6 +60,19 @@ class LossSpec:
     def resolve(self) -> Callable | None:
         """Return the distance's function, importing it where the row only names it."""
         return resolve(self.distance, __package__)
+
+
+ROUNDING = 1e-6  # 0.29 of 100 images are 29, in binary fractions too
+
+
+def cascade_count(attacked: int, share: float) -> int:
+    """Return how many of a batch's adversarial images are cascade images: whole ones, no more.
+
+    Args:
+        attacked: k, the adversarial images of the batch.
+        share: of these, above 0 and at most 1.
+    """
+    return math.floor(attacked * share + ROUNDING)
 
 
 # The rows by their names; ``register`` adds one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -31,6 +32,7 @@ from cascade_keras.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    SHARE,
     SOME,
     VALUE_RANGE,
     Rule,
@@ -171,8 +173,13 @@ class TrainingSettings(DataSettings):
     # Networks whose images are trained with.
     cascade_source: tuple[str, ...] = setting(
         (),
-        "Trained networks; half of the adversarial images are iter_fgsm images of theirs.",
+        "Trained networks; a share of the adversarial images are iter_fgsm images of theirs.",
         path=True,
+    )
+    cascade_share: float = setting(
+        0.5,
+        "That share of the adversarial images; 1: all, so that the network itself is not attacked.",
+        SHARE,
     )
     cascade_mode: str = setting(
         "auto",
@@ -609,8 +616,8 @@ def clean_images(settings: TrainingSettings) -> int:
 
 
 def cascade_images(settings: TrainingSettings) -> int:
-    """Return how many cascade images a step takes where there are sources: half of the attacked."""
-    return settings.adversarial_batch_size // 2
+    """Return how many cascade images a step takes where there are sources."""
+    return losses.cascade_count(settings.adversarial_batch_size, settings.cascade_share)
 
 
 def _steps(settings: TrainingSettings, dataset: data.DatasetSpec) -> int:
@@ -674,18 +681,31 @@ def _check_sources(settings: TrainingSettings) -> None:
     if not sources:
         for name, unset in (
             ("cascade_mode", "auto"),
+            ("cascade_share", 0.5),
             ("cascade_bank", ()),
             ("bank_examples", None),
         ):
             if getattr(settings, name) != unset:
                 raise InputError("has a meaning only with cascade_source", name)
         return
-    if settings.adversarial_batch_size < 2:
+    share = settings.cascade_share
+    if not cascade_images(settings):
         raise InputError(
-            "half of the adversarial images are cascade images, so it must be 2 or above, got "
-            f"{settings.adversarial_batch_size}",
+            f"a share of {share:g} of the adversarial images are cascade images, so it must be "
+            f"{math.ceil(1 / share)} or above, got {settings.adversarial_batch_size}",
             "adversarial_batch_size",
         )
+    if share == 1:
+        for name, unset in (
+            ("ensemble_source", ()),
+            ("per_pixel_epsilon", False),
+            ("sparsity", 100),
+        ):
+            if getattr(settings, name) != unset:
+                raise InputError(
+                    "is of the network's own adversarial images, and cascade_share 1 leaves none",
+                    name,
+                )
     if settings.max_epsilon < 1:
         raise InputError(
             "the epsilons of cascade images are whole pixel values, so it must be 1 or above, got "

@@ -38,7 +38,7 @@ def kinds(folder):
     return {
         "pivot": ["--checkpoint_steps=11"],
         "bank": [source, "--cascade_mode=bank", "--bank_examples=60", f"--cascade_bank={folder}/b"],
-        "online": [source, "--cascade_mode=online", "--lr_boundaries=none"],
+        "online": [source, "--cascade_mode=online", "--lr_boundaries=none", "--cascade_share=0.7"],
     }
 
 

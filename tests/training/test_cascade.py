@@ -1,5 +1,6 @@
 """Cascade and ensemble images: who makes them, how far they go, and what the loss makes of them."""
 
+import fractions
 import functools
 import math
 
@@ -144,8 +145,52 @@ def test_sources_stay_as_they_are(loss, batch, randomize):
     ]
 
 
-@pytest.mark.parametrize(("loss", "smoothing"), [("kurakin", 0), ("pivot", 0), ("pivot", 0.4)])
-def test_a_bank_and_online_crafting_train_alike(loss, smoothing, digits, tmp_path):
+def test_a_share_is_counted_as_on_paper():
+    shares = [*(n / 100 for n in range(1, 101)), 1 / 3, 2 / 3, 1 / 7]
+    exact = [fractions.Fraction(share).limit_denominator(100) for share in shares]
+    expected = np.array([[math.floor(k * share) for k in range(1, 129)] for share in exact])
+    found = [[cascade.count_of(k, share) for k in range(1, 129)] for share in shares]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[49], np.arange(1, 129) // 2)
+    later = [cascade.count_of(tf.range(1, 129), share) for share in shares]
+    np.testing.assert_array_equal(later, expected)
+
+
+@pytest.mark.parametrize(
+    ("k", "share", "own"),
+    [(5, 0.5, 3), (4, 0.5, 2), (1, 0.5, 1), (3, 1 / 3, 2), (10, 0.29, 8), (7, 0.9, 1), (5, 1, 0)],
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_last_images_are_a_share_of_the_sources(k, share, own, traced, batch):
+    """The others are the network's own, by an epsilon each drawn for these alone."""
+    trainer = compiled(mlp(), "pivot", seed=4, cascade_share=share)
+    attacked, step = [], tf.constant(7)
+    at_epsilon = trainer._at_epsilon
+    trainer._at_epsilon = lambda *given: attacked.append(given) or at_epsilon(*given)
+    make = trainer.make_adversarial
+    if traced:
+        images, labels = tf.TensorSpec([None, 8, 8, 1]), tf.TensorSpec([None], tf.int32)
+        make = tf.function(make, input_signature=[images, labels, tf.TensorSpec([], tf.int32)])
+    images, labels = batch[0][:k], tf.cast(batch[1][:k], tf.int32)
+    made = make(images, labels, step)
+    assert len(made) == k and (attacked or share == 1) and not (attacked and share == 1)
+    source, epsilon = cascade.draw(4, step, k - own, 2, MAX_EPSILON, "clipped_normal")
+    for i, number, to in zip(range(own, k), source.numpy(), epsilon.numpy()):
+        expected = attacks.iter_fgsm(SOURCES[number], images[i : i + 1], labels[i : i + 1], to)
+        np.testing.assert_allclose(made[i], expected[0], rtol=0, atol=1e-6)
+    if own:
+        epsilon = draws.sample_epsilon(
+            "clipped_normal", own, MAX_EPSILON, draws.step_keys(4, step).epsilon
+        )
+        moved = np.abs(255 * (made - images)[:own]).max(axis=(1, 2, 3))
+        np.testing.assert_allclose(moved, epsilon, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "smoothing", "share"),
+    [("kurakin", 0, 0.5), ("pivot", 0, 0.2), ("pivot", 0.4, 1.0), ("kurakin", 0, 1.0)],
+)
+def test_a_bank_and_online_crafting_train_alike(loss, smoothing, share, digits, tmp_path):
     """The same steps, whether the cascade images were crafted before or within the step."""
     images = np.round(255 * digits[0][:40]).astype(np.uint8)
     labels, epsilons = digits[1][:40], cascade.bank_epsilons(MAX_EPSILON)
@@ -157,9 +202,11 @@ def test_a_bank_and_online_crafting_train_alike(loss, smoothing, digits, tmp_pat
         banks[-1].craft(wanted, source, images, labels, shard_size=16)
     drawn = {"seed": 5, "max_epsilon": MAX_EPSILON, "sampling": "clipped_normal"}
     results = []
-    for sources, partners in ((SOURCES, None), ((), BankPartners(banks, range(5, 10), **drawn))):
-        more = {"adversarial_batch_size": 10, "seed": 5, "label_smoothing": smoothing}
-        trainer = compiled(mlp(), loss, sources, run_eagerly=False, **more)
+    places = range({0.5: 5, 0.2: 8, 1.0: 0}[share], 10)
+    options = {"adversarial_batch_size": 10, "seed": 5}
+    options |= {"cascade_share": share, "label_smoothing": smoothing}
+    for sources, partners in ((SOURCES, None), ((), BankPartners(banks, places, **drawn))):
+        trainer = compiled(mlp(), loss, sources, run_eagerly=False, **options)
         batches = data.batches(images, labels, 14, seed=5, stop=4, partners=partners)
         losses = [
             trainer.train_on_batch(given, classes, return_dict=True) for given, classes in batches
@@ -203,6 +250,16 @@ def test_an_ensemble_trains_in_a_graph(batch):
         ({"loss": "standard", "ensemble_sources": SOURCES}, "loss"),
         ({"cascade_sources": SOURCES, "adversarial_batch_size": 1}, "adversarial_batch_size"),
         ({"cascade_sources": SOURCES, "max_epsilon": 0.9}, "max_epsilon"),
+        ({"cascade_sources": SOURCES, "cascade_share": 0}, "cascade_share"),
+        ({"cascade_sources": SOURCES, "cascade_share": 1.1}, "cascade_share"),
+        (
+            {"cascade_sources": SOURCES, "cascade_share": 0.1, "adversarial_batch_size": 9},
+            "adversarial_batch_size",
+        ),
+        (
+            {"cascade_sources": SOURCES, "ensemble_sources": SOURCES, "cascade_share": 1},
+            "cascade_share",
+        ),
     ],
 )
 def test_sources_that_cannot_be_used_are_refused_in_one_line(options, setting):
@@ -216,8 +273,9 @@ def test_sources_that_cannot_be_used_are_refused_in_one_line(options, setting):
     [
         {"ensemble_sources": SOURCES, "adversarial_batch_size": 1, "max_epsilon": 0.9},
         {"cascade_sources": SOURCES, "adversarial_batch_size": 2, "max_epsilon": 1},
+        {"cascade_sources": SOURCES, "adversarial_batch_size": 1, "cascade_share": 1},
     ],
-    ids=["ensemble", "cascade"],
+    ids=["ensemble", "cascade", "all"],
 )
 def test_the_smallest_arguments_train(options, batch):
     trainer = AdversarialTrainer(mlp(), **options)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from support import oracle
 
-from cascade_keras import AdversarialTrainer, Training, TrainingSettings
+from cascade_keras import AdversarialTrainer, Training, TrainingSettings, cascade
 from cascade_keras.errors import InputError
 from cascade_keras.runs import build
 from cascade_keras.runs.supply import _choose
@@ -82,7 +82,12 @@ def test_a_cascade_that_xla_compiles_reads_a_bank():
             return 10**6
 
     resolved = settings(**given).resolved()
-    assert _choose(Banks(), resolved, lambda line: None) == "bank"
+    said = []
+    assert _choose(Banks(), resolved, said.append) == "bank"
+    half = cascade.online_gradients(resolved.max_epsilon, "clipped_normal") * 32
+    _choose(Banks(), resolved.replace(cascade_share=0.7), said.append)  # 44 of 64
+    counts = [int(line.split("online ")[1].split()[0].replace(",", "")) for line in said]
+    assert counts == [round(half), round(half / 32 * 44)]
     assert _choose(Banks(), resolved.replace(jit_compile="auto"), lambda line: None) == "online"
 
 
