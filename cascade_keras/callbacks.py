@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from cascade_keras import attacks
 from cascade_keras.attacks import Chosen
-from cascade_keras.attacks.specs import Attack, image_attacks, short_steps
+from cascade_keras.attacks.specs import Attack, image_attacks, short_steps, why_not_measured
 from cascade_keras.border import Adapted, adapt, guard_images
 from cascade_keras.data.given import in_one_line
 from cascade_keras.errors import InputError, shown
@@ -88,7 +88,8 @@ class RobustValidation(keras.callbacks.Callback):
         self.attack = Chosen.of(attack)
         if self.attack.name not in image_attacks():
             raise InputError(
-                f"{self.attack.name} gives no images in a graph; choose one of "
+                why_not_measured(self.attack.name)
+                or f"{self.attack.name} gives no images in a graph; choose one of "
                 f"{', '.join(image_attacks())}",
                 "attack",
             )

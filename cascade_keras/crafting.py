@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cascade_keras.attacks.specs import ATTACKS
+from cascade_keras.attacks.specs import ATTACKS, why_not_measured
 from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import Crop, DatasetSpec, crop_of, sides_of
 from cascade_keras.errors import InputError, about
@@ -75,7 +75,9 @@ class CraftSettings(NetworkSettings, DataSettings):
     source: str | None = setting(None, "The network to attack.", path=True)
     trust_source: bool = trust_setting()
     split: str = setting("train", "Of the dataset.", choices=("train", "test"))
-    attack: str = setting("iter_fgsm", "How the images are made.", choices=bankable)
+    attack: str = setting(
+        "iter_fgsm", "How the images are made.", choices=bankable, why=why_not_measured
+    )
     epsilons: tuple[int, ...] | None = setting(
         None,
         "Whole pixel values: 1..16, or 2,4,8; default: 1 to the dataset's largest in training.",

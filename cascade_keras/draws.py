@@ -9,7 +9,7 @@ after a kill draws what it would have drawn. TensorFlow's own state is never use
     flip                  fold_in([seed, 5], step)         (batch, 1), one in two
     epsilon               split([seed, step], 3)[0]        (k,), see ``sample_epsilon``
     jitter of epsilon     split([seed, step], 3)[1]        (k, H, W, C), N(0, 1)
-    training step_rand    split([seed, step], 3)[2]        (k, H, W, C), N(0, 1)
+    a training attack     split([seed, step], 3)[2]        the attack's own: step_rand, starts
     cascade source        split(fold_in([seed, 2], step), 2)[0]    (c,), uniform
     cascade epsilon       split(fold_in([seed, 2], step), 2)[1]    (c,), see ``sample_epsilon``
     ensemble attacker     fold_in([seed, 3], step)         one number, uniform
@@ -18,6 +18,7 @@ after a kill draws what it would have drawn. TensorFlow's own state is never use
     attack at evaluation  [seed, first image]              the attack's own: the next two
     step_rand             the attack's seed                (batch, H, W, C), N(0, 1)
     pgd's starts          fold_in(the attack's seed, number of the start)    uniform on (-1, 1)
+    starts of one step    fold_in(the attack's seed, 0)    uniform on (-1, 1), or signs of these
     searches              fold_in(fold_in([seed, 7], image), number)    the search's own, an image
     probes of networks    [0, 0]                           (count, H, W, C), uniform on (0, 1)
     held-out images       NumPy's default_rng([seed, 8])   a permutation of each class, by class
@@ -105,7 +106,7 @@ def layer_states(seed: int, step, count: int) -> tf.Tensor:
 
 
 class StepKeys(NamedTuple):
-    """Keys of a step's one-step images: each image's epsilon, its jitter, step_rand's signs."""
+    """Keys of a step's own images: each image's epsilon, its jitter, the attack's own draws."""
 
     epsilon: tf.Tensor
     jitter: tf.Tensor
@@ -227,12 +228,17 @@ def normal_like(images: tf.Tensor, seed) -> tf.Tensor:
 
 
 def start(images: tf.Tensor, seed, number) -> tf.Tensor:
-    """Return uniform numbers of (-1, 1) for each value of the images: a start of pgd."""
+    """Return uniform numbers of (-1, 1) for each value of the images: a start of an attack."""
     key = tf.random.fold_in(seed, number, alg=GENERATOR)
     return part_of(
         tf.random.stateless_uniform,
         tf.shape(images), key, -1.0, 1.0, images.dtype, alg=GENERATOR,
     )  # fmt: skip
+
+
+def start_signs(images: tf.Tensor, seed) -> tf.Tensor:
+    """Return 1 or -1 for each value of the images, one in two: a start of a one-step attack."""
+    return tf.where(start(images, seed, 0) < 0, -tf.ones_like(images), tf.ones_like(images))
 
 
 def attack_seed(seed: int, first) -> tf.Tensor | list:

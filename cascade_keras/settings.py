@@ -74,6 +74,7 @@ def setting(
     operational: bool = False,
     repeats: bool = False,
     auto: bool = False,
+    why: Callable[[str], str | None] | None = None,
 ) -> Any:
     """Return a dataclass field.
 
@@ -89,6 +90,7 @@ def setting(
         operational: it does not change what is computed, so it may differ when work goes on.
         repeats: a list may hold the same item again.
         auto: None is allowed, is written ``auto``, and stands for what is found out.
+        why: what is said of some texts that are no choice, in place of what the choices are.
     """
     metadata = {
         "help": help,
@@ -99,6 +101,7 @@ def setting(
         "operational": operational,
         "repeats": repeats,
         "auto": auto,
+        "why": why,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -253,6 +256,9 @@ class Settings:
         if choices is not None:
             for item in value if kind.many else (value,):
                 if item not in choices:
+                    why = field.metadata["why"]
+                    if why is not None and why(item):
+                        raise InputError(why(item), field.name)
                     known = ", ".join(map(str, choices))
                     raise InputError(f"must be one of {known}, got {shown(item)}", field.name)
         rule = field.metadata["rule"]

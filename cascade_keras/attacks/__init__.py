@@ -1,7 +1,7 @@
 """Adversarial images: attacks on any function from images to logits.
 
 ``objectives.py``, ``steps.py`` and ``iterative.py`` are section 2.1 of the paper, to be read in
-this order; ``specs.py`` has a row for each attack.
+this order; ``started.py`` has later one-step attacks, ``specs.py`` a row for each attack.
 """
 
 from cascade_keras.lazy import exports
@@ -29,6 +29,10 @@ _HOMES = {
     "step_fgsm": "steps",
     "step_ll": "steps",
     "step_rand": "steps",
+    "guided": "started",
+    "n_fgsm": "started",
+    "rs_fgsm": "started",
+    "with_embedding": "started",
     "climb": "iterative",
     "iter_fgsm": "iterative",
     "iter_ll": "iterative",
@@ -51,6 +55,7 @@ _HOMES = {
     "CWLinf": "specs",
     "Chosen": "specs",
     "FAB": "specs",
+    "Guided": "specs",
     "MIFGSM": "specs",
     "PGD": "specs",
     "Square": "specs",

@@ -43,7 +43,7 @@ def at_epsilon(
         ValueError: another attack, or what the attack itself refuses.
     """
     attack, options = _named(attack, options)
-    spec = specs.look_up(attack, specs.image_attacks())
+    spec = specs.look_up(attack, specs.graph_attacks())
     if spec.kind == specs.NESTED:
         return at_epsilons(attack, logits_fn, images, labels, [epsilon], seed=seed, **options)[0]
     return _function(spec)(logits_fn, images, labels, epsilon, **_arguments(spec, seed, options))
@@ -63,13 +63,13 @@ def at_epsilons(
 ) -> tf.Tensor:
     """Return the images of any attack for several epsilons, computing what they share once.
 
-    One-step attacks take a single gradient and ``iter_fgsm`` and ``iter_ll`` climb the ``ladder``.
-    Of the members of AutoAttack an image that falls at an epsilon stands for larger ones. pgd
-    shares nothing, as its steps and starts depend on epsilon.
+    One-step attacks from the image take a single gradient and ``iter_fgsm`` and ``iter_ll`` climb
+    the ``ladder``. Of the members of AutoAttack an image that falls at an epsilon stands for larger
+    ones. Others, such as pgd, share nothing, as their steps and starts depend on epsilon.
 
     Args:
         epsilons: in 0..255 units, in any order.
-        signed: whether one-step attacks may be given negative epsilons, which are steps to the
+        signed: whether such one-step attacks may be given negative epsilons, which are steps to the
             other side.
         others: as for ``at_epsilon``.
 
@@ -80,12 +80,13 @@ def at_epsilons(
         ValueError: no epsilon, one outside its range, or what ``at_epsilon`` refuses.
     """
     attack, options = _named(attack, options)
-    spec = specs.look_up(attack, specs.image_attacks())
+    spec = specs.look_up(attack, specs.graph_attacks())
     images, values = as_images(images), list(epsilons)
     if not values:
         raise ValueError("epsilons must name at least one epsilon")
-    check_range(values, "epsilons", signed=signed and spec.kind == specs.ONE_STEP)
-    if spec.kind == specs.ONE_STEP:
+    one_gradient = spec.kind == specs.ONE_STEP and not spec.started
+    check_range(values, "epsilons", signed=signed and one_gradient)
+    if one_gradient:
         versions = tf.reshape(tf.constant(values, tf.float32), [-1, 1, 1, 1, 1])
         versions = Signed(versions) if min(values) < 0 else versions
         return at_epsilon(attack, logits_fn, images, labels, versions, seed=seed, **options)

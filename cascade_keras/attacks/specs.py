@@ -80,6 +80,10 @@ class AttackSpec:
         stages: of a suite, the attacks in it, by which ``searches.Broken`` counts.
         gradient_free: whether it asks a network for its outputs alone: a black box without any
             source, so that its images are the target's own.
+        started: of one step, whether it begins at a random point near the image, so that each
+            epsilon takes a gradient of its own, none has another side, and all values are changed.
+        leaves_ball: whether its images may be further than epsilon from theirs, so that they train
+            networks and measure none.
         style: its place among the looks of lines in figures; names without one follow.
 
     A suite's function is ``f(logits_fn, image_shape, epsilons, *, num_classes, seed, **options)``
@@ -101,6 +105,8 @@ class AttackSpec:
     strongest: bool = False
     targeted: bool = False
     gradient_free: bool = False
+    started: bool = False
+    leaves_ball: bool = False
     stages: tuple[str, ...] = ()
     style: int | None = None
 
@@ -112,6 +118,11 @@ class AttackSpec:
     def trains(self) -> bool:
         """Whether training images can be made by it: one step."""
         return self.kind == ONE_STEP
+
+    @property
+    def guided(self) -> bool:
+        """Whether it ascends the distance of the outputs too, by a weight."""
+        return "guide" in self.options
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -243,12 +254,15 @@ _WORDS = {
     "version": VERSIONS,
     "objective": ("margin", "cross_entropy", "dlr"),  # margins.OBJECTIVES
     "search": ("descent", "grid"),
+    "start": ("none", "bernoulli", "uniform"),  # started.guided's
+    "distance": ("softmax", "l2", "l1"),  # of each pair alone, as an image's is what is measured
 }
 
 
 # Of options that are numbers with limits of their own: what holds of a finite number, in words.
 _LIMITS = {
     "momentum": (lambda value: value >= 0, "0 or above"),
+    "guide": (lambda value: value >= 0, "0 or above"),
     "diversity": (lambda value: 0 <= value <= 1, "a probability, 0 to 1"),
     "translation": (lambda value: value % 2 == 1 and value > 0, "odd: a kernel has a middle"),
 }
@@ -407,8 +421,26 @@ def names(*kinds: str) -> tuple[str, ...]:
 
 
 def image_attacks() -> tuple[str, ...]:
-    """Return the attacks that give images at given epsilons in compiled functions."""
+    """Return the attacks that give images at given epsilons, none further, in compiled functions.
+
+    They are those that measure a network; ``graph_attacks`` are all of such functions.
+    """
+    return tuple(name for name in graph_attacks() if not ATTACKS[name].leaves_ball)
+
+
+def graph_attacks() -> tuple[str, ...]:
+    """Return the attacks that are compiled functions of images and epsilons."""
     return names(ONE_STEP, ITERATIVE, SEARCH, NESTED)
+
+
+def why_not_measured(name: str) -> str | None:
+    """Return in words why no network is measured by an attack; None where one is."""
+    if name not in ATTACKS or not ATTACKS[name].leaves_ball:
+        return None
+    return (
+        f"{name} makes training images only: they may be further than epsilon from theirs, so what "
+        "is right of them says nothing of that epsilon"
+    )
 
 
 def training_attacks() -> tuple[str, ...]:
@@ -424,8 +456,19 @@ def look_up(name: str, among: Sequence[str] | None = None) -> AttackSpec:
     """
     among = tuple(ATTACKS) if among is None else among
     if name not in among:
+        why = why_not_measured(name)
+        if why is not None:
+            raise ValueError(why)
         raise ValueError(f"attack {name!r} is none of {', '.join(among)}")
     return ATTACKS[name]
+
+
+def _each_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    return len(epsilons)
+
+
+def _guided_cost(epsilons: Sequence[float], options: Mapping) -> float:
+    return len(epsilons) * (1 + FORWARD * bool(options["guide"]))
 
 
 def _pgd_cost(epsilons: Sequence[float], options: Mapping) -> float:
@@ -470,6 +513,17 @@ for _row in (
     AttackSpec("step_fgsm", ONE_STEP, "steps:step_fgsm", whole_pixels=True, style=1),
     AttackSpec("step_both", ONE_STEP, "steps:step_both", whole_pixels=True, style=7),
     AttackSpec("step_rand", ONE_STEP, "steps:step_rand", seeded=True, whole_pixels=True, style=2),
+    AttackSpec(
+        "rs_fgsm", ONE_STEP, "started:rs_fgsm", seeded=True, started=True, cost=_each_cost,
+    ),
+    AttackSpec(
+        "n_fgsm", ONE_STEP, "started:n_fgsm", seeded=True, started=True, leaves_ball=True,
+        cost=_each_cost,
+    ),
+    AttackSpec(
+        "guided", ONE_STEP, "started:guided", seeded=True, started=True, cost=_guided_cost,
+        options={"start": "bernoulli", "guide": 10.0, "distance": "softmax"},
+    ),
     AttackSpec(
         "iter_ll", ITERATIVE, "iterative:iter_ll", whole_pixels=True, weaker="step_ll",
         targeted=True, style=5,
@@ -540,3 +594,4 @@ AutoAttack = _chooser("AutoAttack", "autoattack")
 Square = _chooser("Square", "square")
 CWLinf = _chooser("CWLinf", "cw_linf")
 FAB = _chooser("FAB", "fab")
+Guided = _chooser("Guided", "guided")

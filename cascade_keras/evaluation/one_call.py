@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from cascade_keras import data
 from cascade_keras.attacks.entry import fractions_said
-from cascade_keras.attacks.specs import Attack, Chosen, short_steps
+from cascade_keras.attacks.specs import Attack, Chosen, short_steps, why_not_measured
 from cascade_keras.data.specs import CIFAR_GRID, DatasetSpec
 from cascade_keras.ensembles import check_mean
 from cascade_keras.ensembles import ensemble as ensemble_of
@@ -256,7 +256,9 @@ def _chosen(attacks: Sequence[str | Chosen] | str | Chosen) -> list[Chosen]:
     for attack in chosen:
         if attack.name not in (CLEAN, *possible()):
             raise InputError(
-                f"{attack.name} cannot be measured; name one of {', '.join(possible())}", "attacks"
+                why_not_measured(attack.name)
+                or f"{attack.name} cannot be measured; name one of {', '.join(possible())}",
+                "attacks",
             )
     return chosen
 

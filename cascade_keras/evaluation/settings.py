@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from cascade_keras import presets
-from cascade_keras.attacks.specs import ATTACKS, SUITE, Attack, image_attacks, names
+from cascade_keras.attacks.specs import (
+    ATTACKS,
+    SUITE,
+    Attack,
+    image_attacks,
+    names,
+    why_not_measured,
+)
 from cascade_keras.attacks.versions import VERSIONS
 from cascade_keras.data.settings import DataSettings
 from cascade_keras.data.specs import DatasetSpec
@@ -105,6 +112,7 @@ class EvaluationSettings(NetworkSettings, DataSettings):
         "White box or from the sources.",
         SOME,
         choices=possible,
+        why=why_not_measured,
     )
     epsilon: tuple[float, ...] | None = setting(
         None, "One or several; default: the dataset's largest.", EPSILONS

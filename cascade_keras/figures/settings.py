@@ -106,6 +106,7 @@ class FigureSettings(NetworkSettings, DataSettings):
         f"Default: {defaults_in_words(lambda spec: spec.attacks)}.",
         SOME,
         choices=attack_specs.image_attacks,
+        why=attack_specs.why_not_measured,
     )
     pgd_steps: int | None = setting(
         None, f"Of each start of pgd. {_default('pgd', 'steps')}", POSITIVE
@@ -152,7 +153,9 @@ def attacks_of(
     names = settings.attack or spec.attacks
     if spec.single and len(names) > 1:
         raise InputError(f"{spec.name} shows one attack; name one", "attack")
-    possible = attack_specs.names(*spec.attack_kinds)
+    rows = map(attack_specs.look_up, attack_specs.names(*spec.attack_kinds))
+    both_sides = epsilons[0] < 0
+    possible = [row.name for row in rows if not (row.leaves_ball or (row.started and both_sides))]
     attacks = []
     for name in names:
         if name not in possible:
