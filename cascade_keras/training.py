@@ -65,6 +65,7 @@ class Mixed(NamedTuple):
         paired: whether the first k clean images are the partners of the adversarial ones.
         classes: int32 (m,), the class of each image, for accuracies; those of the labels if None.
         given: the labels (m, ...) as they were given, for metrics of ``compile``.
+        step: of the training, from 0; None in validation.
     """
 
     images: tf.Tensor
@@ -72,6 +73,7 @@ class Mixed(NamedTuple):
     paired: bool
     classes: tf.Tensor | None = None
     given: tf.Tensor | None = None
+    step: tf.Tensor | None = None
 
 
 class _Taken(NamedTuple):
@@ -89,14 +91,14 @@ class AdversarialTrainer(SteppedModel):
     """Trains a classifier on clean and adversarial images; ``compile`` and ``fit`` stay ordinary.
 
     ``loss`` says what becomes of a batch: standard, only clean images; kurakin, half of them
-    replaced by adversarial ones; bidirectional and pivot, adversarial ones joined, the distance
-    between the embeddings of a pair added. The images are made in the step, from the network as
-    it is. The guide tells of losses, metrics, labels, weights, saving and replicas.
+    replaced by adversarial ones; bidirectional, pivot and guided, adversarial ones joined, the
+    distance between the embeddings of a pair added. What is None follows from the loss. The guide
+    tells of losses, metrics, labels, weights, saving and replicas.
 
     Args:
         network: a Keras model, images -> logits or probabilities (m, classes), one logit (m, 1),
             or several outputs, of which ``logits`` and ``embedding`` name those meant (layers too).
-        loss: "standard", "kurakin", "bidirectional" or "pivot".
+        loss: "standard", "kurakin", "bidirectional", "pivot" or "guided".
         value_range: of the images that the network takes, and ``fit`` is given: (0, 255), (-1, 1).
         from_logits: whether the network gives logits; "auto" looks.
         logits, embedding: names of outputs or layers, see ``border.adapt``.
@@ -135,8 +137,14 @@ class AdversarialTrainer(SteppedModel):
             network, value_range=value_range, from_logits=from_logits, logits=logits,
             embedding=embedding,
         )  # fmt: skip
-        self.attack = Chosen.of(own.pop("attack", "step_ll"))
-        self.options = TrainerOptions(loss=loss, attack=self.attack.name, **own)
+        chosen = own.pop("attack", None)
+        if chosen is not None:
+            chosen = Chosen.of(chosen)
+            own["attack"] = chosen.name
+        self.options = TrainerOptions(loss=loss, **own).resolved()
+        self.spec = losses.LOSSES[loss]
+        self.attack = chosen or Chosen(self.options.attack)
+        self._refuse_of_guided()
         if 0 < self.options.max_epsilon < 1:
             warnings.warn(
                 f"max_epsilon is in 0..255 units: {self.options.max_epsilon:g} is less than one "
@@ -145,7 +153,6 @@ class AdversarialTrainer(SteppedModel):
             )
         for note in specs.short_steps(self.attack.in_training(), [self.options.max_epsilon]):
             warnings.warn(note, stacklevel=2)
-        self.spec = losses.LOSSES[loss]
         self.steps = self.add_weight(
             shape=(),
             dtype="int64",
@@ -171,6 +178,21 @@ class AdversarialTrainer(SteppedModel):
         )
         self.set_sources(cascade_sources, ensemble_sources)
         self.built = True
+
+    def _refuse_of_guided(self) -> None:
+        """Refuse what a guided attack is told twice, and what replicas cannot compute in parts."""
+        if specs.ATTACKS[self.attack.name].guided and self.attack.options:
+            raise InputError(
+                f"{self.attack.name} takes its options from the trainer's start, guide, "
+                "distance_weight and distance; name it alone",
+                "attack",
+            )
+        if self.spec.distance and self.options.distance == "nuclear" and self._is_shared:
+            raise InputError(
+                "the nuclear norm is of a whole batch, of which each replica has a part; choose "
+                "another distance, or train on one device",
+                "distance",
+            )
 
     def train_step(self, data):
         """Take one step of section 3.3, and return the metrics."""
@@ -271,7 +293,7 @@ class AdversarialTrainer(SteppedModel):
         labels = mixed(labels)
         classes = labels if taken.labels.soft is None else mixed(taken.labels.hard)
         given = mixed(taken.given) if self._state.halves else None
-        return Mixed(images, k, self.spec.pairs, classes, given), labels
+        return Mixed(images, k, self.spec.pairs, classes, given, batch.step), labels
 
     def _attacked(self, images: tf.Tensor, share: replicas.Share | None) -> int | tf.Tensor:
         """Return k, how many images of a batch are attacked, of those that are here."""
@@ -318,8 +340,10 @@ class AdversarialTrainer(SteppedModel):
             part = share.rows[own:k] - share.own, self._cascaded(share.attacked)
             crafted = self._cascade(images[own:], labels[own:], step, part)
 
+        guide = self._guide(k if share is None else share.attacked, step)
+
         def attack() -> tf.Tensor:
-            return self._own_images(images[:own], labels[:own], step)
+            return self._own_images(images[:own], labels[:own], step, guide)
 
         # Of no images some layers have no gradient: max pooling would end the process.
         if isinstance(own, int):
@@ -345,7 +369,7 @@ class AdversarialTrainer(SteppedModel):
         labels = unsmoothed(labels, options.label_smoothing)  # as those of a bank
         return cascade.craft(sources, images, labels, *drawn)
 
-    def _own_images(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    def _own_images(self, images, labels, step: tf.Tensor, guide) -> tf.Tensor:
         """Return the images of the network itself, or of the step's ensemble source."""
         options, keys = self.options, draws.step_keys(self.options.seed, step)
         share, shape = replicas.current(), tf.shape(images)
@@ -364,19 +388,21 @@ class AdversarialTrainer(SteppedModel):
             epsilon = tf.gather(epsilon, rows)
 
         def attack_with(logits_fn: attacks.LogitsFn) -> Callable[[], tf.Tensor]:
-            return lambda: self._at_epsilon(logits_fn, images, labels, epsilon, keys.signs)
+            return lambda: self._at_epsilon(logits_fn, images, labels, epsilon, keys.signs, guide)
 
         with larger:
             if not self.ensemble_sources:
-                return attack_with(self.inference_logits)()
+                return attack_with(self._attacked_outputs)()
             attacker = draws.attacker(options.seed, step, len(self.ensemble_sources))
-            attackers = (self.inference_logits, *self.ensemble_sources)
+            attackers = (self._attacked_outputs, *self.ensemble_sources)
             return tf.switch_case(attacker, [attack_with(logits_fn) for logits_fn in attackers])
 
-    def _at_epsilon(self, logits_fn, images, labels, epsilon, seed) -> tf.Tensor:
+    def _at_epsilon(self, logits_fn, images, labels, epsilon, seed, guide) -> tf.Tensor:
         options = self.attack.in_training()
         if self.options.sparsity < 100:
             options["sparsity"] = self.options.sparsity
+        if specs.ATTACKS[self.attack.name].guided:
+            options |= {"start": self.options.start, "guide": guide, "distance": self._apart}
         return attacks.at_epsilon(
             self.attack.name, logits_fn, images, labels, epsilon, seed=seed, **options
         )
@@ -390,12 +416,45 @@ class AdversarialTrainer(SteppedModel):
             first: the number of the first one among all that are looked at: its draws' seed.
         """
         return self._at_epsilon(
-            self.inference_logits,
+            self._attacked_outputs,
             images,
             labels,
             self.options.max_epsilon,
             [self.options.seed, first],
+            self._guide(_count(images)),
         )
+
+    def _guide(self, pairs, step=None) -> float | tf.Tensor:
+        """Return what weighs the distance in the objective of a guided attack: a lambda_2.
+
+        An image's objective is its share of the loss's mean over k images: where the distance is a
+        sum over the pairs, it is multiplied by k.
+
+        Args:
+            pairs: k, of the whole batch.
+            step: from 0; None in validation, where nothing alternates.
+
+        Returns:
+            A number, or a scalar where it depends on the step; 0 on even steps where it alternates.
+        """
+        options = self.options
+        if not specs.ATTACKS[self.attack.name].guided:
+            return 0.0
+        guide = options.guide * self._weight_of_distance(step)
+        if isinstance(guide, float) and not guide:
+            return 0.0
+        if not self.spec.averaged:
+            guide *= tf.cast(pairs, tf.float32)
+        if step is None or not options.guide_alternates:
+            return guide
+        return tf.where(losses.alternates(step), guide, 0.0)
+
+    def _weight_of_distance(self, step=None) -> float | tf.Tensor:
+        """Return lambda_2 at a step; without its ramp in validation, where the step is None."""
+        weight, options = self.options.distance_weight, self.options
+        if step is None or options.distance_ramp == "constant":
+            return weight
+        return weight * losses.ramp(options.distance_ramp, step, options.ramp_steps)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss of a ``Mixed`` batch x, its labels y and what the network made of them.
@@ -423,7 +482,7 @@ class AdversarialTrainer(SteppedModel):
             pairs = [embedding[:k], embedding[k : 2 * k]]
             if sample_weight is not None:
                 pairs.append(sample_weight[:k])
-            distance = options.distance_weight * self.distance(*pairs)
+            distance = self._weight_of_distance(x.step) * self.distance(*pairs)
         decay = self.decay()
         own = self.network.losses
         regularization = replicas.part(sum(tf.cast(each, tf.float32) for each in own))
@@ -450,13 +509,26 @@ class AdversarialTrainer(SteppedModel):
     def distance(self, adversarial, clean, weights=None) -> tf.Tensor:
         """Return the distance of the embeddings (k, d) of adversarial images and their partners.
 
-        ``weights`` (k,) multiply that of each pair, where the data has any.
+        A sum over the pairs, or their mean, as the loss's row says. ``weights`` (k,) multiply that
+        of each pair, where the data has any; a mean is over the number of pairs all the same.
         """
-        if self.spec.pivot:
+        options, constant = self.options, self.options.clean_embedding == "constant"
+        if constant:
             clean = tf.stop_gradient(clean)  # before the scale is taken of it
-        normalization = self.options.embedding_normalization
+        guarded = constant and options.pivot_guard == "fixed_scale"
+        total = self._apart(adversarial, clean, weights, guarded)
+        if not self.spec.averaged:
+            return total
+        share = replicas.current()
+        pairs = tf.shape(adversarial)[0] if share is None else share.attacked
+        return tf.math.divide_no_nan(total, tf.cast(pairs, total.dtype))
+
+    def _apart(self, adversarial, clean, weights=None, guarded: bool = False) -> tf.Tensor:
+        """Return the sum over the pairs of the distances of embeddings (k, d)."""
+        options = self.options
+        normalization = options.embedding_normalization
         adversarial, clean = losses.normalize_pair(adversarial, clean, normalization)
-        if self.spec.pivot and self.options.pivot_guard == "fixed_scale":
+        if guarded:
             adversarial = losses.fix_scale(adversarial, replicas.mean)
         function, more = self.spec.resolve(), {}
         if weights is not None:
@@ -467,7 +539,7 @@ class AdversarialTrainer(SteppedModel):
                     "loss",
                 )
             more["weights"] = weights
-        return function(adversarial, clean, self.options.distance_norm, **more)
+        return function(adversarial, clean, options.distance_norm or options.distance, **more)
 
     def decay(self) -> tf.Tensor:
         """Return the weight decay, d / 2 * sum(w^2) over convolution and dense kernels."""
@@ -509,11 +581,12 @@ class AdversarialTrainer(SteppedModel):
                 larger = draws.of_larger_batch(share.rows, share.total)
             with larger:
                 adversarial = self._at_epsilon(
-                    self.inference_logits,
+                    self._attacked_outputs,
                     images,
                     labels.target,
                     self.options.max_epsilon,
                     [self.options.seed, 0],
+                    self._guide(_count(images) if share is None else share.total),
                 )
 
             def twice(part: tf.Tensor | None) -> tf.Tensor | None:
@@ -638,6 +711,13 @@ class AdversarialTrainer(SteppedModel):
     def inference_logits(self, images: tf.Tensor) -> tf.Tensor:
         """Return the logits of images in [0, 1] in inference mode: what attacks are given."""
         return self.border.logits(images)
+
+    def _attacked_outputs(self, images: tf.Tensor) -> tf.Tensor:
+        """Return ``inference_logits``, with the embedding beside them for a guided attack."""
+        if not specs.ATTACKS[self.attack.name].guided:
+            return self.inference_logits(images)
+        outputs = self.border(images)
+        return attacks.with_embedding(outputs.logits, outputs.embedding)
 
     def compile(self, optimizer="sgd", **kwargs):
         """Configure as Keras does; the loss is the trainer's own.

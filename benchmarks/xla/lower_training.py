@@ -474,6 +474,8 @@ def program_name(training: Training, sources: Mapping[str, Training]) -> str:
     """
     rest = {k: v for k, v in training.flags.items() if k not in GIVEN | MEASURED}
     settings = training.settings
+    if settings.distance_ramp != "constant":  # whose steps are in the program
+        rest["steps"] = settings.steps
     rest["cascade_source"] = [None] * len(settings.cascade_source)  # a bank is like another
     rest["ensemble_source"] = [
         network_of(sources[name]) for name in names_of(settings.ensemble_source)

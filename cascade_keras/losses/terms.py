@@ -8,6 +8,10 @@ For a batch of m images, k of them adversarial, the paper minimises
 
 where L is the cross entropy and E an embedding, by default the logits. Weight decay is added by
 the trainer.
+
+Later losses differ in three places (Sriramanan et al., 2020 and 2021): the distance is of softmax
+outputs, or the nuclear norm of the batch's differences; it is the mean over the pairs, lambda_2 / k
+in place of lambda_2; and lambda is 0, so that only clean images are learned. See ``distances.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from cascade_keras.attacks import objectives
+from cascade_keras.distances import DISTANCES
+
+_OF_NORMS = {1: "l1", 2: "l2"}
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -65,38 +72,64 @@ def mixed_cross_entropy(
 
 
 def bidirectional_distance(
-    adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2, weights: tf.Tensor | None = None
+    adversarial: tf.Tensor, clean: tf.Tensor, norm: int | str = 2, weights: tf.Tensor | None = None
 ) -> tf.Tensor:
     """sum_i ||E_i^adv - E_i||_N^N: both embeddings move towards each other.
 
     Args:
         adversarial, clean: embeddings, (k, d), row by row partners.
-        norm: N, 1 (sum of magnitudes) or 2 (sum of squares).
+        norm: N, 1 (sum of magnitudes) or 2 (sum of squares), or another distance's name.
         weights: (k,), what each pair's distance is multiplied by; by 1 where None.
 
     Returns:
         A scalar, summed over the images as in the paper.
 
     Raises:
-        ValueError: a norm other than 1 and 2, or embeddings of different shapes.
+        ValueError: an unknown norm, or embeddings of different shapes.
     """
     # Broadcasting would turn a slip in the pairing into a number that looks right.
     adversarial, clean = tf.convert_to_tensor(adversarial), tf.convert_to_tensor(clean)
     adversarial.shape.assert_is_compatible_with(clean.shape)
-    if norm not in (1, 2):
-        raise ValueError(f"norm must be 1 or 2, got {norm}")
-    apart = tf.abs(adversarial - clean) if norm == 1 else tf.square(adversarial - clean)
-    return tf.reduce_sum(apart if weights is None else weights[:, None] * apart)
+    kind = norm if isinstance(norm, str) else _OF_NORMS.get(norm)
+    if kind not in DISTANCES:
+        raise ValueError(f"norm must be 1 or 2, or one of {', '.join(DISTANCES)}; got {norm}")
+    return DISTANCES[kind](adversarial, clean, weights)
 
 
 def pivot_distance(
-    adversarial: tf.Tensor, clean: tf.Tensor, norm: int = 2, weights: tf.Tensor | None = None
+    adversarial: tf.Tensor, clean: tf.Tensor, norm: int | str = 2, weights: tf.Tensor | None = None
 ) -> tf.Tensor:
     """sum_i ||E_i^adv - E_i||_N^N with E_i constant: only the adversarial embedding moves.
 
     As ``bidirectional_distance``, but the clean embedding, the pivot, gets no gradient.
     """
     return bidirectional_distance(adversarial, tf.stop_gradient(clean), norm, weights)
+
+
+def ramp(name: str, step: int | tf.Tensor, steps: int) -> float | tf.Tensor:
+    """Return what lambda_2 is multiplied by at a step of a training of so many.
+
+    Args:
+        name: "constant", 1; "linear", from 0 to 1 with the steps; "late", 2 in the last fifth.
+        step: from 0; a number or a scalar of whole numbers.
+        steps: of the whole training.
+
+    Returns:
+        1.0, or a float32 scalar.
+    """
+    if name == "constant":
+        return 1.0
+    step = tf.cast(step, tf.int64)
+    if name == "linear":
+        return tf.minimum(tf.cast(step, tf.float32) / steps, 1.0)
+    if name == "late":
+        return tf.where(5 * step >= 4 * steps, 2.0, 1.0)
+    raise ValueError(f"ramp must be constant, linear or late, got {name!r}")
+
+
+def alternates(step: int | tf.Tensor) -> tf.Tensor:
+    """Return whether a guided attack ascends the distance at a step: on odd ones, from 0."""
+    return tf.cast(step, tf.int64) % 2 == 1
 
 
 def fix_scale(

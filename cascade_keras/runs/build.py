@@ -17,7 +17,6 @@ from cascade_keras.errors import InputError, first_line
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import own
 from cascade_keras.runs.settings import (
-    NORM_OF_DISTANCE,
     XLA,
     TrainingSettings,
     clean_images,
@@ -98,7 +97,7 @@ def build_trainer(
     trainer = make(
         network,
         **settings.told(),
-        distance_norm=NORM_OF_DISTANCE[settings.distance],
+        ramp_steps=settings.steps if settings.distance_ramp != "constant" else None,
         cascade_sources=cascade_sources,
         ensemble_sources=ensemble_sources,
         **options,

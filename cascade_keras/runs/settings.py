@@ -46,7 +46,6 @@ from cascade_keras.settings import (
     value_range_setting,
 )
 
-NORM_OF_DISTANCE = {"l2": 2, "l1": 1}
 LR_SCHEDULES, LR_PEAK = ("steps", "triangular", "cosine"), 0.4
 XLA = {"auto": "auto", "on": True, "off": False}  # as Keras's compile is told
 # Settings that say something of the looks at held-out images.
@@ -61,6 +60,10 @@ BOUNDARIES = Rule(
     lambda v: all(step >= 1 for step in v) and list(v) == sorted(v),
     "none or increasing steps from 1 on such as 4000,6000",
 )
+
+
+def _default(option: str) -> str:
+    return f"Default: {losses.default_in_words(option)}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,30 +141,70 @@ class TrainingSettings(DataSettings):
         "Largest epsilon in training, 0..255; default: 16 for CIFAR, 76.5 otherwise.",
         EPSILON,
     )
-    adversarial_weight: float = setting(0.3, "lambda.", NOT_NEGATIVE)
-    distance_weight: float = setting(1e-4, "lambda_2.", NOT_NEGATIVE)
-    distance: str = setting("l2", "Distance between embeddings.", choices=NORM_OF_DISTANCE)
+    adversarial_weight: float | None = setting(
+        None, lambda: f"lambda. {_default('adversarial_weight')}", NOT_NEGATIVE
+    )
+    distance_weight: float | None = setting(
+        None, lambda: f"lambda_2. {_default('distance_weight')}", NOT_NEGATIVE
+    )
+    distance_ramp: str = setting(
+        "constant",
+        "Of lambda_2 over the training: constant; linear, from 0; late, twice in the last fifth.",
+        choices=losses.RAMPS,
+    )
+    distance: str | None = setting(
+        None,
+        lambda: (
+            "Distance between embeddings; softmax: of their probabilities; nuclear: the nuclear "
+            f"norm of a batch's differences. {_default('distance')}"
+        ),
+        choices=losses.DISTANCES,
+        auto=True,
+    )
+    clean_embedding: str | None = setting(
+        None,
+        "Whether the distance moves the embedding of the clean image; default: constant for pivot "
+        "and guided.",
+        choices=(losses.CONSTANT, losses.MOVES),
+        auto=True,
+    )
     embedding_normalization: str = setting(
         "none",
         "Of both embeddings before the distance.",
         choices=("none", "unit", "variance"),
     )
-    pivot_guard: str = setting(
-        "fixed_scale",
-        "fixed_scale keeps the pivot loss from inflating all embeddings; none: as printed.",
-        choices=("fixed_scale", "none"),
+    pivot_guard: str | None = setting(
+        None,
+        lambda: (
+            "fixed_scale keeps the pivot loss from inflating all embeddings; none: as printed. "
+            f"{_default('pivot_guard')} With the distance softmax none."
+        ),
+        choices=(losses.GUARDED, losses.UNGUARDED),
     )
     paired_weight: float = setting(
         1.0,
         "Weight of the clean partners of adversarial images in the cross entropy.",
         NOT_NEGATIVE,
     )
-    attack: str = setting(
-        "step_ll", "Makes the training images.", choices=lambda: attacks.names(attacks.ONE_STEP)
+    attack: str | None = setting(
+        None,
+        lambda: f"Makes the training images. {_default('attack')}",
+        choices=attacks.training_attacks,
     )
-    epsilon_sampling: str = setting(
-        "clipped_normal",
-        "Distribution of the epsilon of a training image.",
+    start: str | None = setting(
+        None,
+        "Where the attack guided begins: at the image, half of epsilon up or down at each value, "
+        "or uniform in the ball; default: bernoulli.",
+        choices=("none", "bernoulli", "uniform"),
+        auto=True,
+    )
+    guide: float = setting(
+        1.0, "a: the attack guided ascends the distance too, times a lambda_2.", NOT_NEGATIVE
+    )
+    guide_alternates: bool = setting(True, "a is 0 on every other step.")
+    epsilon_sampling: str | None = setting(
+        None,
+        lambda: f"Distribution of the epsilon of a training image. {_default('epsilon_sampling')}",
         choices=("clipped_normal", "uniform", "max", "reversed_normal"),
     )
     per_pixel_epsilon: bool = setting(False, "Jitter epsilon by N(0, 1) per pixel.")
@@ -315,6 +358,7 @@ class TrainingSettings(DataSettings):
         ("step_ll", "step_fgsm", "iter_ll", "iter_fgsm"),
         "Attacks on the finished network.",
         choices=attacks.image_attacks,
+        why=attacks.why_not_measured,
     )
     eval_epsilon: tuple[float, ...] | None = setting(
         None, "Of those, one or several; default: max_epsilon.", EPSILONS
@@ -343,6 +387,7 @@ class TrainingSettings(DataSettings):
         "Attacks on those images.",
         SOME,
         choices=attacks.image_attacks,
+        why=attacks.why_not_measured,
         operational=True,
     )
     tensorboard_epsilon: tuple[float, ...] | None = setting(
@@ -443,6 +488,7 @@ class TrainingSettings(DataSettings):
             "tensorboard_epsilon": (epsilon,),
             "lr_boundaries": boundaries,
             "validation_epsilon": epsilon if self.validation_images else None,
+            **losses.settled(self.loss, vars(self)),
             "name": self._default_name(dataset.name, own_network or form.label),
         }
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
@@ -677,6 +723,13 @@ def _check_sources(settings: TrainingSettings) -> None:
                 f"{', '.join(attacking[:-1])} or {attacking[-1]}",
                 name,
             )
+    iterates = attacks.ATTACKS[settings.attack].kind != attacks.ONE_STEP
+    if settings.jit_compile == "on" and iterates and losses.LOSSES[settings.loss].attacks:
+        raise InputError(
+            f"XLA needs shapes that are known in advance, and {settings.attack} leaves out images "
+            "that are done; leave it off",
+            "jit_compile",
+        )
     sources, banks = settings.cascade_source, settings.cascade_bank
     if not sources:
         for name, unset in (

@@ -7,7 +7,7 @@ import re
 import cascade_keras as ck
 from cascade_keras.options import TrainerOptions
 
-ROWS, COLUMNS = 50, 100  # of a screen, its longest line being the signature
+ROWS, COLUMNS = 60, 100  # of a screen, its longest line being the signature
 
 
 def own_part():

@@ -74,7 +74,47 @@ def moved(images, direction, epsilon):
     return np.clip(images + np.asarray(epsilon, np.float64) / 255 * np.sign(direction), 0, 1)
 
 
-def one_step(attack, weights, images, labels, epsilon, key, sparsity=100):
+def start_of(start, images, epsilon, key):
+    """Where an attack from a random start begins."""
+    uniform = tf.random.stateless_uniform(
+        np.shape(images), tf.random.fold_in(key, 0, **PHILOX), -1, 1, **PHILOX
+    ).numpy()
+    noise = {
+        "none": 0 * uniform,
+        "uniform": uniform,
+        "twice": 2 * uniform,
+        "bernoulli": np.where(uniform < 0, -0.5, 0.5),
+    }[start]
+    return np.clip(images + epsilon * noise, 0, 1)
+
+
+def from_start(attack, weights, images, labels, epsilon, key, guide, start="bernoulli", **options):
+    """rs_fgsm, n_fgsm and guided."""
+    radius = np.reshape(np.asarray(epsilon, np.float64) / 255, (-1, 1, 1, 1))
+    start = {"rs_fgsm": "uniform", "n_fgsm": "twice", "guided": start}[attack]
+    begun = start_of(start, images, radius, key)
+    up = input_gradient(weights, begun, labels)
+    if attack == "guided" and guide:
+        a, b, c, d = (tf.constant(w, tf.float64) for w in weights)
+
+        def outputs(images):
+            return tf.tanh(tf.reshape(images, (len(images), -1)) @ a + b) @ c + d
+
+        with tf.GradientTape() as tape:
+            at = tf.constant(begun)
+            tape.watch(at)
+            options = options | {"pivot_guard": "none"}
+            far = distance(None, outputs(at), outputs(tf.constant(images, tf.float64)), **options)
+        up = up + guide * tape.gradient(far, at).numpy()
+    stepped = begun + (1.25 if attack == "rs_fgsm" else 1) * radius * np.sign(up)
+    if attack != "n_fgsm":
+        stepped = np.clip(stepped, images - radius, images + radius)
+    return np.clip(stepped, 0, 1)
+
+
+def one_step(attack, weights, images, labels, epsilon, key, sparsity=100, guide=0.0, **options):
+    if attack in ("rs_fgsm", "n_fgsm", "guided"):
+        return from_start(attack, weights, images, labels, epsilon, key, guide, **options)
     least = logits_of(weights, images).argmin(1)
     towards = -input_gradient(weights, images, least)
     away = input_gradient(weights, images, labels)
@@ -112,7 +152,8 @@ def cascade_draws(seed, step, count, sources, largest, sampling="clipped_normal"
 
 def adversarial(weights, images, labels, step, *, seed=0, max_epsilon=16.0, attack="step_ll",
                 epsilon_sampling="clipped_normal", per_pixel_epsilon=False, sparsity=100,
-                cascade=(), ensemble=(), **_):  # fmt: skip
+                cascade=(), ensemble=(), climbed=0.0, distance="l2", start="bernoulli",
+                embedding_normalization="none", **_):  # fmt: skip
     """The adversarial images of a step: one-step images, then those of the cascade sources."""
     crafted = len(images) // 2 if cascade else 0
     own = len(images) - crafted
@@ -127,7 +168,17 @@ def adversarial(weights, images, labels, step, *, seed=0, max_epsilon=16.0, atta
     )
     parts = [
         one_step(
-            attack, attackers[int(drawn)], images[:own], labels[:own], epsilon, keys[2], sparsity
+            attack,
+            attackers[int(drawn)],
+            images[:own],
+            labels[:own],
+            epsilon,
+            keys[2],
+            sparsity,
+            climbed,
+            start=start,
+            kind=distance,
+            embedding_normalization=embedding_normalization,
         )
     ]
     if crafted:
@@ -145,8 +196,9 @@ def adversarial(weights, images, labels, step, *, seed=0, max_epsilon=16.0, atta
 
 
 def distance(loss, attacked, clean, *, distance_norm=2, embedding_normalization="none",
-             pivot_guard="fixed_scale", pair_weight=1.0, **_):  # fmt: skip
-    if loss == "pivot":
+             pivot_guard="fixed_scale", pair_weight=1.0, kind="l2", clean_embedding=None,
+             **_):  # fmt: skip
+    if loss == "pivot" or (loss == "guided" and clean_embedding != "moves"):
         clean = tf.stop_gradient(clean)
     if embedding_normalization == "unit":
         attacked, clean = (e / tf.norm(e, axis=1, keepdims=True) for e in (attacked, clean))
@@ -156,8 +208,23 @@ def distance(loss, attacked, clean, *, distance_norm=2, embedding_normalization=
     if loss == "pivot" and pivot_guard == "fixed_scale":
         scale = tf.sqrt(tf.reduce_mean(attacked**2))
         attacked = attacked / scale * tf.stop_gradient(scale)
-    apart = tf.reduce_sum(tf.abs(attacked - clean) ** distance_norm, 1)
-    return tf.reduce_sum(pair_weight * apart)
+    pairs = len(attacked) if loss == "guided" else 1
+    if kind == "softmax":
+        attacked, clean = tf.nn.softmax(attacked), tf.nn.softmax(clean)
+    if kind == "nuclear":
+        gram = tf.transpose(attacked - clean) @ (attacked - clean)
+        return tf.reduce_sum(tf.sqrt(tf.abs(tf.linalg.eigvalsh(gram)) + 1e-12)) / pairs
+    norm = 1 if kind == "l1" else distance_norm
+    apart = tf.reduce_sum(tf.abs(attacked - clean) ** norm, 1)
+    return tf.reduce_sum(pair_weight * apart) / pairs
+
+
+def weight_at(step, weight, ramp="constant", steps=None):
+    """lambda_2 at a step."""
+    return weight * {
+        "constant": lambda: 1, "linear": lambda: step / steps,
+        "late": lambda: 2 if step >= 0.8 * steps else 1,
+    }[ramp]()  # fmt: skip
 
 
 def objective(loss, variables, attacked, clean, labels, partners, *, adversarial_weight=0.3,
@@ -207,8 +274,18 @@ def train_step(
     if k and adversarial_batch_size:
         k = min(adversarial_batch_size, n)
     attacked = images[:0]
+    weight = weight_at(
+        step,
+        options.get("distance_weight", 1e-4),
+        options.pop("distance_ramp", "constant"),
+        options.pop("ramp_steps", None),
+    )
+    options["distance_weight"] = weight
+    climbs = step % 2 or not options.pop("guide_alternates", True)
+    climbed = climbs * options.pop("guide", 1.0) * weight * (1 if loss == "guided" else k)
     if k:
-        attacked = adversarial(weights, images[:k], labels[:k], step, **options)
+        attacked = adversarial(weights, images[:k], labels[:k], step, climbed=climbed, **options)
+    options["kind"] = options.pop("distance", "l2")
     joined = loss not in ("standard", "kurakin")
     kept = slice(0 if joined else k, n)
     variables = [tf.Variable(w, dtype=tf.float64) for w in weights]
@@ -221,10 +298,23 @@ def train_step(
 
 
 def validate(
-    loss, weights, images, labels, *, max_epsilon=16.0, attack="step_ll", seed=0, **options
+    loss,
+    weights,
+    images,
+    labels,
+    *,
+    max_epsilon=16.0,
+    attack="step_ll",
+    seed=0,
+    climbed=0.0,
+    distance="l2",
+    **options,
 ):
     """What validation reports: every image clean and attacked at the largest epsilon."""
-    attacked = one_step(attack, weights, images, labels, max_epsilon, [seed, 0])
+    options["kind"] = distance
+    attacked = one_step(
+        attack, weights, images, labels, max_epsilon, [seed, 0], guide=climbed, kind=distance
+    )
     joined = loss not in ("standard", "kurakin")
     if loss == "standard":
         options["adversarial_weight"] = 0.0

@@ -540,7 +540,10 @@ def trained(scope, loss, random=list, rate=0.1, eager=False, **options):
     history = trainer.fit(tf.data.Dataset.from_tensors(batch), verbose=0).history
     return model.get_weights()[0] - before, {name: values[0] for name, values in history.items()}
 
-for loss, options in (("pivot", {"distance_weight": 0.1}), ("kurakin", {"attack": "step_rand"})):
+guided = {"guide_alternates": False, "max_epsilon": 40.0, "distance_ramp": "late", "ramp_steps": 1}
+for loss, options in (("pivot", {"distance_weight": 0.1}), ("guided", guided),
+                      ("pivot", {"attack": "guided", "guide": 300.0, "guide_alternates": False}),
+                      ("kurakin", {"attack": "step_rand"})):
     (moved, numbers), (moved_by_two, of_two) = (
         trained(scope, loss, eager=loss == "kurakin", **options) for scope in (one, strategy)
     )
@@ -573,6 +576,12 @@ for one_has, two_have in zip(of_ours(one, "pivot"), of_ours(strategy, "pivot")):
     np.testing.assert_allclose(one_has, two_have, rtol=1e-4, atol=2e-5)
 with strategy.scope():
     model = keras.Sequential([layers.Input((6, 6, 1)), layers.Flatten(), layers.Dense(5)])
+    try:
+        AdversarialTrainer(model, "guided", distance="nuclear")
+    except InputError as error:
+        assert error.setting == "distance"
+    else:
+        raise AssertionError("not refused")
     try:
         AdversarialTrainer(model).compile("sgd", jit_compile=True)
     except InputError as error:

@@ -15,6 +15,7 @@ from support import oracle
 from cascade_keras import data, losses, models
 from cascade_keras.callbacks import DivergenceError, StopOnDivergence
 from cascade_keras.errors import InputError
+from cascade_keras.options import TrainerOptions
 from cascade_keras.training import AdversarialTrainer
 
 ALL_LOSSES = ["standard", "kurakin", "bidirectional", "pivot"]
@@ -453,7 +454,7 @@ def test_early_stopping_knows_which_way_is_better(monitor, better, digits):
 
 def test_help_shows_every_option():
     parameters = inspect.signature(AdversarialTrainer).parameters
-    for name, default in compiled(small_network(), max_epsilon=16.0).options.__dict__.items():
+    for name, default in vars(TrainerOptions()).items():
         assert parameters[name].default == default
         assert f"{name}: " in AdversarialTrainer.__doc__
 

@@ -242,7 +242,10 @@ def test_a_crafter_makes_the_shards_of_a_bank():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("loss", [pytest.param("kurakin", marks=pytest.mark.long), "pivot"])
+@pytest.mark.parametrize(
+    "loss",
+    ["pivot", *(pytest.param(name, marks=pytest.mark.long) for name in ("kurakin", "guided"))],
+)
 def test_a_program_trains_with_sources_as_the_trainer_does(loss):
     seed = next(
         n for n in range(9) if {int(draws.attacker(n, step, 2)) for step in range(4)} > {1, 2}
