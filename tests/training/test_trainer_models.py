@@ -555,7 +555,8 @@ for loss, options in (("pivot", {"distance_weight": 0.1}), ("guided", guided),
 def random():
     return layers.GaussianNoise(0.5), layers.Dropout(0.5), layers.RandomFlip()
 _, noisy = trained(strategy, "pivot", random, rate=0.0, max_epsilon=0.0)
-assert noisy["embedding_distance"] == 0 and abs(noisy["clean_loss"] - numbers["clean_loss"]) > 0.01
+assert noisy["embedding_distance"] < 1e-6  # rows of a product may be rounded unlike
+assert abs(noisy["clean_loss"] - numbers["clean_loss"]) > 0.01
 shapes = rng.integers(0, 255, (31, 6, 6, 1), "uint8"), np.arange(31) % 5
 
 def of_ours(scope, loss):
