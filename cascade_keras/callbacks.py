@@ -23,7 +23,15 @@ from cascade_keras.labels import guard_labels
 
 
 class DivergenceError(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss, or a weight, is no longer a finite number.
+
+    Attributes:
+        step: the one after which it was found not to be.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class StopOnDivergence(keras.callbacks.Callback):
@@ -34,10 +42,11 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):
+            step = self.model.steps_done
             raise DivergenceError(
-                f"the loss is {logs['loss']} at step {self.model.steps_done}; try a "
-                "smaller learning_rate, a pretrained init_from, or, with the pivot loss, the "
-                "pivot_guard fixed_scale"
+                f"the loss is {logs['loss']} at step {step}; try a smaller learning_rate, a "
+                "pretrained init_from, or, with the pivot loss, the pivot_guard fixed_scale",
+                step,
             )
 
 

@@ -36,6 +36,18 @@ class InputError(ValueError):
         return f"{self.setting}: {self.message}" if self.setting else self.message
 
 
+class TrainingDiverged(InputError):
+    """A training whose loss or weights are no longer finite numbers.
+
+    Attributes:
+        step: the one after which they were found not to be.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 def shown(value: object, most: int = 80) -> str:
     """Return a value as a message shows it: on one line, and not longer than a line."""
     try:

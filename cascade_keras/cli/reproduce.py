@@ -7,8 +7,10 @@
 
 Networks are kept in reproduction/runs, their banks, reports and figures beside them, and each table
 as reproduction/table2.md, .csv and .json. It can be stopped at any moment; the same command goes
-on. Runs that were trained elsewhere with the same settings are taken as they are. On several
-machines workflow/Snakefile does the same plan, see docs/reproduce.md. Epsilons are in 0..255 units.
+on. A job that fails leaves the others as they are and is listed at the end, with exit code 1; the
+same command tries it again. Runs that were trained elsewhere with the same settings are taken as
+they are. On several machines workflow/Snakefile does the same plan, see docs/reproduce.md. Epsilons
+are in 0..255 units.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from absl import flags
 from cascade_keras.cli.common import run_program
 from cascade_keras.cli.flags import define, read
 from cascade_keras.printed import print_table
-from cascade_keras.reproduction.reproduction import Reproduction
+from cascade_keras.reproduction.reproduction import Reproduced, Reproduction
 from cascade_keras.reproduction.settings import ReproductionSettings
 from cascade_keras.startup import import_tensorflow
+
+FAILED = 1  # the exit code where jobs failed
 
 
 def reproduce(values: flags.FlagValues) -> int:
@@ -35,7 +39,21 @@ def reproduce(values: flags.FlagValues) -> int:
     if found.stopped_by:
         print(f"stopped in {found.stopped_in}; the same command goes on from there")
         return 128 + found.stopped_by
-    return 0
+    _say_what_is_not_there(found, settings.output)
+    return FAILED if found.failed else 0
+
+
+def _say_what_is_not_there(found: Reproduced, output: str) -> None:
+    for each in found.diverged:
+        print(f"{each.job} {each.words()}; --retry_diverged trains it once more")
+    for each in found.failed:
+        print(f"{each.job} {each.words()}\n  {' '.join(each.command)}")
+        if each.log:
+            print(f"  log: {output}/{each.log}")
+    if found.left_out:
+        print(f"not done without these: {', '.join(found.left_out)}")
+    if found.failed:
+        print(f"failed: {len(found.failed)} jobs; the same command tries them again")
 
 
 def _dry_run(reproduction: Reproduction) -> int:

@@ -14,6 +14,7 @@ from cascade_keras.data.specs import look_up
 from cascade_keras.evaluation.estimate import in_time
 from cascade_keras.reproduction import jobs
 from cascade_keras.reproduction.jobs import Job
+from cascade_keras.reproduction.outcomes import DIVERGED, Outcome
 from cascade_keras.reproduction.plan import Plan, training_gradients
 from cascade_keras.runs import build
 from cascade_keras.runs.run import Run
@@ -48,7 +49,8 @@ class Estimated(NamedTuple):
 
     Attributes:
         job: which.
-        state: ``DONE``, ``BEGUN``, ``LEFT``, or ``NOT_NEEDED``, as all that needs it is done.
+        state: ``DONE``, ``BEGUN``, ``LEFT``, or ``NOT_NEEDED``, as all that needs it is done; of a
+            training that diverged, that it did.
         seconds: that are left, of a network from its last checkpoint on, else from the beginning.
     """
 
@@ -114,15 +116,16 @@ def estimate(plan: Plan) -> Estimate:
     Raises:
         InputError: there is a run of another network by a name that is needed.
     """
-    left = {job.name for job in plan.left()}
+    left = {job.name: job for job in plan.left()}
     speeds: dict[tuple[str, str], Speed] = {}
     found = []
     for job in plan.jobs:
         if job.kind == jobs.PAGE:
             continue
         if job.name not in left:
-            found.append(Estimated(job, DONE if job.done else NOT_NEEDED, 0.0))
+            found.append(Estimated(job, _settled(job, plan), 0.0))
             continue
+        job = left[job.name]
         network = _network_of(job, plan)
         key = network.dataset, network.model
         if key not in speeds:
@@ -131,6 +134,13 @@ def estimate(plan: Plan) -> Estimate:
         seconds = _seconds(job, speeds[key], job.steps - there)
         found.append(Estimated(job, BEGUN if there else LEFT, seconds))
     return Estimate(tuple(found), speeds)
+
+
+def _settled(job: Job, plan: Plan) -> str:
+    now = plan.now(job.name, (DIVERGED,))
+    if isinstance(now, Outcome):
+        return now.words()
+    return DONE if now.done else NOT_NEEDED
 
 
 def _network_of(job: Job, plan: Plan) -> TrainingSettings:

@@ -34,7 +34,7 @@ _MAY_DIFFER = (
     "cascade_mode", "bank_examples",
 )  # fmt: skip
 _SOURCES = ("cascade_source", "ensemble_source")
-_PLACES = ("data_dir", "cache_dir")  # of the data on this machine, which do not change a result
+_PLACES = ("data_dir", "cache_dir", "output")  # on this machine, which do not change a result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Job:
         beside: what its command says without a flag, by ``said``; the defaults where None.
         said: the flags that say it, such as a recipe's.
         output: the folder of a reproduction that everything is kept in.
-        result: what is there once it is done, the last of its files to be written.
+        result: what is there once it is done, the last of its files to be written; of
+            measurements it follows from ``digest``.
         digests: of the jobs that it needs, by their names.
         steps: of training.
         gradients: about how many are taken of an image, in all.
@@ -61,7 +62,7 @@ class Job:
     needs: tuple[str, ...]
     settings: Any  # of the program's own class
     output: pathlib.Path
-    result: pathlib.Path
+    result: pathlib.Path = pathlib.Path()
     said: tuple[str, ...] = ()
     beside: Settings | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -91,7 +92,7 @@ class Job:
         flags = [
             flag.replace(f"{self.output}/", "")
             for flag in self.flags
-            if not flag.startswith(places) and flag != f"--output={self.output}"
+            if not flag.startswith(places)
         ]
         content = [self.name, self.program, flags, sorted(self.digests.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:10]

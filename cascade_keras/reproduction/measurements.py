@@ -96,6 +96,11 @@ class Measurement:
         return "bin/evaluate", f"--target={named}", *sources, *self.flags, f"--output={output}"
 
 
+def call_name(table: int, call: str, seed: int) -> str:
+    """Return the name of a table's call of one seed."""
+    return f"table{table}-{call}-s{seed}"
+
+
 def call_of(attack: str) -> str:
     """Return with which others an attack is counted."""
     if attack == CLEAN:
@@ -172,7 +177,7 @@ def _measurement(
         flags.append(f"--cw_images={count}")
     each = sum(Attack(name, epsilons).gradients for name in attacks)
     return Measurement(
-        f"table{table.number}-{call}-s{seed}",
+        call_name(table.number, call, seed),
         EVALUATE,
         table.targets,
         sources,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ from cascade_keras.evaluation.checklist import FAIL
 from cascade_keras.files import expand
 from cascade_keras.recorded import read_config
 from cascade_keras.records import Count, Epsilon, Index, OpenRecord, PerCent, Text, Values, read
+from cascade_keras.reproduction.outcomes import Outcome
 from cascade_keras.reproduction.page_records import Network, Trained
 from cascade_keras.reproduction.published import CLEAN, Cell
 from cascade_keras.runs.run import Run
@@ -193,6 +195,7 @@ class Networks:
         name_of: their names.
         runs: where they are, of those that are known.
         measured: those that reports have.
+        lost: those that could not be trained, by the names of their runs.
     """
 
     def __init__(
@@ -201,10 +204,11 @@ class Networks:
         name_of: NameOf,
         runs: Places | None,
         measured: Mapping[str, Measured],
+        lost: Mapping[str, Outcome] = MappingProxyType({}),
     ):
         self._seeds, self._name_of = seeds, name_of
         self._places = {name: expand(path) for name, path in (runs or {}).items()}
-        self._measured = measured
+        self._measured, self._lost = measured, lost
 
     def network(self, network: str, dataset: str) -> Network:
         """Return a network of all seeds."""
@@ -213,6 +217,8 @@ class Networks:
         steps = [one.steps for one in trained]
         depths = {_layers(one.model) for one in trained}
         schedule = DATASETS[dataset].steps
+        names = (self._name_of(network, seed) for seed in self._seeds)
+        states = [self._lost[name].words() for name in names if name in self._lost]
         return Network(
             network=network,
             dataset=dataset,
@@ -221,6 +227,7 @@ class Networks:
             schedule=schedule,
             share=100 * min(steps) / schedule if steps and None not in steps else None,
             trained=trained,
+            state="; ".join(dict.fromkeys(states)) or None,
         )
 
     def _trained(self, network: str, seed: int) -> Trained | None:
@@ -254,6 +261,9 @@ class Networks:
             yield f"{state}: {', '.join(dict.fromkeys(names))}."
 
     def _state(self, name: str) -> str | None:
+        if name in self._lost:
+            words = self._lost[name].words().rstrip(".")
+            return words[0].upper() + words[1:]
         run = self._places.get(name)
         if run is None or not run.exists():
             return "Not trained"

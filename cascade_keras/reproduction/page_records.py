@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import msgspec
+
 from cascade_keras.files import expand
 from cascade_keras.records import Count, Epsilon, Index, Record, Text, read
 
@@ -39,6 +41,7 @@ class Number(Record):
         difference: ours minus the published one.
         comparable: whether it is the difference of the same thing.
         why_not: what else it is of, where it is not.
+        state: why there is none of ours, where a job failed or a training diverged.
     """
 
     network: Text
@@ -55,6 +58,7 @@ class Number(Record):
     difference: float | None
     comparable: bool
     why_not: list[Text]
+    state: Text | None = None
 
 
 class Trained(Record):
@@ -78,6 +82,7 @@ class Network(Record):
         schedule: the steps of the published schedule; of a dataset that stands in, its own.
         share: in per cent of it, the least of all seeds.
         trained: one a seed.
+        state: why there is none of a seed, where its training failed or diverged.
     """
 
     network: Text
@@ -87,6 +92,7 @@ class Network(Record):
     schedule: Count
     share: float | None
     trained: list[Trained]
+    state: Text | None = None
 
 
 class Failed(Record):
@@ -140,6 +146,7 @@ class Picture(Record):
         dataset: that they learned, ``published_dataset`` that of the paper.
         file: of the picture, from the page's directory; None where it is not there.
         caption: what bin/analyze wrote beside it.
+        without: networks that it lacks, and why, a sentence each.
     """
 
     name: Text
@@ -149,6 +156,7 @@ class Picture(Record):
     published_dataset: Text
     file: Text | None
     caption: str
+    without: list[Text] = msgspec.field(default_factory=list)
 
 
 class FigurePage(Record):

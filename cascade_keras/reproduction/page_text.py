@@ -7,11 +7,13 @@ import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
+from cascade_keras.errors import one_line
 from cascade_keras.evaluation.tables import plain, table
 from cascade_keras.files import write_atomically
 from cascade_keras.reproduction.page_records import FigurePage, Network, Number, TablePage
 from cascade_keras.reproduction.published import CLEAN, COUNT
 
+_IN_A_CELL = 60  # characters of why there is no number
 MOST_POINTS = 3.0  # a larger difference has to be explained
 _CALLED = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
@@ -28,7 +30,7 @@ def markdown(found: TablePage) -> str:
         *_other_data({(found.dataset, found.published_dataset)}),
         *_other_networks(found.networks),
         _at_a_glance(found),
-        _in_short(found),
+        _in_sum(found),
         *_missing(found),
         _numbers(found),
         _networks(found.networks),
@@ -53,6 +55,8 @@ def figure_markdown(found: FigurePage) -> str:
             continue
         networks = plain(", ".join(picture.networks))
         parts.append(f"## {networks}, seed {picture.seed}")
+        if picture.without:
+            parts.append(f"Without {plain('; '.join(picture.without))}.")
         parts.append(f"![{found.kind} of {networks}]({picture.file})")
         parts.append("\n".join(["```", picture.caption.strip(), "```"]))
     parts += [_networks(found.networks), *_made_by(found.commands)]
@@ -111,7 +115,7 @@ def _at_a_glance(found: TablePage) -> str:
     ]
     if any(number.kind == COUNT for number in found.numbers):
         explained.append("cw_linf counts images of 100 that need more than epsilon")
-    if any(number.ours is None for number in found.numbers):
+    if any(number.ours is None and not number.state for number in found.numbers):
         explained.append("-: not there")
     if any(number.in_paper and number.published is None for number in found.numbers):
         explained.append("?: printed, but it could not be read which number it is")
@@ -138,7 +142,8 @@ def _several(sources: Sequence[str]) -> str:
 def _pair(number: Number | None) -> str:
     if number is None:
         return ""
-    ours = "-" if number.ours is None else _shown(number, number.ours)
+    absent = _in_short(number.state) if number.state else "-"
+    ours = absent if number.ours is None else _shown(number, number.ours)
     return f"{ours} ({_published(number)})" if number.in_paper else ours
 
 
@@ -151,7 +156,7 @@ def _shown(number: Number, value: float) -> str:
     return f"{value:.0f}" if whole else f"{value:.1f}"
 
 
-def _in_short(found: TablePage) -> str:
+def _in_sum(found: TablePage) -> str:
     """Return how near ours are, where both are of the same thing."""
     published = [number for number in found.numbers if number.published is not None]
     compared = [number for number in published if number.comparable]
@@ -245,7 +250,7 @@ def _networks(networks: Sequence[Network]) -> str:
             _listed(one.name.removesuffix(f"-s{one.seed}") for one in network.trained),
             _listed(one.model for one in network.trained),
             _listed(one.loss for one in network.trained),
-            _listed(one.steps for one in network.trained),
+            _steps(network),
             network.schedule,
             "" if network.share is None else f"{network.share:.3g}",
             _listed(one.seed for one in network.trained),
@@ -254,6 +259,15 @@ def _networks(networks: Sequence[Network]) -> str:
     ]
     headings = ["network", "run", "model", "loss", "steps", "schedule", "share, %", "seeds"]
     return f"## Networks\n\n{table(headings, rows, left=4)}"
+
+
+def _steps(network: Network) -> str:
+    done = _listed(one.steps for one in network.trained)
+    return "; ".join(filter(None, [done, _in_short(network.state or "")]))
+
+
+def _in_short(state: str) -> str:
+    return plain(one_line(state, _IN_A_CELL))
 
 
 def _listed(items: Iterable[object]) -> str:
@@ -289,7 +303,7 @@ def _made_by(commands: Sequence[str]) -> Iterator[str]:
 
 FIELDS = (
     "table", "network", "attack", "epsilon", "sources", "kind", "each_image", "published", "ours",
-    "difference", "spread", "seeds", "examples", "comparable",
+    "difference", "spread", "seeds", "examples", "comparable", "state",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@
 writes ``table2.json``, ``table2.csv`` and ``table2.md``. Ours are read from the reports of
 bin/evaluate by the names of their networks, whichever calls have made them; of the same number in
 several reports the one of more images counts. What is not there yet is said to be missing. The same
-reports give the same files to the last byte. No TensorFlow.
+reports give the same files to the last byte. Where a job failed or a training diverged, its cells
+say so. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import pathlib
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,12 +24,15 @@ import msgspec
 from cascade_keras import recipes
 from cascade_keras.files import expand, write_json, write_text
 from cascade_keras.reproduction.measurements import (
+    call_name,
     call_of,
     figure_measurements,
     figure_of,
+    measurements,
     table_of,
 )
 from cascade_keras.reproduction.ours import NameOf, Networks, Places, Reports
+from cascade_keras.reproduction.outcomes import Outcome
 from cascade_keras.reproduction.page_records import (
     FORMAT,
     Failed,
@@ -48,6 +53,9 @@ if TYPE_CHECKING:
 IMAGES_OF_COUNTS = 100  # the paper counts of so many
 PUBLISHED_SEARCH = "grid"  # of Carlini and Wagner's attack
 
+Lost = Mapping[str, Outcome]  # why jobs have no result, by their names
+NOTHING: Lost = MappingProxyType({})
+
 
 def table_page(
     number: int,
@@ -57,6 +65,7 @@ def table_page(
     dataset: str | None = None,
     name_of: NameOf = recipes.folder,
     runs: Places | None = None,
+    lost: Lost = NOTHING,
     commands: Sequence[str] = (),
 ) -> TablePage:
     """Return a table's page.
@@ -69,6 +78,7 @@ def table_page(
         name_of: which run stands for a network.
         runs: where runs are: they say how far a network is that no report has, and how long it was
             trained where a report does not.
+        lost: why jobs have no result, by their names: runs, and calls of ``measurements``.
         commands: shown at the end.
 
     Raises:
@@ -78,9 +88,9 @@ def table_page(
     of = table_of(number)
     dataset = dataset or of.dataset
     there = Reports(reports, dataset, name_of)
-    ours = Networks(seeds, name_of, runs, there.networks)
+    ours = Networks(seeds, name_of, runs, there.networks, lost)
     networks = [ours.network(name, dataset) for name in of.networks]
-    numbers = [_number(cell, of, seeds, dataset, there, networks) for cell in of.cells]
+    numbers = [_number(cell, of, seeds, dataset, there, networks, lost) for cell in of.cells]
     return TablePage(
         format=FORMAT,
         table=number,
@@ -91,7 +101,11 @@ def table_page(
         numbers=numbers,
         networks=networks,
         attacks=there.options(),
-        missing=[*ours.missing(of.networks), *_unmeasured(numbers, seeds, there)],
+        missing=[
+            *ours.missing(of.networks),
+            *_unmeasured(numbers, seeds, there),
+            *_calls(lost, [call.name for seed in seeds for call in measurements(number, seed)]),
+        ],
         failed=_failed(of, seeds, there),
         notes=list(of.notes),
         commands=list(commands),
@@ -107,6 +121,7 @@ def figure_page(
     dataset: str | None = None,
     name_of: NameOf = recipes.folder,
     runs: Places | None = None,
+    lost: Lost = NOTHING,
     commands: Sequence[str] = (),
 ) -> FigurePage:
     """Return a figure's page.
@@ -115,16 +130,16 @@ def figure_page(
         number: of the figure.
         drawn: directories of bin/analyze's by the names of the calls, ``Measurement.name``.
         output: the page's directory, from which pictures are named.
-        seeds, dataset, name_of, runs, commands: as of ``table_page``.
+        seeds, dataset, name_of, runs, lost, commands: as of ``table_page``.
 
     Raises:
         InputError: there is no such figure, or a run cannot be read.
     """
     of = figure_of(number)
-    ours = Networks(seeds, name_of, runs, {})
+    ours = Networks(seeds, name_of, runs, {}, lost)
     datasets = {name: dataset or part.dataset for part in of.parts for name in part.networks}
     pictures = [
-        _picture(of.kind, part, call.name, seed, drawn, expand(output), dataset)
+        _picture(of.kind, part, call.name, seed, drawn, expand(output), dataset, name_of, lost)
         for seed in seeds
         for part, call in zip(of.parts, figure_measurements(number, seed), strict=True)
     ]
@@ -141,6 +156,7 @@ def figure_page(
         missing=[
             *ours.missing(of.networks),
             *([f"Not drawn: {', '.join(left)}."] if left else []),
+            *_calls(lost, left),
         ],
         commands=list(commands),
     )
@@ -154,17 +170,21 @@ def _picture(
     drawn: Mapping[str, str | os.PathLike],
     output: pathlib.Path,
     dataset: str | None,
+    name_of: NameOf,
+    lost: Lost,
 ) -> Picture:
     folder = expand(drawn[call]) if call in drawn else None
     there = folder is not None and (folder / f"{kind}.png").exists()
+    without = {name: lost.get(name_of(name, seed)) for name in part.networks}
     return Picture(
         name=call,
         seed=seed,
-        networks=list(part.networks),
+        networks=[name for name, outcome in without.items() if outcome is None],
         dataset=dataset or part.dataset,
         published_dataset=part.dataset,
         file=os.path.relpath(folder / f"{kind}.png", output) if there else None,
         caption=(folder / f"{kind}.txt").read_text(encoding="utf-8") if there else "",
+        without=[f"{name}: {outcome.words()}" for name, outcome in without.items() if outcome],
     )
 
 
@@ -195,6 +215,10 @@ def write(job: Job, plan: Plan) -> pathlib.Path:
     number, output = job.number, chosen.output
     figure = number if job.settings.figure else None
     of = figure_of(number) if figure else table_of(number)
+    seen: dict[str, Job | Outcome] = {}
+    calls = {name: plan.now(name, seen=seen) for name in job.needs}
+    lost = {name: found for name, found in seen.items() if isinstance(found, Outcome)}
+    before = [seen.get(each.name, each) for each in _before(job, plan)]
     asked = {
         "seeds": chosen.seeds,
         "dataset": chosen.dataset,
@@ -204,12 +228,13 @@ def write(job: Job, plan: Plan) -> pathlib.Path:
             for name in of.networks
             for seed in chosen.seeds
         },
-        "commands": [" ".join(each.command) for each in (job, *_before(job, plan))],
+        "lost": lost,
+        "commands": [" ".join(each.command) for each in (job, *before)],
     }
-    calls = {name: plan.job(name).result.parent for name in job.needs}
+    made = {name: found.result.parent for name, found in calls.items() if name not in lost}
     if figure:
-        return write_page(figure_page(number, calls, output=output, **asked), output)
-    return write_page(table_page(number, calls.values(), **asked), output)
+        return write_page(figure_page(number, made, output=output, **asked), output)
+    return write_page(table_page(number, made.values(), **asked), output)
 
 
 def _before(job: Job, plan: Plan) -> list[Job]:
@@ -232,6 +257,7 @@ def _number(
     dataset: str,
     there: Reports,
     networks: Sequence[Network],
+    lost: Lost,
 ) -> Number:
     counts = {seed: there.count(cell, seed) for seed in seeds}
     values = [
@@ -259,7 +285,20 @@ def _number(
         difference=mean - cell.value if compared else None,
         comparable=bool(compared) and not others,
         why_not=others,
+        state=None if ours else _state(cell, of, seeds, there.name_of, lost),
     )
+
+
+def _state(cell: Cell, of: Table, seeds: Sequence[int], name_of: NameOf, lost: Lost) -> str | None:
+    """Return why there is no number of a cell, where a job failed or a training diverged."""
+    for seed in seeds:
+        own = name_of(cell.network, seed)
+        call = call_name(of.number, call_of(cell.attack), seed)
+        for name in (own, *(name_of(source, seed) for source in cell.sources), call):
+            if name in lost:
+                words = lost[name].words()
+                return words if name in (own, call) else f"{name} {words}"
+    return None
 
 
 def _others(
@@ -291,6 +330,13 @@ def _others(
 
 
 # What is missing, and what failed.
+
+
+def _calls(lost: Lost, calls: Iterable[str]) -> Iterator[str]:
+    """Yield why calls have no report or picture."""
+    for name in calls:
+        if name in lost:
+            yield f"{name}: {lost[name].words().rstrip('.')}."
 
 
 def _unmeasured(numbers: Sequence[Number], seeds: Sequence[int], there: Reports) -> Iterator[str]:

@@ -10,22 +10,28 @@ found by looking: a run by its configuration and results, as ``Training`` does, 
 whose name is a hash of the job's flags and of those that it needs. So a plan can be made again at
 any moment, on any machine that sees the folder, and says what is left; the workflow engine of
 workflow/Snakefile does no more than that either.
+
+A report or figure carries that hash in its folder's name, so that those of other images or of
+networks of another schedule stand beside each other. Where a network could not be trained, what is
+measured of several is measured of the others, in a folder of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cascade_keras import recipes
 from cascade_keras.attacks.specs import iteration_count, ladder_gradients
 from cascade_keras.crafting import CraftSettings
 from cascade_keras.data.specs import DatasetSpec, look_up
 from cascade_keras.evaluation.settings import EvaluationSettings
+from cascade_keras.figures.kinds import FIGURES
 from cascade_keras.figures.settings import FigureSettings
 from cascade_keras.losses import specs as losses
-from cascade_keras.reproduction import jobs
+from cascade_keras.reproduction import jobs, outcomes
 from cascade_keras.reproduction.jobs import Job
 from cascade_keras.reproduction.measurements import (
     ANALYZE,
@@ -33,11 +39,13 @@ from cascade_keras.reproduction.measurements import (
     figure_measurements,
     measurements,
 )
+from cascade_keras.reproduction.outcomes import Outcome
 from cascade_keras.reproduction.published import VARIANTS
 from cascade_keras.reproduction.settings import ReproductionSettings
 from cascade_keras.runs.settings import TrainingSettings, cascade_images
 from cascade_keras.settings import Settings, of_flags
 
+MEASURED = jobs.EVALUATION, jobs.FIGURE
 # What the finished networks are measured by is the tables' own; these would only take time.
 _UNMEASURED = {"eval_attacks": (), "tensorboard": "scalars", "export": False}
 
@@ -72,28 +80,129 @@ class Plan:
         """Return a job by its name."""
         return self._jobs[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._jobs
+
+    @property
+    def output(self) -> pathlib.Path:
+        """The folder that everything is kept in."""
+        return pathlib.Path(self.settings.output)
+
     def left(self) -> list[Job]:
         """Return the jobs that are still to be done, in order.
 
         Pages are written anew each time. What a job needs that is done itself is not asked for.
+        What failed before is tried again, what diverged only where the settings ask for it.
 
         Raises:
             InputError: there is a run of another network by a name that is needed.
         """
-        left: dict[str, None] = {}
+        counted = () if self.settings.retry_diverged else (outcomes.DIVERGED,)
+        seen: dict[str, Job | Outcome] = {}
+        left: dict[str, Job] = {}
 
         def visit(name: str) -> None:
-            job = self._jobs[name]
-            if name in left or (job.kind != jobs.PAGE and job.done):
+            job = self.now(name, counted, seen)
+            if name in left or isinstance(job, Outcome) or (job.kind != jobs.PAGE and job.done):
                 return
             for need in job.needs:
                 visit(need)
-            left[name] = None
+            left[name] = job
 
         for job in self.jobs:
             if job.kind == jobs.PAGE:
                 visit(job.name)
-        return [job for job in self.jobs if job.name in left]
+        return [left[job.name] for job in self.jobs if job.name in left]
+
+    def now(
+        self,
+        name: str,
+        counted: Collection[str] = (outcomes.FAILED, outcomes.DIVERGED),
+        seen: dict[str, Job | Outcome] | None = None,
+    ) -> Job | Outcome:
+        """Return a job as it can be done, or why it cannot.
+
+        Of networks that failed or diverged, what is measured of several of them is left out; what
+        needs them otherwise cannot be done.
+
+        Args:
+            name: of the job.
+            counted: which outcomes are taken for such, see ``Outcome.state``.
+            seen: of other jobs, by their names; this one and those that it needs are added.
+
+        Raises:
+            InputError: there is a run of another network by a name that is needed, or an outcome's
+                file is damaged.
+        """
+        seen = {} if seen is None else seen
+        if name not in seen:
+            seen[name] = self._now(self._jobs[name], counted, seen)
+        return seen[name]
+
+    def _now(
+        self, job: Job, counted: Collection[str], seen: dict[str, Job | Outcome]
+    ) -> Job | Outcome:
+        if job.kind == jobs.PAGE or job.done:
+            return job
+        needed = {need: self.now(need, counted, seen) for need in job.needs}
+        lost = {need: found for need, found in needed.items() if isinstance(found, Outcome)}
+        if lost:
+            reduced = self._without(job, lost) if job.kind in MEASURED else None
+            if reduced is None:
+                return next(iter(lost.values())).for_one_that_needs_it(job)
+            job = reduced
+        own = outcomes.kept(job)
+        return own if own is not None and own.state in counted else job
+
+    def _without(self, job: Job, lost: Collection[str]) -> Job | None:
+        """Return what measures the networks that are not lost; None where too few are left."""
+        fewest = {"target": 1, "source": 1}
+        if job.kind == jobs.FIGURE:
+            fewest = {"model": FIGURES[job.settings.figure].networks}
+        gone = {str(self.settings.folder("runs") / name) for name in lost}
+        changes = {}
+        for field, least in fewest.items():
+            before = getattr(job.settings, field)
+            after = tuple(path for path in before if path not in gone)
+            if before and len(after) < least:
+                return None
+            changes[field] = after
+        needs = tuple(need for need in job.needs if need not in lost)
+        share = len(needs) / len(job.needs)
+        return self._placed(
+            dataclasses.replace(
+                job,
+                needs=needs,
+                settings=job.settings.replace(**changes),
+                digests={need: job.digests[need] for need in needs},
+                gradients=job.gradients * share,
+            )
+        )
+
+    @property
+    def pages(self) -> list[Job]:
+        """The jobs that write pages."""
+        return [job for job in self.jobs if job.kind == jobs.PAGE]
+
+    def lacks(self, page: Job) -> bool:
+        """Whether a page will have more once what failed is done."""
+        seen: dict[str, Job | Outcome] = {}
+        for name in page.needs:
+            self.now(name, seen=seen)
+        return any(isinstance(found, Outcome) and not found.final for found in seen.values())
+
+    def try_again(self) -> None:
+        """Forget which trainings diverged, and that what needs them is done without them."""
+        again = {job.name for job in self.jobs if _diverged(job)}
+        for job in self.jobs:
+            if again & {job.name, *job.needs}:
+                again.add(job.name)
+                job.stamp.unlink(missing_ok=True)  # by which a workflow engine goes
+        outcomes.forget(self.output, again, outcomes.DIVERGED)
+
+    def forget_failures(self, *names: str) -> None:
+        """Forget which jobs failed, so that they are tried again; of some names, or all."""
+        outcomes.forget(self.output, names or self._jobs, outcomes.FAILED)
 
     # Pages and what they are made of.
 
@@ -109,6 +218,9 @@ class Plan:
             figure=(number,) if kind == "figure" else (),
             all=False,
             jobs=1,
+            only=None,
+            retry_diverged=False,
+            dry_run=False,
         )
         self._add(
             name=f"{kind}{number}",
@@ -125,23 +237,28 @@ class Plan:
         targets = [str(self.run_of(name, seed)) for name in measurement.targets]
         if measurement.program == ANALYZE:
             kind, cls = jobs.FIGURE, FigureSettings
-            output = settings.folder("figures") / measurement.name
             others = {"model": tuple(targets)}
         else:
             kind, cls = jobs.EVALUATION, EvaluationSettings
-            output = settings.folder("reports") / measurement.name
             sources = [str(self.run_of(name, seed)) for name in measurement.sources]
             others = {"target": tuple(targets), "source": tuple(sources)}
         asked = of_flags(cls, measurement.flags)
-        chosen = asked.replace(output=str(output), data_dir=settings.data_dir, **others)
-        figure = getattr(chosen, "figure", None)
         return self._add(
             name=measurement.name,
             kind=kind,
             needs=needs,
-            settings=chosen,
-            result=output / (f"{figure}.png" if figure else "report.json"),
+            settings=asked.replace(data_dir=settings.data_dir, **others),
             gradients=measurement.gradients,
+        )
+
+    def _placed(self, job: Job) -> Job:
+        """Return a measurement with its folder, which no other one has."""
+        folder, file = "reports", "report.json"
+        if job.kind == jobs.FIGURE:
+            folder, file = "figures", f"{job.settings.figure}.png"
+        place = self.settings.folder(folder) / f"{job.name}-{job.digest}"
+        return dataclasses.replace(
+            job, settings=job.settings.replace(output=str(place)), result=place / file
         )
 
     # Networks.
@@ -247,19 +364,24 @@ class Plan:
         return settings.replace(cascade_mode="bank", cascade_bank=(str(output),)), bank
 
     def _add(self, *, name: str, needs: Sequence[str], settings: Settings, **others) -> str:
+        if name in self._jobs:
+            return name
         needs = tuple(dict.fromkeys(needs))
-        self._jobs.setdefault(
-            name,
-            Job(
-                name=name,
-                needs=needs,
-                settings=settings,
-                output=pathlib.Path(self.settings.output),
-                digests={need: self._jobs[need].digest for need in needs},
-                **others,
-            ),
+        job = Job(
+            name=name,
+            needs=needs,
+            settings=settings,
+            output=self.output,
+            digests={need: self._jobs[need].digest for need in needs},
+            **others,
         )
+        self._jobs[name] = self._placed(job) if job.kind in MEASURED else job
         return name
+
+
+def _diverged(job: Job) -> bool:
+    found = outcomes.kept(job)
+    return found is not None and found.final
 
 
 def training_gradients(settings: TrainingSettings) -> float:

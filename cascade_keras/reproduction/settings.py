@@ -10,7 +10,7 @@ from cascade_keras.data import specs as data
 from cascade_keras.errors import InputError
 from cascade_keras.reproduction.measurements import Images
 from cascade_keras.reproduction.published import FIGURES, TABLES
-from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, setting
+from cascade_keras.settings import POSITIVE, SEED, Rule, Settings, as_flags, setting
 
 _SEEDS = Rule(
     lambda seeds: bool(seeds) and all(map(SEED.holds, seeds)), "one or more whole numbers from 0"
@@ -56,6 +56,16 @@ class ReproductionSettings(Settings):
         "reproduction", "Directory of runs, banks, reports, figures and pages.", path=True
     )
     data_dir: str | None = setting(None, "TensorFlow Datasets' directory.", path=True)
+    retry_diverged: bool = setting(
+        False,
+        "Train networks once more whose training diverged before; what failed otherwise is always "
+        "tried again.",
+    )
+    only: str | None = setting(
+        None,
+        "Do this one job, which --dry_run lists, or a table's or figure's page such as table2, of "
+        "what is there, and end: what a workflow engine calls.",
+    )
     dry_run: bool = setting(
         False, "Print what would be done, how long it would take and what is there, and end."
     )
@@ -71,13 +81,21 @@ class ReproductionSettings(Settings):
         return tuple(FIGURES) if self.all else self.figure
 
     def check(self) -> None:
-        """Refuse settings that want nothing.
+        """Refuse settings that want nothing, or do not go together.
 
         Raises:
-            InputError: there is neither a table nor a figure.
+            InputError: there is neither a table nor a figure; or one job alone is wanted, and
+                trainings again that diverged.
         """
         if not self.tables and not self.figures:
             raise InputError("name a table, a figure or all", "table")
+        if self.only is not None and self.retry_diverged:
+            raise InputError("is of all jobs; leave only out", "retry_diverged")
+
+    def doing(self, job: str) -> tuple[str, ...]:
+        """Return the program, without its folder, that does one job of these settings' plan."""
+        own = self.replace(only=job, jobs=1, retry_diverged=False, dry_run=False)
+        return "reproduce", *as_flags(own, ReproductionSettings())
 
     @property
     def images(self) -> Images:

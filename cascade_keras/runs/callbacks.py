@@ -117,7 +117,8 @@ class Checkpoints(keras.callbacks.Callback):
         if not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
             raise DivergenceError(
                 f"the weights are no longer finite after step {step}; try a smaller "
-                "learning_rate or a pretrained init_from"
+                "learning_rate or a pretrained init_from",
+                step,
             )
         self.run.save_checkpoint(self.model, step)
         self._written = time.monotonic()

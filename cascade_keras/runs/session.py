@@ -14,7 +14,7 @@ from cascade_keras import data, machine
 from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.callbacks import DivergenceError, StopOnDivergence
 from cascade_keras.data.batching import Partners
-from cascade_keras.errors import InputError
+from cascade_keras.errors import InputError, TrainingDiverged
 from cascade_keras.evaluation.white_box import Result, WhiteBox
 from cascade_keras.keras_private import precisions
 from cascade_keras.progress import progress_bar
@@ -140,7 +140,8 @@ class Session:
         """Train what is left of the schedule; return the signal that ended it before that, if any.
 
         Raises:
-            InputError: the loss or a weight is no longer a finite number, or a bank was damaged.
+            TrainingDiverged: the loss or a weight is no longer a finite number.
+            InputError: a bank was damaged.
         """
         settings, last_step = self.settings, self.settings.steps
         if self.first_step >= last_step:
@@ -190,7 +191,7 @@ class Session:
             with watch if several else contextlib.nullcontext():
                 self.trainer.fit(batches, callbacks=called, shuffle=False, verbose=0)
         except DivergenceError as error:
-            raise InputError(f"{error}; {self._last_good}") from error
+            raise TrainingDiverged(f"{error}; {self._last_good}", error.step) from error
         except tf.errors.OpError as error:
             # TensorFlow passes on the text of an error in a bank only, buried in its own.
             if self.partners is None or self.partners.error is None:

@@ -170,8 +170,8 @@ class Training:
         checkpoint.
 
         Raises:
-            InputError: a directory, data or a source that cannot be used, or a loss that is no
-                longer finite.
+            InputError: a directory, data or a source that cannot be used; a ``TrainingDiverged``
+                where the loss is no longer finite.
             OSError: the disk is full or the like; checkpoints written before are intact.
         """
         directory = self.directory

@@ -16,6 +16,7 @@ from cascade_keras.errors import InputError
 from cascade_keras.evaluation.checklist import CHECKS
 from cascade_keras.recipes import folder
 from cascade_keras.reproduction import page_text, pages
+from cascade_keras.reproduction.outcomes import Outcome
 from cascade_keras.reproduction.page_records import FigurePage, TablePage, read_page
 from cascade_keras.reproduction.published import TABLES
 
@@ -424,6 +425,77 @@ def test_a_figure_shows_what_is_drawn_and_says_what_is_not(tmp_path):
     assert read_page(tmp_path / "figure9.json", FigurePage) == page
 
 
+def outcome(job, **fields):
+    return Outcome(
+        **{"job": job, "state": "failed", "reason": "no memory", "command": ["x"], **fields}
+    )
+
+
+def test_cells_of_a_network_that_failed_or_diverged_say_so(tmp_path):
+    """Beside the numbers of the others; of several seeds those that are there count."""
+    found = report(tmp_path, "r", rows_of(0, "R20M clean 98 100", "R20M_B clean 97 100"))
+    lost = {
+        each.job: each
+        for each in (
+            outcome("R20M_K-s0", reason="no <memory> " + 90 * "x"),
+            outcome("R20M_P-s0", state="diverged", reason="nan", step=12),
+            outcome("R20M_B-s1", needed="init-A-s1"),
+            outcome("table2-cw-s0", reason="no room"),
+        )
+    }
+    page = pages.table_page(2, [found], lost=lost)
+    cells = {(number.network, number.attack): number for number in page.numbers}
+    assert cells["R20M", "clean"].state is None and cells["R20M", "step_ll"].state is None
+    assert cells["R20M_K", "clean"].state.startswith("failed: no <memory> xxx")
+    assert cells["R20M_K", "clean"].ours is None and not cells["R20M_K", "clean"].values
+    assert cells["R20M_P", "pgd"].state == "diverged at step 12"
+    assert cells["R20M", "cw_linf"].state == "failed: no room"
+    text = pages.write_page(page, tmp_path).read_text()
+    (clean,) = (line for line in text.splitlines() if line.startswith("| clean |"))
+    first = [cell.strip() for cell in clean.split("|")[2:-1]]
+    assert first[0] == "98.0 (99.6)" and first[3] == "diverged at step 12 (99.5)"
+    assert re.fullmatch(r"failed: no &lt;memory&gt; x+ \.\.\. x+ \(99\.6\)", first[1])
+    assert "Diverged at step 12: R20M_P-s0." in text and "table2-cw-s0: failed: no room." in text
+    assert "| R20M_P |  |  |  | diverged at step 12 | 8000 |  |  |" in text
+    with open(tmp_path / "table2.csv", newline="") as file:
+        rows = {(row["network"], row["attack"]): row for row in csv.DictReader(file)}
+    row = rows["R20M_P", "clean"]
+    assert (row["ours"], row["state"]) == ("", "diverged at step 12")
+    assert read_page(tmp_path / "table2.json") == page
+    # One seed of two: the number is there, and the page says what of it is not.
+    both = pages.table_page(2, [found], seeds=(0, 1), lost=lost)
+    number = next(n for n in both.numbers if (n.network, n.attack) == ("R20M_B", "clean"))
+    assert number.ours == 97.0 and number.state is None
+    assert "Needs init-A-s1, which failed: no memory: R20M_B-s1." in both.missing
+
+
+def test_a_source_that_failed_is_named_in_its_cells(tmp_path):
+    lost = {"R110_2-s0": outcome("R110_2-s0")}
+    page = pages.table_page(4, [], lost=lost)
+    states = {n.state for n in page.numbers if n.sources == ["R110_2"]}
+    assert states == {"R110_2-s0 failed: no memory"}
+    assert {n.state for n in page.numbers if n.sources == ["R110_E2"]} == {None}
+
+
+def test_a_figure_says_which_network_it_lacks(tmp_path):
+    drawn = tmp_path / "figure5-s0-0"
+    drawn.mkdir()
+    (drawn / "distance_sweep.png").touch()
+    (drawn / "distance_sweep.txt").write_text("A sweep.\n")
+    name = "R20_P-lambda0.3"
+    lost = {f"{name}-s0": outcome(f"{name}-s0", state="diverged", reason="nan", step=7)}
+    page = pages.figure_page(5, {"figure5-s0": drawn}, output=tmp_path, lost=lost)
+    (picture,) = page.pictures
+    assert name not in picture.networks and "R20_P" in picture.networks
+    text = pages.write_page(page, tmp_path).read_text()
+    assert f"Without {name}: diverged at step 7." in text
+    assert f"Diverged at step 7: {name}-s0." in text
+    assert read_page(tmp_path / "figure5.json", FigurePage) == page
+    lost = {"figure5-s0": outcome("figure5-s0")}
+    page = pages.figure_page(5, {}, output=tmp_path, lost=lost)
+    assert page.missing[-2:] == ["Not drawn: figure5-s0.", "figure5-s0: failed: no memory."]
+
+
 def test_a_plans_job_becomes_a_page(two_seeds, tmp_path):
     """As ``Plan`` and ``Job`` have it."""
 
@@ -441,6 +513,7 @@ def test_a_plans_job_becomes_a_page(two_seeds, tmp_path):
         settings=types.SimpleNamespace(seeds=(0, 1), dataset=None, output=str(tmp_path / "out")),
         jobs=made,
         job={each.name: each for each in made}.get,
+        now=lambda name, seen: {each.name: each for each in made}[name],
         run_of=lambda name, seed: pathlib.Path(tmp_path, "runs", folder(name, seed)),
     )
     shown = pages.write(made[-1], plan)

@@ -10,6 +10,7 @@ import sys
 import pytest
 from support.files import ROOT
 
+from cascade_keras.reproduction import outcomes
 from cascade_keras.reproduction.plan import Plan
 from cascade_keras.reproduction.settings import ReproductionSettings
 
@@ -59,7 +60,35 @@ def test_two_jobs_at_a_time_make_the_table(tmp_path):
     # What is deleted, and only that, is made again, from what the programs keep.
     evaluation = plan.job("table8-one_step-s0")
     evaluation.stamp.unlink()
+    plan.pages[0].stamp.unlink()
     model = pathlib.Path("reproduction/runs/R20-s0/model.keras").stat().st_mtime_ns
     done = snakemake(tmp_path)
     assert done.returncode == 0 and evaluation.stamp.exists()
     assert pathlib.Path("reproduction/runs/R20-s0/model.keras").stat().st_mtime_ns == model
+
+
+@pytest.mark.long
+def test_what_fails_leaves_the_others_and_what_diverges_is_a_result(tmp_path):
+    os.chdir(tmp_path)
+    plan = Plan(ReproductionSettings(**TINY))
+    in_the_way = plan.run_of("R20_K", 0)
+    in_the_way.mkdir(parents=True)
+    (in_the_way / "notes").touch()
+    outcomes.diverged(plan.job("R20_P-s0"), "the loss is nan", 5)
+    done = snakemake(tmp_path, "--keep-going")
+    assert done.returncode != 0
+    # Snakemake does not measure without it, but the page says what there is.
+    page = json.loads(pathlib.Path("reproduction/table8.json").read_text())
+    states = {number["network"]: number["state"] for number in page["numbers"]}
+    assert "exists and is not a run" in states["R20_K"] and not plan.pages[0].stamp.exists()
+    assert states["R20_P"] == "diverged at step 5"
+    assert plan.job("R20-s0").done and not pathlib.Path("reproduction/runs/R20_P-s0").exists()
+    (in_the_way / "notes").unlink()
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = json.loads(pathlib.Path("reproduction/table8.json").read_text())
+    states = {number["network"]: number["state"] for number in page["numbers"] if number["values"]}
+    assert states == {"R20": None, "R20_K": None}
+    assert plan.pages[0].stamp.exists() and [job.kind for job in plan.left()] == ["page"]
+    # All of it is done, also where it is without what diverged.
+    assert "Nothing to be done" in "".join(snakemake(tmp_path).stderr)

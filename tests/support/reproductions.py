@@ -60,17 +60,21 @@ class Programs:
     Attributes:
         ran: names of the jobs, in order.
         killed_in: the number of the job that ends by an exception, before it has left anything.
+        errors: what jobs raise instead, by their names.
     """
 
     def __init__(self):
         self.ran: list[str] = []
         self.killed_in: int | None = None
+        self.errors: dict[str, Exception] = {}
 
     def __call__(self, job, say):
         if self.killed_in == len(self.ran):
             self.killed_in = None
             raise KeyboardInterrupt
         self.ran.append(job.name)
+        if job.name in self.errors:
+            raise self.errors[job.name]
         if job.program == "train":
             write_run(job.settings)
             return
