@@ -36,6 +36,7 @@ _HOMES = {
     "resnet": "models.networks",
     "verify": "evaluation.verify",
     "attacks": "",
+    "averages": "",
     "bank": "",
     "callbacks": "",
     "cascade": "",

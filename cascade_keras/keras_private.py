@@ -222,6 +222,33 @@ def frozen_layers(network: keras.Model) -> list[int]:
     return [number for number, layer in enumerate(layers) if not layer.trainable]
 
 
+def all_layers(network: keras.Model) -> list[keras.Layer]:
+    """Return a network's layers, those inside of others too."""
+    return network._flatten_layers(include_self=False)
+
+
+def has_own_statistics(layer: keras.Layer) -> bool:
+    """Whether a layer itself, not one inside of it, has variables that are not trained.
+
+    Seeds are none, and neither is what the data were adapted to before.
+    """
+    inside = {id(each) for part in layer._layers for each in part.variables}
+    own = [each for each in layer.non_trainable_variables if id(each) not in inside]
+    own = [each for each in own if "seed_generator" not in each.path]
+    return bool(own) and not isinstance(layer, keras.layers.Normalization | keras.Model)
+
+
+def averages_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]] | None:
+    """Return each variable that an optimizer moves, and its moving average; None without."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(inner, "use_ema", False) or not inner.built:
+        return None
+    pairs = zip(inner._trainable_variables, inner._model_variables_moving_average, strict=True)
+    return [(variable, average) for variable, average in pairs if average is not None]
+
+
 def precisions(network: keras.Model) -> list[str]:
     """Return the dtype policies of a network's layers, without float32 where there are others."""
     layers = network._flatten_layers(include_self=False)

@@ -295,6 +295,18 @@ class AdversarialTrainer(SteppedModel):
         given = mixed(taken.given) if self._state.halves else None
         return Mixed(images, k, self.spec.pairs, classes, given, batch.step), labels
 
+    def images_of(self, data, attacked: bool = True) -> tf.Tensor:
+        """Return the images that the network would be shown in a step on these data, in [0, 1].
+
+        Args:
+            data: as ``train_step`` is given them.
+            attacked: with the adversarial ones; else the clean ones alone.
+        """
+        taken = self._take(data)
+        with tf.control_dependencies(taken.after):
+            images = self._mix(taken, None)[0].images if attacked else taken.batch.images
+            return tf.identity(images)
+
     def _attacked(self, images: tf.Tensor, share: replicas.Share | None) -> int | tf.Tensor:
         """Return k, how many images of a batch are attacked, of those that are here."""
         n, most = _count(images), self.options.adversarial_batch_size
