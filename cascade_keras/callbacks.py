@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from cascade_keras import attacks
+from cascade_keras import attacks, collapse
 from cascade_keras.attacks import Chosen
 from cascade_keras.attacks.specs import Attack, image_attacks, short_steps, why_not_measured
 from cascade_keras.border import Adapted, adapt, guard_images
@@ -20,6 +21,7 @@ from cascade_keras.data.given import in_one_line
 from cascade_keras.errors import InputError, shown
 from cascade_keras.keras_private import as_dataset
 from cascade_keras.labels import guard_labels
+from cascade_keras.recorded import LookRecord
 
 
 class DivergenceError(RuntimeError):
@@ -142,7 +144,12 @@ class RobustValidation(keras.callbacks.Callback):
 
     def accuracy(self) -> float:
         """Return the accuracy of the network as it is."""
-        right = seen = 0
+        right, seen = self._counted()
+        return int(right) / seen
+
+    def _counted(self) -> tuple[np.ndarray, int]:
+        """Return what ``_correct`` counts of all images, and how many they are."""
+        right, seen = np.zeros((), np.int64), 0
         for images, labels in self._batches():
             if self.num_images is not None:
                 left = self.num_images - seen
@@ -150,11 +157,11 @@ class RobustValidation(keras.callbacks.Callback):
             if not len(images):
                 break
             with in_one_line():
-                right += int(self._count(images, labels, tf.constant(seen)))
+                right = right + self._count(images, labels, tf.constant(seen)).numpy()
             seen += len(images)
         if not seen:
             raise InputError("RobustValidation was given no images", "data")
-        return right / seen
+        return right, seen
 
     def _validation(self):
         return self.data if self.data is not None else getattr(self.model, "validation_data", None)
@@ -168,6 +175,10 @@ class RobustValidation(keras.callbacks.Callback):
 
     def _correct(self, images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         """Return how many attacked images are classified correctly."""
+        images, classes = self._checked(images, labels)
+        return self._right(self._attacked(images, classes, first), classes)
+
+    def _checked(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         border = self._border
         images = guard_images(images, border.value_range)
         border.learn(images)
@@ -175,14 +186,104 @@ class RobustValidation(keras.callbacks.Callback):
             labels, border.num_classes, count=tf.shape(images)[0], binary=bool(border.binary)
         )
         with tf.control_dependencies(checks):
-            classes = tf.identity(labels.hard)
-        found = attacks.at_epsilon(
-            self.attack,
-            border.logits,
-            images,
-            classes,
-            self.epsilon,
-            seed=[self.seed, first],
-        )
-        answers = tf.argmax(border.logits(found), axis=-1, output_type=tf.int32)
+            return images, tf.identity(labels.hard)
+
+    def _attacked(self, images: tf.Tensor, classes: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        seed = [self.seed, first]
+        logits_fn = self._border.logits
+        return attacks.at_epsilon(self.attack, logits_fn, images, classes, self.epsilon, seed=seed)
+
+    def _right(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        answers = tf.argmax(self._border.logits(images), axis=-1, output_type=tf.int32)
         return tf.reduce_sum(tf.cast(answers == classes, tf.int32))
+
+
+class CollapseWatch(RobustValidation):
+    """Notices catastrophic overfitting at the end of epochs, see ``collapse.watch``.
+
+    It measures images that are not trained on as they are, under the training attack at
+    ``max_epsilon`` and under pgd (10 steps, one start), as ``val_pgd_accuracy``. Where pgd finds
+    far more than before and the training attack less, it warns, and ``collapses`` has it.
+
+    Args:
+        epsilon: of pgd, in 0..255 units.
+        on_collapse: "warn"; or "stop", which ends ``fit`` with the weights of the last good epoch.
+        data, every, num_images, batch_size, seed: as of ``RobustValidation``.
+
+    Attributes:
+        looks: one a measurement; its ``step`` counts epochs from 1 on.
+        collapses: what was noticed, see ``collapse.Collapse``.
+
+    Raises:
+        InputError: as ``RobustValidation``; or a model that is no ``AdversarialTrainer``, or has no
+            training attack.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 8,
+        data=None,
+        every: int = 1,
+        *,
+        on_collapse: str = "warn",
+        num_images: int | None = None,
+        batch_size: int = 250,
+        seed: int = 0,
+    ):
+        pgd = attacks.PGD(steps=10, restarts=1)
+        super().__init__(
+            pgd, epsilon, data, every, num_images=num_images, batch_size=batch_size, seed=seed
+        )
+        if on_collapse not in ("warn", "stop"):
+            raise InputError(f"must be warn or stop, got {shown(on_collapse)}", "on_collapse")
+        self.on_collapse = on_collapse
+        self.looks: list[LookRecord] = []
+        self.collapses: tuple[collapse.Collapse, ...] = ()
+        self._good: list[np.ndarray] | None = None
+
+    def set_model(self, model):
+        if not getattr(getattr(model, "spec", None), "attacks", None):
+            raise InputError("CollapseWatch is of an AdversarialTrainer with a training attack")
+        super().set_model(model)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self.looks, self.collapses, self._good = [], (), None
+
+    def on_epoch_end(self, epoch, logs=None):
+        before = len(self.looks)
+        self._epoch = epoch + 1
+        super().on_epoch_end(epoch, logs)
+        if len(self.looks) > before:
+            self._tell()
+
+    def accuracy(self) -> float:
+        """Look at the network as it is, and return its accuracy under pgd."""
+        (clean, attacked, pgd), images = self._counted()
+        self.looks.append(
+            LookRecord(step=self._epoch, clean=int(clean), attacked=int(attacked), pgd=int(pgd))
+        )
+        self._images = images
+        return int(pgd) / images
+
+    def _tell(self) -> None:
+        model, images = self.model, self._images
+        watched = collapse.watch(self.looks, images, 1 / self._border.num_classes)
+        new = watched.collapses[len(self.collapses) :]
+        self.collapses = watched.collapses
+        if watched.good is self.looks[-1]:
+            self._good = model.network.get_weights() if self.on_collapse == "stop" else None
+        for each in new:
+            text = each.describe(images, model.attack.name).replace("steps", "epochs")
+            warnings.warn(text, stacklevel=2)
+            if self.on_collapse == "stop":
+                model.network.set_weights(self._good)
+                model.stop_training = True
+
+    def _correct(self, images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        images, classes = self._checked(images, labels)
+        shown = (
+            images, self.model.attacked(images, classes, first),
+            self._attacked(images, classes, first),
+        )  # fmt: skip
+        return tf.stack([self._right(each, classes) for each in shown])

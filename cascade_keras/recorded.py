@@ -208,12 +208,14 @@ class LookRecord(Record, omit_defaults=True):
         clean: as they are.
         attacked: under the training attack at max_epsilon.
         pgd: under pgd.
+        restored: the step whose weights the training went on with, as this network had collapsed.
     """
 
     step: Count
     clean: Index
     attacked: Index
     pgd: Index
+    restored: Count | None = None
 
 
 class ValidationRecord(Record):
@@ -244,12 +246,47 @@ class ValidationRecord(Record):
         return msgspec.to_builtins(self)
 
 
-class Metrics(Record):
-    """metrics.json: the accuracies of a finished network on test images, white box."""
+class ChosenRecord(Record):
+    """Which network of a training the finished one is, where that is not the last.
+
+    Attributes:
+        step: after which it was looked at.
+        by: "pgd" or "clean", the accuracy on held-out images by which it was the best; "collapse",
+            the last one before the training's network collapsed.
+        correct, examples, accuracy: of the held-out images, under pgd or clean; in per cent.
+    """
+
+    step: Count
+    by: Literal["pgd", "clean", "collapse"]
+    correct: Index
+    examples: Count
+    accuracy: PerCent
+
+
+class CollapseRecord(Record):
+    """A catastrophic overfitting in the course of a training: seen at a step, after a good one."""
+
+    step: Count
+    last_good: Count
+    then: Literal["warn", "stop", "restore"]
+
+
+class Metrics(Record, omit_defaults=True):
+    """metrics.json: the accuracies of a finished network on test images, white box.
+
+    Attributes:
+        steps: of the schedule.
+        stopped_at: the step at which the training ended before, as its network had collapsed.
+        chosen: which network of the training it is, where held-out images decided.
+        collapses: what was noticed by them.
+    """
 
     steps: Count
     seed: Index
     results: list[ResultRecord]
+    stopped_at: Count | None = None
+    chosen: ChosenRecord | None = None
+    collapses: list[CollapseRecord] = msgspec.field(default_factory=list)
 
     def __post_init__(self):
         cells = [(result.attack, result.epsilon) for result in self.results]
@@ -260,6 +297,19 @@ class Metrics(Record):
     def as_json(self) -> Values:
         """Return the fields as metrics.json has them."""
         return msgspec.to_builtins(self)
+
+
+def chosen_in_words(chosen: Mapping[str, Any]) -> str:
+    """Return which network of a training the finished one is: its step, and by what number."""
+    why = {
+        "pgd": "the best of the training under pgd",
+        "clean": "the best of the training",
+        "collapse": "the last before catastrophic overfitting, under pgd",
+    }[chosen["by"]]
+    return (
+        f"{chosen['step']}, {why}: {chosen['accuracy']:.1f}% of {chosen['examples']:,} images held "
+        "out of the training"
+    )
 
 
 def read_config(run: pathlib.Path) -> RunConfig:
