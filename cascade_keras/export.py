@@ -86,24 +86,25 @@ _IDENTITY = (
 
 
 # What a preset records as a run does.
-_OF_RUNS = ("recipe", "dataset", "steps", "seed", "versions", "results", "learned_from")
+_OF_RUNS = ("recipe", "dataset", "steps", "seed", "versions", "results", "chosen", "learned_from")
 
 
-def provenance_of_run(config: dict, steps: int, results: list[dict]) -> dict:
+def provenance_of_run(config: dict, metrics: dict) -> dict:
     """Return what is worth knowing of a network that a run has trained.
 
     Args:
         config: content of the run's config.json.
-        steps: how many the run took.
-        results: its final accuracies, see metrics.json.
+        metrics: content of its metrics.json: its steps, its final accuracies, and which network
+            of the training it is where that is not the last.
     """
     return {
         "recipe": config["flags"],
         "dataset": config["dataset"],
-        "steps": steps,
+        "steps": metrics["steps"],
         "seed": config["seed"],
         "versions": config["versions"],
-        "results": results,
+        "results": metrics["results"],
+        **({"chosen": metrics["chosen"]} if metrics.get("chosen") else {}),
         **learned_from(config),
     }
 
@@ -213,7 +214,7 @@ def _read_run(run: pathlib.Path) -> dict:
     config, metrics = read_config(run), read_metrics(run)
     if not (run / "model.keras").is_file():
         raise InputError(f"{run} is not finished; start its bin/train command again, it goes on")
-    return provenance_of_run(config.as_json(), metrics.steps, metrics.as_json()["results"])
+    return provenance_of_run(config.as_json(), metrics.as_json())
 
 
 def check_output(output: str | os.PathLike) -> None:

@@ -30,7 +30,14 @@ from cascade_keras import presets, records
 from cascade_keras.errors import InputError
 from cascade_keras.files import expand, is_path, named_twice
 from cascade_keras.models import forms
-from cascade_keras.recorded import CONFIG, OriginRecord, read_config
+from cascade_keras.recorded import (
+    CONFIG,
+    METRICS,
+    ChosenRecord,
+    OriginRecord,
+    read_config,
+    read_metrics,
+)
 from cascade_keras.records import (
     Count,
     Epsilon,
@@ -122,6 +129,7 @@ class Provenance(OpenRecord):
     class_names: list[str] | UnsetType = UNSET
     source_hash: Sha256 | UnsetType = UNSET
     learned_from: list[LearnedFrom] | UnsetType = UNSET
+    chosen: ChosenRecord | UnsetType = UNSET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +249,9 @@ def _locate_run(path: pathlib.Path) -> Location:
         raise InputError(f"{path} is a run that is not finished; start its bin/train command again")
     known = {key: config.as_json()[key] for key in ("dataset", "seed")}
     known = {"recipe": config.flags, **known, **learned_from(config.as_json())}
+    if config.held_out and (path / METRICS).is_file():
+        chosen = read_metrics(path).as_json().get("chosen")
+        known |= {"chosen": chosen} if chosen else {}
     return Location(path / "model.keras", path.resolve().name, known)
 
 

@@ -23,7 +23,7 @@ from cascade_keras.cli.flags import define, given, read
 from cascade_keras.cluster import WorkerLost
 from cascade_keras.printed import print_table
 from cascade_keras.runs.settings import RecipeSettings, TrainingSettings
-from cascade_keras.runs.training_run import Training, TrainingResult
+from cascade_keras.runs.training_run import Training, TrainingResult, of_looks
 
 
 def train(values: flags.FlagValues) -> int:
@@ -66,6 +66,8 @@ def print_results(result: TrainingResult, dataset: str) -> None:
         ]
         for found in result.results
     ]
+    for line in of_looks(result.told):
+        print(line)
     print(f"{result.path}: {dataset} test images, white box, epsilon in 0..255")
     print_table(("attack", "epsilon", "accuracy %", "images"), rows)
     if result.saved:

@@ -35,6 +35,7 @@ from cascade_keras.evaluation.plan import Keep, Plan
 from cascade_keras.evaluation.report import Report
 from cascade_keras.evaluation.stores import Arrays, told_by
 from cascade_keras.provenance import package_versions
+from cascade_keras.recorded import chosen_in_words
 from cascade_keras.sources import Source
 from cascade_keras.speed import BatchSize, fastest_batch_size
 
@@ -350,6 +351,12 @@ def _notes(asked: Asked, sources: Iterable[Source], num_classes: int) -> list[st
     """Return what can be computed and is likely not what was meant, a sentence each."""
     trained = [source.provenance.get("recipe", {}).get("max_epsilon") for source in sources]
     notes = small_epsilon_note(asked.epsilons, max(filter(None, trained), default=None))
+    notes += [
+        f"{source.name} is its training's network of step "
+        f"{chosen_in_words(source.provenance['chosen'])}."
+        for source in sources
+        if source.provenance.get("chosen")
+    ]
     for attack in asked.every.values():
         notes += short_steps(attack.options, attack.epsilons)
         if attack.name == "autoattack":

@@ -2,6 +2,7 @@
 
     runs/NAME/config.json    format, every flag, package versions, seed, dataset fingerprint
               checkpoints/   step-00001000.keras: weights, statistics, optimizer; the last three
+                             look-00000500.keras: the same, of looks that may be come back to
               tensorboard/   event files; see dashboard.py
               validation.json    looks at held-out images, where there are any
               model.keras    the finished network
@@ -18,7 +19,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from cascade_keras import files, recorded
@@ -264,6 +265,7 @@ class Run:
         if not self.started:
             self._forget_events()
             self.looks_file.unlink(missing_ok=True)
+            self.keep_looked_at([])
             files.write_json(self._config_file, config.as_json())
             self._configured = True
 
@@ -335,6 +337,47 @@ class Run:
         """
         self._check_held()
         files.write_json(self.looks_file, looks.as_json())
+
+    def save_looked_at(self, trainer, step: int) -> None:
+        """Save what a look was at, as ``save_checkpoint`` does; it is kept as long as it is said.
+
+        Raises:
+            InputError, OSError: as ``save_checkpoint``.
+        """
+        self._check_held()
+        files.write_atomically(self.looked_at(step), trainer.save)
+
+    def keep_looked_at(self, steps: Collection[int]) -> None:
+        """Remove what looks at other steps than these were at."""
+        kept = {self.looked_at(step) for step in steps}
+        for path in self.checkpoints.glob("look-*.keras"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def load_looked_at(self, trainer, step: int) -> None:
+        """Load what a look was at, clock included.
+
+        Raises:
+            InputError: it is not there, damaged, or another network's.
+        """
+        path = self.looked_at(step)
+        try:
+            checkpoints.load(trainer, path, step)
+        except Exception as error:  # Keras, h5py, zipfile and zlib each raise their own
+            raise InputError(
+                f"{path} cannot be used ({first_line(error)}); restore it, or train again under "
+                "another name",
+                "name",
+            ) from error
+
+    def looked_at(self, step: int) -> pathlib.Path:
+        """Return the file of what a look was at."""
+        return self.checkpoints / f"look-{step:08d}.keras"
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the checkpoints that there are, ascending."""
+        return list(self._checkpoint_files())
 
     def restore(self, trainer) -> int:
         """Load the newest checkpoint that is intact and return its step, 0 where there is none.

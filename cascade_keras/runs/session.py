@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
+import numpy as np
 import tensorflow as tf
 
-from cascade_keras import data, machine
+from cascade_keras import averages, data, machine
 from cascade_keras.attacks.specs import ATTACKS, Attack
 from cascade_keras.callbacks import DivergenceError, StopOnDivergence
 from cascade_keras.data.batching import Partners
@@ -18,11 +20,11 @@ from cascade_keras.errors import InputError, TrainingDiverged
 from cascade_keras.evaluation.white_box import Result, WhiteBox
 from cascade_keras.keras_private import precisions
 from cascade_keras.progress import progress_bar
-from cascade_keras.recorded import ValidationRecord
+from cascade_keras.recorded import LookRecord, ValidationRecord
 from cascade_keras.runs import build, callbacks
 from cascade_keras.runs.dashboard import Dashboard, expected_steps
 from cascade_keras.runs.events import open_writer, writing
-from cascade_keras.runs.looks import HeldOut, Validation, looks_before
+from cascade_keras.runs.looks import HeldOut, Policy, Validation, looks_before
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.settings import TrainingSettings, clean_images
 from cascade_keras.strategies import Watch, Workers
@@ -78,6 +80,7 @@ class Session:
             if self.dashboard:
                 stack.enter_context(contextlib.closing(self.dashboard))
                 self.dashboard.open(settings.name, run.read_config().flags)
+            self.validation = self._validation()
             self._opened = stack.pop_all()
 
     def __enter__(self) -> Session:
@@ -88,11 +91,14 @@ class Session:
 
     def _share(self) -> None:
         """Go on where the chief does, with its weights."""
-        trainer, workers = self.trainer, self.workers
-        workers.share_variables(
+        self._share_weights()
+        self.first_step = self.workers.from_chief(self.first_step)
+
+    def _share_weights(self) -> None:
+        trainer = self.trainer
+        self.workers.share_variables(
             [*trainer.network.weights, *trainer.optimizer.variables, trainer.steps]
         )
-        self.first_step = workers.from_chief(self.first_step)
 
     @property
     def stepped(self) -> bool:
@@ -144,9 +150,16 @@ class Session:
             InputError: a bank was damaged.
         """
         settings, last_step = self.settings, self.settings.steps
-        if self.first_step >= last_step:
+        validation = self.validation
+        if self.first_step >= last_step or (validation and validation.ended):
             return None
         self.say(self._runs_on)
+        kept = averages.left_alone(self.trainer.network) if settings.use_ema else ()
+        if kept:
+            self.say(
+                f"note: {', '.join(kept)} keeps statistics of the last weights beside the average "
+                "of the weights"
+            )
         checkpoints = callbacks.Checkpoints(
             self.run,
             settings.checkpoint_minutes,
@@ -164,18 +177,8 @@ class Session:
             settings.log_steps,
             self.run.tensorboard,
         )
-        validation = self._validation()
         batches = data.shared_batches(
-            self.trainer.distribute_strategy,
-            *self.dataset.train,
-            clean_images(settings),
-            seed=settings.seed,
-            start=self.first_step,
-            stop=last_step,
-            crop=settings.crop,
-            augment=settings.augment,
-            partners=self.partners,
-            held_out=self.held_out,
+            self.trainer.distribute_strategy, **self._batches(self.first_step, last_step)
         )
         # The report before the checkpoint, so that a run killed in between lacks no point.
         called = [
@@ -200,11 +203,43 @@ class Session:
         finally:
             checkpoints.restore_handlers()
             report.close()
-        if self.trainer.steps_done < last_step and not checkpoints.stop_signal:
+        ended = checkpoints.stop_signal or (validation and validation.ended)
+        if self.trainer.steps_done < last_step and not ended:
             # Keras takes some errors of TensorFlow for the end of the data.
             step = self.trainer.steps_done
             raise InputError(f"there were no data after step {step} of {last_step}")
         return checkpoints.stop_signal
+
+    def _batches(self, start: int, stop: int) -> dict[str, Any]:
+        """Return what ``data.batches`` is told of the run's batches of some steps."""
+        settings = self.settings
+        images, labels = self.dataset.train
+        return {
+            "images": images,
+            "labels": labels,
+            "batch_size": clean_images(settings),
+            "seed": settings.seed,
+            "start": start,
+            "stop": stop,
+            "crop": settings.crop,
+            "augment": settings.augment,
+            "partners": self.partners,
+            "held_out": self.held_out,
+        }
+
+    def _next_batches(self) -> tf.data.Dataset:
+        """Return the batches by which statistics of averaged weights are estimated.
+
+        They are those of the steps that would come next, whole also where devices share steps.
+        """
+        step = self.trainer.steps_done
+        return data.batches(**self._batches(step, step + averages.BATCHES))
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within: the network is its weights' average, where that is what the run ends with."""
+        if not self.settings.use_ema:
+            return contextlib.nullcontext()
+        return averages.averaged(self.trainer, self._next_batches())
 
     def _validation(self) -> Validation | None:
         """Return what looks at held-out images in the course of the training, where there are."""
@@ -219,26 +254,42 @@ class Session:
             rows=[],
         )
         every = settings.validation_steps
+        counts = np.bincount(self.dataset.train[1][self.held_out])
+        policy = Policy(
+            settings.keep_best,
+            settings.on_collapse,
+            images=len(self.held_out),
+            chance=float(counts.max() / counts.sum()),
+            attacks=trainer.spec.attacks,
+        )
         if workers.is_chief:
             record = looks_before(self.run, self.first_step, every, record)
         found = workers.from_chief(record.as_json())
         images, labels = self.dataset.train
+        held_out = HeldOut(
+            trainer,
+            data.NetworkImages(images, settings.crop),
+            labels,
+            self.held_out,
+            epsilon=settings.validation_epsilon,
+            seed=settings.seed,
+        )
+
+        def measure(step: int) -> LookRecord:
+            with self._averaged():
+                return held_out(step)
+
         return Validation(
-            HeldOut(
-                trainer,
-                data.NetworkImages(images, settings.crop),
-                labels,
-                self.held_out,
-                epsilon=settings.validation_epsilon,
-                seed=settings.seed,
-            ),
+            measure,
             msgspec.convert(found, ValidationRecord),
+            policy,
             every,
             settings.steps,
             run=self.run,
             writer=self.writer,
             say=self.say,
             workers=workers,
+            share=self._share_weights,
         )
 
     @property
@@ -265,10 +316,16 @@ class Session:
 
     def _extras(self) -> list:
         settings, extras = self.settings, []
-        if self.dashboard:
+        dashboard = self.dashboard
+        if dashboard:
+
+            def look(step: int) -> None:
+                with self._averaged():
+                    dashboard.look(step)
+
             extras.append(
                 callbacks.Looks(
-                    self.dashboard.look,
+                    look,
                     settings.steps,
                     every=settings.tensorboard_steps,
                     window=settings.log_steps,
@@ -282,12 +339,39 @@ class Session:
             extras.append(callbacks.Profile(self.run.tensorboard, settings.profile_steps, skipped))
         return extras
 
+    def choose(self) -> Mapping[str, Any]:
+        """Take the network with which the training finishes, and return what is said of it.
+
+        That is the last one, unless the looks at held-out images say another.
+
+        Returns:
+            Fields of metrics.json: ``stopped_at``, ``chosen`` and ``collapses``.
+
+        Raises:
+            InputError: the file of that network is damaged.
+        """
+        validation = self.validation
+        if validation is None:
+            return {}
+        rows, policy = validation.record.rows, validation.policy
+        chosen = policy.chosen(rows)
+        if chosen is not None and (chosen.step, None) != (
+            self.trainer.steps_done,
+            rows[-1].restored,
+        ):
+            self.run.load_looked_at(self.trainer, chosen.step)
+        self.run.keep_looked_at(policy.kept(rows))
+        return {
+            "stopped_at": validation.ended_at,
+            "chosen": chosen,
+            "collapses": policy.collapses(rows),
+        }
+
     def evaluate(self) -> list[dict]:
         """Return the finished network's accuracies as metrics.json keeps them."""
-        # Keras does this at the end of fit; a run resumed after its last step has no fit.
-        with self.trainer.distribute_strategy.scope():
-            variables = self.trainer.network.trainable_variables
-            self.trainer.optimizer.finalize_variable_values(variables)
+        if self.settings.use_ema:
+            # Behind what Keras does at the end of fit; a run resumed after its last step has none.
+            averages.settle(self.trainer, self._next_batches())
         results = [_record(result) for result in self._accuracies()]
         if self.dashboard:
             steps = self.settings.steps

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cascade_keras import presets, recipes
+from cascade_keras import collapse, presets, recipes
 from cascade_keras.attacks import specs as attacks
 from cascade_keras.data import specs as data
 from cascade_keras.data.settings import SIDES, DataSettings, parse_sides
@@ -49,7 +49,10 @@ from cascade_keras.settings import (
 LR_SCHEDULES, LR_PEAK = ("steps", "triangular", "cosine"), 0.4
 XLA = {"auto": "auto", "on": True, "off": False}  # as Keras's compile is told
 # Settings that say something of the looks at held-out images.
-UNSET_WITHOUT_VALIDATION = {"validation_steps": 0, "validation_epsilon": None}
+UNSET_WITHOUT_VALIDATION = {
+    "validation_steps": 0, "validation_epsilon": None, "keep_best": "none", "on_collapse": "warn",
+}  # fmt: skip
+ON_COLLAPSE = ("warn", "stop", "restore")
 LOOKS = 20  # at held-out images, where nothing says how many
 NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
@@ -338,6 +341,19 @@ class TrainingSettings(DataSettings):
     )
     validation_epsilon: float | None = setting(
         None, "Of pgd in those looks; default: max_epsilon.", EPSILON
+    )
+    keep_best: str = setting(
+        "none",
+        "Finish with the network of the look at which most held-out images withstood pgd, or were "
+        "correct as they are (clean); none: with the last network.",
+        choices=("none", "pgd", "clean"),
+    )
+    on_collapse: str = setting(
+        "warn",
+        "When fewer and fewer held-out images withstand pgd and more the training attack: warn; "
+        "stop, and finish with the last good network; restore, go on with that one's weights, at "
+        f"most {collapse.MOST_RESTORES} times, then stop.",
+        choices=ON_COLLAPSE,
     )
     name: str | None = setting(
         None, "Of the run; default: DATASET-MODEL-LOSS-sSEED.", NAME, operational=True
@@ -830,6 +846,11 @@ def _check_validation(settings: TrainingSettings, dataset: data.DatasetSpec) -> 
             f"{dataset.name} has {examples} training images, of which a batch takes "
             f"{clean_images(settings)}; hold fewer back than {count}",
             "validation_images",
+        )
+    if settings.on_collapse != "warn" and not losses.LOSSES[settings.loss].attacks:
+        raise InputError(
+            f"{settings.loss} training has no training attack that could be withstood alone",
+            "on_collapse",
         )
     if count:
         return

@@ -13,6 +13,7 @@ import re
 import signal
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -34,6 +35,7 @@ from cascade_keras.recorded import (
     OriginRecord,
     ResultRecord,
     RunConfig,
+    chosen_in_words,
     go_on_with,
 )
 from cascade_keras.runs.run import Run
@@ -66,6 +68,9 @@ class TrainingResult:
         stopped_by: the signal that ended it before its last step, None where it is finished.
         saved: the folder of the saved network's version, None where nothing was exported now.
         was_finished: whether the run was finished before, so that nothing was done.
+        told: what metrics.json holds, of a training that is finished: which network of the
+            training the finished one is (``chosen``), where held-out images decided, collapses
+            that were noticed by them, and where one ended it (``stopped_at``).
     """
 
     path: pathlib.Path
@@ -74,6 +79,7 @@ class TrainingResult:
     stopped_by: signal.Signals | None = None
     saved: pathlib.Path | None = None
     was_finished: bool = False
+    told: Mapping = dataclasses.field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -210,8 +216,7 @@ class Training:
         """Return what is kept of a finished run."""
         metrics = self.directory.read_metrics()
         self.directory.check_model()
-        results = metrics.as_json()["results"]
-        return TrainingResult(self.directory.path, metrics.steps, results, was_finished=True)
+        return _told(self.directory.path, metrics, was_finished=True)
 
     def _trained(self, found: cluster.Cluster | None, told: Callable) -> TrainingResult:
         from cascade_keras import strategies
@@ -350,10 +355,12 @@ class Training:
                 if stopped:
                     step = trainer.steps_done
                     return TrainingResult(self.directory.path, step, stopped_by=stopped)
+                looked = session.choose() if writes else {}
                 results = session.evaluate() if writes else []
-            result = self._finish(trainer.network, results) if writes else None
-            results = workers.from_chief(results)  # the others stay until all is done
-            return result or TrainingResult(self.directory.path, settings.steps, results)
+            result = self._finish(trainer.network, results, looked) if writes else None
+            # The others stay until all is done.
+            fields = workers.from_chief(result and result.told)
+            return result or _told(self.directory.path, msgspec.convert(fields, Metrics))
 
     def _before(self, workers: Workers) -> RunConfig | None:
         """Return what the run's config.json says to the chief, where the run goes on."""
@@ -458,21 +465,26 @@ class Training:
             said = f"{error.strerror or error}; {self.directory.kept}"
             raise OSError(error.errno, said, error.filename) from error
 
-    def _finish(self, network: keras.Model, results: list) -> TrainingResult:
+    def _finish(self, network: keras.Model, results: list, looked: Mapping) -> TrainingResult:
         from cascade_keras.runs.build import image_shape
 
         steps, saved = self.settings.steps, None
+        metrics = Metrics(
+            steps=steps,
+            seed=self.settings.seed,
+            results=[ResultRecord(**result) for result in results],
+            **looked,
+        )
         if self.settings.export:
             saved = export_saved_model(
                 network,
                 self._saved,
-                provenance_of_run(self.directory.read_config().as_json(), steps, results),
+                provenance_of_run(self.directory.read_config().as_json(), metrics.as_json()),
                 image_shape=self.preset.image_shape,
                 input_shape=image_shape(self.settings, self.preset),
             )
-        found = [ResultRecord(**result) for result in results]
-        self.directory.finish(network, Metrics(steps=steps, seed=self.settings.seed, results=found))
-        return TrainingResult(self.directory.path, steps, results, saved=saved)
+        self.directory.finish(network, metrics)
+        return _told(self.directory.path, metrics, saved=saved)
 
     @property
     def _saved(self) -> pathlib.Path:
@@ -545,6 +557,30 @@ def _loaded(sources: Sequence | None, setting: str, settings: TrainingSettings) 
     with about(setting):
         told = {"trust": settings.trust_source, **settings.told_of_sources()}
         return [s if isinstance(s, Source) else load_source(s, **told) for s in sources]
+
+
+def of_looks(told: Mapping) -> list[str]:
+    """Return what held-out images have decided in a training, a sentence each.
+
+    Args:
+        told: what metrics.json holds.
+    """
+    said, chosen = [], told.get("chosen")
+    if told.get("stopped_at"):
+        said.append(
+            f"the training ended at step {told['stopped_at']} of {told['steps']}: catastrophic "
+            "overfitting"
+        )
+    if chosen:
+        said.append(f"the network is that of step {chosen_in_words(chosen)}")
+    return said
+
+
+def _told(path: pathlib.Path, metrics: Metrics, **more: Any) -> TrainingResult:
+    """Return what has become of a training that is finished."""
+    told = metrics.as_json()
+    step = metrics.stopped_at or metrics.steps
+    return TrainingResult(path, step, told["results"], told=told, **more)
 
 
 def _held_out_record(indices: np.ndarray) -> HeldOutRecord | None:

@@ -95,7 +95,7 @@ def networks(randomize):
 def base(networks, tmp_path_factory):
     """A folder with every network, exported once."""
     folder = tmp_path_factory.mktemp("saved")
-    provenance = provenance_of_run(CONFIG, METRICS["steps"], METRICS["results"])
+    provenance = provenance_of_run(CONFIG, METRICS)
     for name, network in networks.items():
         shape = SHAPES[name][1]
         version = export_saved_model(network, folder / name, provenance, image_shape=shape)
@@ -428,7 +428,7 @@ def test_another_network_is_the_next_version_and_the_same_is_none(
     network, base, tmp_path, randomize
 ):
     output = tmp_path / "name"
-    provenance = provenance_of_run(CONFIG, 30, [])
+    provenance = provenance_of_run(CONFIG, {"steps": 30, "results": []})
     shutil.copytree(base / "sequential", output)
     before = tree(tmp_path)
     # Later results of the same network do not make it another; a trainer's network is meant.
