@@ -11,13 +11,17 @@ above it, ``--cascade_source`` and ``--ensemble_source`` must. FOLDER is then al
                                    ones and those of their sources
     CRAFTER.hlo.gz, .json, .npz    the images of a bank, a shard at a time, of any source's weights
     NAME.start.npz                 the first weights of a run without ``--init_from``
+    NAME.given.npz                 of a run the learning rate of each step, the training images that
+                                   are held out, and the mean image that its network subtracts
     NAME.cascade.npz               source and epsilon of each cascade image of all steps of a run
     DATA.npz                       the training images, in the order of the dataset
-    runs.json                      of each run: program, data, seed, schedule, keys of its epochs
+    runs.json                      of each run: program, data, seed, steps, keys of its epochs
 
 The loop draws what bin/train draws without XLA: order, crops, flips, epsilons, attackers. Cascade
 images come from banks, ``--cascade_mode=bank``, which are crafted where the run is trained.
-Trainings in float16 or with moving averages of the weights are not lowered.
+What returns of a run with ``--use_ema`` has the weights and their averages: ``restore.py`` finishes
+the run with these as bin/train does. It does not look at held-out images on its way, so nothing
+can be chosen by them. Trainings in float16 are not lowered.
 """
 
 from __future__ import annotations
@@ -53,11 +57,15 @@ from cascade_keras.sources import load_source
 from cascade_keras.training import AdversarialTrainer
 
 CHUNK = 1_000  # most steps of one call of a program
-MOST_BOUNDARIES = 6  # of a learning rate
-NEVER = np.iinfo(np.int64).max
 # What may differ between two runs of one program.
-GIVEN = {"seed", "steps", "epochs", "lr_boundaries", "warmup_steps", "learning_rate", "init_from"}
-MEASURED = {"log_steps", "eval_attacks", "eval_epsilon", "eval_examples"}
+GIVEN = {
+    *("seed", "steps", "epochs", "init_from", "validation_images"),
+    *("learning_rate", "lr_schedule", "lr_peak", "lr_boundaries", "warmup_steps"),
+}
+MEASURED = {
+    *("log_steps", "eval_attacks", "eval_epsilon", "eval_examples"),
+    *("validation_steps", "validation_epsilon"),
+}
 # Flags that make another network, of a run that is a source.
 OF_NETWORKS = (
     *("dataset", "model", "model_weights", "embedding_at", "normalization", "crop", "precision"),
@@ -96,10 +104,8 @@ def check(settings: TrainingSettings, above: Sequence[str] = ()) -> None:
     Raises:
         InputError: naming the setting.
     """
-    allowed = {"source_value_range": None, "use_ema": False}
-    for name, value in allowed.items():
-        if getattr(settings, name) != value:
-            raise InputError("is not lowered", name)
+    if settings.source_value_range is not None:
+        raise InputError("is not lowered", "source_value_range")
     if settings.cascade_source and settings.cascade_mode != "bank":
         raise InputError("only bank is lowered", "cascade_mode")
     for setting in ("cascade_source", "ensemble_source"):
@@ -108,8 +114,6 @@ def check(settings: TrainingSettings, above: Sequence[str] = ()) -> None:
                 raise InputError(f"{name} is no run of a line above", setting)
     if settings.precision == "mixed_float16":
         raise InputError("mixed_float16 is not lowered", "precision")
-    if len(settings.lr_boundaries) >= MOST_BOUNDARIES:
-        raise InputError(f"must be fewer than {MOST_BOUNDARIES}", "lr_boundaries")
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
@@ -118,16 +122,14 @@ def names_of(paths: Sequence[str]) -> list[str]:
 
 
 class GivenRate(keras.optimizers.schedules.LearningRateSchedule):
-    """A piecewise constant rate whose boundaries and values are variables."""
+    """A rate that is a variable, assigned before each step."""
 
     def __init__(self):
         super().__init__()
-        self.boundaries = tf.Variable([NEVER] * MOST_BOUNDARIES, name="lr_boundaries")
-        self.values = tf.Variable([0.0] * (MOST_BOUNDARIES + 1), name="lr_values")
+        self.value = tf.Variable(0.0, name="learning_rate", trainable=False)
 
     def __call__(self, step):
-        passed = tf.cast(step, tf.int64) > self.boundaries
-        return self.values[tf.reduce_sum(tf.cast(passed, tf.int32))]
+        return self.value
 
     def get_config(self):
         return {}
@@ -155,15 +157,13 @@ class Lowered(AdversarialTrainer):
         super().compile(optimizer=given, **kwargs)
 
 
-def schedule(settings: TrainingSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Return boundaries, int64, and values, float32, of a run as ``GivenRate`` takes them."""
+def rates(settings: TrainingSettings) -> np.ndarray:
+    """Return the learning rate of each step of a run, float32 (steps,), whatever its schedule."""
     rate = build.learning_rate_schedule(settings)
-    boundaries, values = ([], [rate]) if isinstance(rate, float) else (rate.boundaries, rate.values)
-    missing = MOST_BOUNDARIES - len(boundaries)
-    return (
-        np.array([*boundaries, *[NEVER] * missing], np.int64),
-        np.array([*values, *values[-1:] * missing], np.float32),
-    )
+    if isinstance(rate, float):
+        return np.full(settings.steps, rate, np.float32)
+    each = tf.data.Dataset.range(settings.steps).map(lambda step: tf.cast(rate(step), tf.float32))
+    return np.concatenate(list(each.batch(CHUNK).as_numpy_iterator()))
 
 
 @contextlib.contextmanager
@@ -261,7 +261,7 @@ def from_banks(banks: Sequence[tf.Tensor], source, place, shape: Sequence[int]) 
 
 
 def make_program(trainer: Lowered, settings: TrainingSettings, image_shape) -> tf.function:
-    """Return the loop: (pixels, labels, order, first, count) -> the number of steps done.
+    """Return the loop: (pixels, labels, order, first, count, rates) -> the number of steps done.
 
     With cascade sources it takes more: source, place, then the images of each bank, see
     ``from_banks``; of each step those of the images at ``places_of_partners``.
@@ -276,7 +276,7 @@ def make_program(trainer: Lowered, settings: TrainingSettings, image_shape) -> t
     shape = [batch_size, *sides_of(settings.crop), channels]
 
     @tf.function(jit_compile=True, autograph=False)
-    def program(pixels, labels, order, first, count, *given):
+    def program(pixels, labels, order, first, count, rates, *given):
         def body(i):
             step, chosen = first + tf.cast(i, tf.int64), order[i]
             seed = trainer.given_seed
@@ -287,6 +287,7 @@ def make_program(trainer: Lowered, settings: TrainingSettings, image_shape) -> t
             if partners:
                 source, place, *banks = given
                 crafted = from_banks(banks, source[i], place[i], shape[1:])
+            trainer.given_rate.value.assign(rates[i])
             trainer.train_step((Batch(images, step, crafted), tf.gather(labels, chosen)))
             return [i + 1]
 
@@ -315,21 +316,32 @@ def numbered(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
 def named_variables(trainer: Lowered) -> dict[str, tf.Variable]:
     """Return all variables of a training by names that say what they are."""
     found = {}
-    for owner in ("network", "optimizer"):
-        found |= prefixed(owner, getattr(trainer, owner).variables)
+    found |= prefixed("network", trainer.network)
+    found |= {f"optimizer/{n}": v.value for n, v in numbered(trainer.optimizer.variables).items()}
     for name, tracker in trainer.trackers.items():
         found |= {f"metrics/{name}/{v.name}": v.value for v in tracker.variables}
     found["steps"], found["seed"] = trainer.steps.value, trainer.given_seed
-    found["lr_boundaries"], found["lr_values"] = (
-        trainer.given_rate.boundaries,
-        trainer.given_rate.values,
-    )
+    found["learning_rate"] = trainer.given_rate.value
     return found
 
 
-def prefixed(owner: str, variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
-    """Return the variables of an owner by names that begin with its own."""
-    return {f"{owner}/{name}": v.value for name, v in numbered(variables).items()}
+def prefixed(owner: str, network: keras.Model) -> dict[str, tf.Variable | tf.Tensor]:
+    """Return what tells a network from others of its layers, by names that begin with another.
+
+    Its variables and what its normalisation subtracts, which is none.
+    """
+    named = {name: v.value for name, v in numbered(network.variables).items()} | means(network)
+    return {f"{owner}/{name}": value for name, value in named.items()}
+
+
+def means(network: keras.Model) -> dict[str, tf.Tensor]:
+    """Return what each normalisation of a network subtracts, by its place: mean-0, mean-1."""
+    layers = [each for each in network._flatten_layers() if _normalizes(each)]
+    return {f"mean-{n}": layer.mean for n, layer in enumerate(layers)}
+
+
+def _normalizes(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.Normalization) and tf.is_tensor(layer.mean)
 
 
 def lower(
@@ -355,6 +367,7 @@ def lower(
         tf.TensorSpec([CHUNK, clean_images(settings)], tf.int32),
         tf.TensorSpec([], tf.int64),
         tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([CHUNK], tf.float32),
     ]
     if settings.cascade_source:
         arguments += [tf.TensorSpec([CHUNK, cascade_images(settings)], tf.int32)] * 2
@@ -364,7 +377,7 @@ def lower(
     variables = named_variables(trainer)
     sources = {}
     for number, network in enumerate(ensemble):
-        sources |= prefixed(f"ensemble/{number}", network.variables)
+        sources |= prefixed(f"ensemble/{number}", network)
     record = {
         "images": size,
         "chunk": CHUNK,
@@ -397,13 +410,13 @@ def lower_crafter(
         "epsilons": cascade.bank_epsilons(settings.max_epsilon),
     }
     program = make_crafter(network, settings.max_epsilon)
-    save_program(program, arguments, prefixed("network", network.variables), record, path)
+    save_program(program, arguments, prefixed("network", network), record, path)
 
 
 def save_program(
     program: tf.function,
     arguments: Sequence[tf.TensorSpec],
-    variables: Mapping[str, tf.Variable],
+    variables: Mapping[str, tf.Variable | tf.Tensor],
     record: dict,
     path: pathlib.Path,
 ) -> None:
@@ -418,11 +431,11 @@ def save_program(
     """
     concrete = program.get_concrete_function(*arguments)
     serialized = program.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
-    names = {id(v.handle): name for name, v in variables.items()}
+    names = {id(getattr(v, "handle", v)): name for name, v in variables.items()}
     inputs, constants = [], {}
     for captured in concrete.captured_inputs:
         name = names.get(id(captured))
-        if name is None:  # such as the mean image
+        if name is None:
             name = f"constant/{len(constants)}"
             constants[name] = captured.numpy()
         inputs.append(name)
@@ -509,8 +522,8 @@ def data_name(training: Training) -> str:
 def record_of(training: Training, size: int, sources: Mapping[str, Training]) -> dict:
     """Return what ``run_training.py`` is told of a run with ``size`` training images."""
     settings = training.settings
-    boundaries, values = schedule(settings)
-    epochs = -(-settings.steps * clean_images(settings) // size)
+    trained = size - settings.validation_images
+    epochs = -(-settings.steps * clean_images(settings) // trained)
     cascade_sources = names_of(settings.cascade_source)
     return {
         "name": settings.name,
@@ -518,11 +531,7 @@ def record_of(training: Training, size: int, sources: Mapping[str, Training]) ->
         "data": data_name(training),
         "init_from": settings.init_from and pathlib.Path(settings.init_from).name,
         "steps": settings.steps,
-        "given": {
-            "seed": settings.seed,
-            "lr_boundaries": boundaries.tolist(),
-            "lr_values": values.tolist(),
-        },
+        "given": {"seed": settings.seed},
         "epoch_keys": [draws.order_key(settings.seed, n).numpy().tolist() for n in range(epochs)],
         "cascade": {
             "sources": cascade_sources,
@@ -582,9 +591,13 @@ class Writer:
         settings, name = training.settings, data_name(training)
         keras.utils.set_random_seed(settings.seed)
         network = build.build_network(settings, self._datasets[name])
+        start = {k: v.numpy() for k, v in prefixed("network", network).items()}
         if not settings.init_from:
-            start = {k: v.numpy() for k, v in prefixed("network", network.variables).items()}
             np.savez(self.output / f"{settings.name}.start.npz", **start)
+        held_out = build.held_out(settings, self._datasets[name])
+        own = {f"network/{mean}": start[f"network/{mean}"] for mean in means(network)}
+        file = self.output / f"{settings.name}.given.npz"
+        np.savez_compressed(file, rates=rates(settings), held_out=held_out, **own)
         program = program_name(training, self.named)
         if not self._is_new(program):
             return

@@ -57,12 +57,13 @@ class Order:
 
     Args:
         keys: of each epoch, ``draws.order_key``.
-        size: the number of images.
-        batch_size: images a batch, at most ``size``.
+        trained: the images that are trained on, ascending: all of them, or all but those held out.
+        batch_size: images a batch, at most as many as these.
     """
 
-    def __init__(self, keys: Sequence[Sequence[int]], size: int, batch_size: int):
-        self.keys, self.size, self.batch_size = keys, size, batch_size
+    def __init__(self, keys: Sequence[Sequence[int]], trained: np.ndarray, batch_size: int):
+        self.keys, self.trained, self.batch_size = keys, trained, batch_size
+        self.size = len(trained)
         self._epoch, self._places = -1, np.empty(0, np.int64)
 
     def __call__(self, first: int, count: int) -> np.ndarray:
@@ -74,7 +75,8 @@ class Order:
                 self._epoch, self._places = epoch, permutation(self.keys[epoch], self.size)
             begin = epoch * self.size
             parts.append(self._places[max(start - begin, 0) : stop - begin])
-        return np.concatenate(parts).astype(np.int32).reshape(count, self.batch_size)
+        order = self.trained[np.concatenate(parts)]
+        return order.astype(np.int32).reshape(count, self.batch_size)
 
 
 class Partners:
@@ -86,10 +88,19 @@ class Partners:
         source, epsilon: (steps, c), of which bank each partner is and its epsilon, 1 or above.
         first_place: the place in a batch of the first image that has one.
         examples: the images that each bank has at every epsilon.
+        trained: the images that are trained on, ascending.
     """
 
-    def __init__(self, source: np.ndarray, epsilon: np.ndarray, first_place: int, examples: int):
+    def __init__(
+        self,
+        source: np.ndarray,
+        epsilon: np.ndarray,
+        first_place: int,
+        examples: int,
+        trained: np.ndarray,
+    ):
         self.source, self.epsilon, self.examples = source, epsilon, examples
+        self.trained = trained
         self.places = slice(first_place, first_place + source.shape[1])
 
     def __call__(self, first: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,7 +115,9 @@ class Partners:
             than the dataset, those that have partners are others than those of the order.
         """
         order, steps = order.copy(), slice(first, first + len(order))
-        order[:, self.places] %= self.examples
+        number = np.searchsorted(self.trained, order[:, self.places])
+        brought = np.searchsorted(self.trained, self.examples)  # so many of the first have one
+        order[:, self.places] = self.trained[number % brought]
         level = self.epsilon[steps].astype(np.int32) - 1
         place = level * self.examples + order[:, self.places]
         return order, self.source[steps].astype(np.int32), place.astype(np.int32)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -24,6 +25,8 @@ from cascade_keras.errors import InputError
 from cascade_keras.runs.run import Run
 from cascade_keras.runs.supply import Supply
 from cascade_keras.runs.training_run import Training
+
+KINDS = ("_momentum", "_average")  # of what the optimizer keeps of each weight
 
 
 class Elsewhere(Run):
@@ -41,19 +44,26 @@ class Elsewhere(Run):
             self.steps = int(kept["steps"])
 
     def restore(self, trainer) -> int:
-        """Take over weights, momenta and clock, unless there is a checkpoint; return the step."""
+        """Take over all that is trained, unless there is a checkpoint; return the step."""
         if self.has_checkpoints:
             return super().restore(trainer)
         with np.load(self.file) as kept:
             for name, variable in numbered(trainer.network.variables).items():
                 variable.assign(kept[f"network/{name}"])
-            slots = [v for v in trainer.optimizer.variables if v.path.endswith("_momentum")]
-            momenta = sorted(name for name in kept.files if name.endswith("_momentum"))
-            for slot, name in zip(slots, momenta, strict=True):
-                slot.assign(kept[name])
+            # Each weight's, in the same order: the rate is a variable in one of the two only.
+            for kind in KINDS:
+                slots = [v for v in trainer.optimizer.variables if v.path.endswith(kind)]
+                names = [name for name in kept.files if name.endswith(kind)]
+                for slot, name in zip(slots, sorted(names, key=number_of), strict=True):
+                    slot.assign(kept[name])
             trainer.optimizer.iterations.assign(kept["steps"])
             trainer.steps.assign(kept["steps"])
         return int(trainer.steps)
+
+
+def number_of(name: str) -> int:
+    """Return the place that a name such as optimizer/003-momentum says."""
+    return int(re.findall(r"/(\d+)", name)[-1])
 
 
 class Banks:

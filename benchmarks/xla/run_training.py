@@ -285,25 +285,36 @@ class Trainings:
                 else np.zeros(shape, dtype)
                 for name, (shape, dtype) in variables.items()
             }
-        for name, value in run["given"].items():
+        with self._given(run) as given:
+            own = {name: given[name] for name in given.files if name.startswith("network/")}
+        for name, value in {**run["given"], **own}.items():
             state[name] = np.asarray(value, state[name].dtype)
         return {name: jax.device_put(value) for name, value in state.items()}
 
     def calls(self, run: dict, step: int, count: int, banks: list[jax.Array]) -> list[jax.Array]:
         """Return the arguments of a call for ``count`` steps from one on."""
         record = self.program(run["program"]).record
-        order = Order(run["epoch_keys"], record["images"], record["batch"])(step, count)
+        with self._given(run) as given:
+            rates, held_out = given["rates"][step : step + count], given["held_out"]
+        trained = np.setdiff1d(np.arange(record["images"]), held_out)
+        order = Order(run["epoch_keys"], trained, record["batch"])(step, count)
         chosen = []
         if banks:
-            order, *chosen = self._partners(run)(step, order)
-        order, *chosen = (filled(each, record["chunk"]) for each in (order, *chosen))
-        given = map(jax.device_put, (order, np.int64(step), np.int32(count), *chosen))
+            order, *chosen = self._partners(run, trained)(step, order)
+        each_step = (order, rates, *chosen)
+        order, rates, *chosen = (filled(each, record["chunk"]) for each in each_step)
+        given = map(jax.device_put, (order, np.int64(step), np.int32(count), rates, *chosen))
         return [*self.data(run["data"]), *given, *banks]
 
-    def _partners(self, run: dict) -> Partners:
+    def _given(self, run: dict):
+        """Return what was written of a run beside runs.json, open."""
+        return np.load(self.programs / f"{run['name']}.given.npz")
+
+    def _partners(self, run: dict, trained: np.ndarray) -> Partners:
+        cascade = run["cascade"]
         with np.load(self.programs / f"{run['name']}.cascade.npz") as drawn:
             given = drawn["source"], drawn["epsilon"]
-        return Partners(*given, run["cascade"]["first_place"], run["cascade"]["examples"])
+        return Partners(*given, cascade["first_place"], cascade["examples"], trained)
 
     def train(self, run: dict) -> None:
         """Train a run to its end, or until the time is over."""
@@ -361,7 +372,7 @@ def take_metrics(state: State) -> dict[str, float]:
 
 def filled(rows: np.ndarray, count: int) -> np.ndarray:
     """Return an array with so many rows, the further ones of zeros."""
-    return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+    return np.pad(rows, ((0, count - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
 
 def save(path: pathlib.Path, state: State) -> None:

@@ -52,21 +52,23 @@ def partners_of(settings, banks):
     attacked = settings.adversarial_batch_size
     return bank.BankPartners(
         banks,
-        range(attacked - attacked // 2, attacked),
+        range(attacked - lowering.cascade_images(settings), attacked),
         seed=settings.seed,
         max_epsilon=settings.max_epsilon,
         sampling=settings.epsilon_sampling,
     )
 
 
-def chosen_of(settings, size, steps):
+def chosen_of(settings, size, steps, held_out=()):
     """Return order, source and place of all steps, as run_training.py works them out."""
     batch_size = lowering.clean_images(settings)
     keys = [draws.order_key(settings.seed, epoch).numpy() for epoch in range(9)]
     first = lowering.places_of_partners(settings).start
     examples = lowering.bank_examples(settings, size)
-    partners = order.Partners(*lowering.cascade_draws(settings), first, examples)
-    return partners(0, order.Order(keys, size, batch_size)(0, steps))
+    trained = np.setdiff1d(np.arange(size), held_out)
+    drawn = lowering.cascade_draws(settings)
+    partners = order.Partners(*drawn, first, examples, trained)
+    return partners(0, order.Order(keys, trained, batch_size)(0, steps))
 
 
 @pytest.mark.parametrize("size", [2, 3, 23, 1_437, 60_000, 70_001])
@@ -79,7 +81,7 @@ def test_a_permutation_is_tensorflows(size, epoch):
 
 def test_batches_are_those_of_the_data_across_epochs():
     keys = [draws.order_key(2, epoch).numpy() for epoch in range(4)]
-    batches = order.Order(keys, 23, 16)
+    batches = order.Order(keys, np.arange(23), 16)
     expected = [_order(tf.constant(step, tf.int64), 16, 23, 2) for step in range(5)]
     np.testing.assert_array_equal(batches(0, 5), expected)
     np.testing.assert_array_equal(batches(3, 2), expected[3:])
@@ -158,24 +160,51 @@ def test_partners_and_their_images_are_those_of_the_data():
     assert step == 4
 
 
-@pytest.mark.parametrize("boundaries", [(), (3,), (3, 5)])
-@pytest.mark.parametrize("warmup", [0, 2])
-def test_a_given_rate_is_the_runs(boundaries, warmup):
-    settings = TrainingSettings(dataset="digits", lr_boundaries=boundaries, warmup_steps=warmup)
-    settings = settings.replace(steps=9).resolved(DATASETS["digits"])
-    expected = build.learning_rate_schedule(settings)
-    given = lowering.GivenRate()
-    for variable, value in zip((given.boundaries, given.values), lowering.schedule(settings)):
-        variable.assign(value)
-    for step in range(9):
-        rate = expected if isinstance(expected, float) else expected(step)
-        assert float(given(step)) == pytest.approx(float(rate), rel=1e-6), step
+PEAKED = {"learning_rate": 0.2, "lr_peak": 0.25, "steps": 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"lr_boundaries": (), "steps": 3}, [0.1, 0.1, 0.1]),
+        ({"lr_boundaries": (2,), "steps": 4}, [0.1, 0.1, 0.01, 0.01]),
+        ({"lr_boundaries": (2, 3), "warmup_steps": 1, "steps": 4}, [0.01, 0.1, 0.01, 0.001]),
+        (
+            {"lr_schedule": "triangular", **PEAKED},
+            [0, 0.1, 0.2, 0.2 * 5 / 6, 0.2 * 4 / 6, 0.1, 0.2 * 2 / 6, 0.2 / 6],
+        ),
+        (
+            {"lr_schedule": "cosine", **PEAKED},
+            [0, 0.1, *(0.1 + 0.1 * np.cos(np.pi * np.arange(6) / 6))],
+        ),
+    ],
+)
+def test_each_step_is_given_the_rate_of_the_runs(change, expected):
+    settings = TrainingSettings(dataset="digits", **change).resolved(DATASETS["digits"])
+    np.testing.assert_allclose(lowering.rates(settings), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_what_a_network_subtracts_is_given():
+    """Of another seed other images are held out, whose mean is another."""
+    settings = TrainingSettings(dataset="digits", model="resnet8", normalization="pixel")
+    dataset, found = data.load(DATASETS["digits"]), []
+    for seed in (0, 1):
+        changed = settings.replace(validation_images=300, seed=seed).resolved(dataset.preset)
+        network = build.build_network(changed, dataset)
+        found.append(lowering.means(network)["mean-0"])
+        held_out = build.held_out(changed, dataset)
+        rest = np.delete(dataset.train[0], held_out, axis=0).mean(axis=0) / 255
+        np.testing.assert_allclose(found[-1][0], rest, atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    trained = tf.function(lambda images: network(images)).get_concrete_function(
+        tf.TensorSpec([2, 8, 8, 1])
+    )
+    assert any(each is found[-1] for each in trained.captured_inputs)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"use_ema": True},
         {"precision": "mixed_float16"},
         {"cascade_source": ("runs/there",)},
         {"cascade_source": ("runs/below",), "cascade_mode": "bank"},
@@ -260,12 +289,20 @@ def test_a_program_trains_with_sources_as_the_trainer_does(loss):
         cascade_mode="bank",
         bank_examples=900,
         ensemble_source=("third", "fourth"),
+        cascade_share=0.75,
+        lr_schedule="cosine",
         learning_rate=0.01,
+        nesterov=True,
+        use_ema=True,
+        ema_momentum=0.6,
+        label_smoothing=0.1,
+        validation_images=200,
         steps=4,
         seed=seed,
     )
     settings = settings.resolved(DATASETS["digits"])
-    images, labels = data.load(DATASETS["digits"]).train
+    dataset = data.load(DATASETS["digits"])
+    (images, labels), held_out = dataset.train, build.held_out(settings, dataset)
     banks = [StoredBank(number, (76, 900, 8, 8, 1)) for number in range(2)]
     ensemble = [small_network(seed) for seed in (1, 2)]
     sources = list(map(load_source, ensemble))
@@ -273,9 +310,7 @@ def test_a_program_trains_with_sources_as_the_trainer_does(loss):
         build.build_trainer(settings, small_network(3), ensemble_sources=sources, **more)
         for more in ({}, {"make": lowering.Lowered})
     )
-    rate, names = lowered.given_rate, lowering.schedule(settings)
-    for variable, value in zip((rate.boundaries, rate.values, lowered.given_seed), (*names, seed)):
-        variable.assign(value)
+    lowered.given_seed.assign(seed)
     batches = data.batches(
         images,
         labels,
@@ -284,11 +319,17 @@ def test_a_program_trains_with_sources_as_the_trainer_does(loss):
         stop=4,
         augment="crop_flip",
         partners=partners_of(settings, banks),
+        held_out=held_out,
     )
-    plain.fit(batches, shuffle=False, verbose=0)
+    step = tf.function(plain.train_step)  # fit would end with the averages as weights
+    for batch in batches:
+        step(batch)
     packed = lowering.prepared(images, settings)
     unused = (0, lowering.CHUNK - 4), (0, 0)
-    chosen = [np.pad(each, unused) for each in chosen_of(settings, len(labels), 4)]
+    chosen = chosen_of(settings, len(labels), 4, held_out)
+    assert not np.isin(held_out, chosen[0]).any()
+    chosen = [np.pad(each, unused) for each in chosen]
+    rates = np.pad(lowering.rates(settings), unused[:1])
     program = lowering.make_program(lowered, settings, packed.shape[1:])
     with lowering.draws_of_cpu():
         program(
@@ -297,12 +338,20 @@ def test_a_program_trains_with_sources_as_the_trainer_does(loss):
             chosen[0],
             np.int64(0),
             np.int32(4),
+            rates,
             *chosen[1:],
             *(each.rows for each in banks),
         )
     assert int(lowered.steps) == 4
     for one, other in zip(plain.network.variables, lowered.network.variables):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=one.path)
+    kept = [
+        [v.numpy() for v in trainer.optimizer.variables if v.path.endswith("_average")]
+        for trainer in (plain, lowered)
+    ]
+    assert kept[0] and np.abs(kept[0][0] - plain.network.variables[0]).max() > 1e-3
+    for one, other in zip(*kept, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     one, other = (trainer.trackers["adversarial_loss"].result() for trainer in (plain, lowered))
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
@@ -319,9 +368,7 @@ def test_a_program_trains_as_the_step_does_under_xla():
         trainers.append(build.build_trainer(settings, network, **more))
     images, labels = dataset.train
     plain, lowered = trainers
-    rate, names = lowered.given_rate, lowering.schedule(settings)
-    for variable, value in zip((rate.boundaries, rate.values, lowered.given_seed), (*names, 3)):
-        variable.assign(value)
+    lowered.given_seed.assign(3)
     batches = np.zeros((lowering.CHUNK, 64), np.int32)
     batches[:2] = [_order(tf.constant(n, tf.int64), 64, len(labels), 3) for n in range(2)]
     program = lowering.make_program(lowered, settings, images.shape[1:])
@@ -329,7 +376,14 @@ def test_a_program_trains_as_the_step_does_under_xla():
     with lowering.draws_of_cpu():
         for batch in data.batches(images, labels, 64, seed=3, stop=2):
             step(batch)
-        program(images.reshape(-1, 1), labels.astype(np.int32), batches, np.int64(0), np.int32(2))
+        program(
+            images.reshape(-1, 1),
+            labels.astype(np.int32),
+            batches,
+            np.int64(0),
+            np.int32(2),
+            np.pad(lowering.rates(settings), (0, lowering.CHUNK - 2)),
+        )
     assert int(lowered.steps) == 2
     for one, other in zip(plain.network.variables, lowered.network.variables):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=one.path)
@@ -376,7 +430,7 @@ def test_a_restored_run_records_what_bin_train_does(two_runs, monkeypatch):
     restore = module("restore")
     for training in restore.read_runs("runs.txt", None):
         network = build.build_network(training.settings, data.load(training.preset))
-        found = {k: v.numpy() for k, v in lowering.prefixed("network", network.variables).items()}
+        found = {k: v.numpy() for k, v in lowering.prefixed("network", network).items()}
         for number, variable in enumerate(network.trainable_variables):
             found[f"optimizer/{number:03d}_momentum"] = np.zeros(variable.shape, np.float32)
         np.savez(f"{training.settings.name}.npz", steps=2, **found)
