@@ -37,13 +37,18 @@ from cascade_keras.attacks.objectives import (
 )
 from cascade_keras.attacks.searches import (
     Found,
+    Masked,
+    Rows,
+    are_some,
     ascending,
     bounds,
     each_pixel,
     misclassified,
     put,
     radius,
+    rows_among,
     rows_of,
+    rows_where,
 )
 from cascade_keras.errors import InputError
 
@@ -230,7 +235,7 @@ def _in_turn(
     reach = radius(epsilon, images.dtype)
 
     def run(number, found, most, best):
-        rows = tf.where(~found.fooled)[:, 0]
+        rows = rows_where(~found.fooled)
         clean, own, aims = rows_of(rows, (images, keys, aims_of(number)))
         noise = draws.of_images(draws.uniform_of, own, number, tf.shape(images)[1:])
         # As published: each image's largest value is as far from it as epsilon allows.
@@ -241,16 +246,16 @@ def _in_turn(
         lowest, highest = bounds(clean, epsilon)
         start = tf.clip_by_value(clean + reach * noise, lowest, highest)
         new, wrong, values = ascent(start, lowest, highest, aims, reach)
-        before = tf.gather(most, rows), tf.gather(best, rows)
-        better = tf.where(_better((wrong, values), before))[:, 0]
+        better = _better((wrong, values), rows_of(rows, (most, best)))
+        chosen, places = rows_where(better), rows_among(rows, better)
         spent = Found(
-            put(found.images, tf.gather(rows, better), tf.gather(new.images, better)),
+            put(found.images, places, rows_of(chosen, new.images)),
             put(found.fooled, rows, new.fooled),
-            tf.tensor_scatter_nd_add(found.gradients, rows[:, tf.newaxis], new.gradients),
-            tf.tensor_scatter_nd_add(found.forwards, rows[:, tf.newaxis], new.forwards),
+            put(found.gradients, rows, rows_of(rows, found.gradients) + new.gradients),
+            put(found.forwards, rows, rows_of(rows, found.forwards) + new.forwards),
         )
-        most = put(most, tf.gather(rows, better), tf.gather(wrong, better))
-        best = put(best, tf.gather(rows, better), tf.gather(values, better))
+        most = put(most, places, rows_of(chosen, wrong))
+        best = put(best, places, rows_of(chosen, values))
         return number + 1, spent, most, best
 
     none = tf.zeros([tf.shape(images)[0]], tf.int32)
@@ -289,7 +294,7 @@ class _Standing(NamedTuple):
             image, how many, and its objective; else empty.
     """
 
-    places: tf.Tensor
+    places: Rows
     aims: tuple[tf.Tensor, ...]
     lowest: tf.Tensor
     highest: tf.Tensor
@@ -336,7 +341,7 @@ class _Ascent:
         none = tf.zeros([count], tf.int32)
         least = tf.fill([count], -tf.constant(float("inf"), tf.float64))
         standing = _Standing(
-            places=tf.range(count),
+            places=rows_where(none == 0),
             aims=aims,
             lowest=lowest,
             highest=highest,
@@ -354,15 +359,15 @@ class _Ascent:
         )
         found = Found(start, none > 0, none, none)
         variables = (tf.constant(0), standing, found)
-        # Images leave, so the number of those that stand is no constant of the loop.
         shapes = tf.nest.map_structure(lambda part: part.shape, variables)
-        shapes = (
-            shapes[0],
-            tf.nest.map_structure(lambda part: tf.TensorShape([None, *part.shape[1:]]), standing),
-            shapes[2],
-        )
+        if not isinstance(standing.places, Masked):
+            # Images leave, so the number of those that stand is no constant of the loop.
+            leaving = tf.nest.map_structure(
+                lambda part: tf.TensorShape([None, *part.shape[1:]]), standing
+            )
+            shapes = shapes[0], leaving, shapes[2]
         _, standing, found = tf.while_loop(
-            lambda number, standing, _: (number < self.iterations) & (tf.size(standing.places) > 0),
+            lambda number, standing, _: (number < self.iterations) & are_some(standing.places),
             self._step,
             variables,
             shape_invariants=shapes,
@@ -370,7 +375,7 @@ class _Ascent:
         # No network is given nothing.
         all_wrong = self.average * tf.cast(found.fooled, tf.int32)
         return tf.cond(
-            tf.size(standing.places) > 0,
+            are_some(standing.places),
             lambda: self._finished(standing, found),
             lambda: (found, all_wrong, least),
         )
@@ -378,16 +383,16 @@ class _Ascent:
     def _step(self, number, standing: _Standing, found: Found):
         wrong, values, gradients = self._look(standing.images, standing.aims, gradient=True)
         surely = wrong == self.average
-        fallen = tf.where(surely)[:, 0]
-        places = tf.gather(standing.places, fallen)
-        passes = tf.fill([tf.size(places)], self.average * (number + 1))
+        fallen, places = rows_where(surely), rows_among(standing.places, surely)
+        passes = tf.fill(tf.shape(surely), self.average * (number + 1))
         found = found._replace(
-            images=put(found.images, places, tf.gather(standing.images, fallen)),
-            fooled=put(found.fooled, places, tf.ones_like(places, tf.bool)),
-            gradients=put(found.gradients, places, passes),
+            images=put(found.images, places, rows_of(fallen, standing.images)),
+            fooled=put(found.fooled, places, rows_of(fallen, surely)),
+            gradients=put(found.gradients, places, rows_of(fallen, passes)),
         )
-        left = tf.where(~surely)[:, 0]
+        left, places = rows_where(~surely), rows_among(standing.places, ~surely)
         standing, wrong, values, gradients = rows_of(left, (standing, wrong, values, gradients))
+        standing = standing._replace(places=places)
         standing = self._noted(standing, wrong, values)
         standing, gradients = self._judged(number, standing, values, gradients)
         return number + 1, _moved(number, standing, gradients), found
@@ -437,7 +442,7 @@ class _Ascent:
         wrong, values, _ = self._look(standing.images, standing.aims, gradient=False)
         before = standing.worst or (standing.best, tf.zeros_like(wrong), standing.best_value)
         last = _better((wrong, values), before[1:])
-        passes = tf.fill([tf.size(standing.places)], self.average)
+        passes = tf.fill(tf.shape(wrong), self.average)
         best = tf.where(each_pixel(last), standing.images, before[0])
         wrong, values = tf.where(last, wrong, before[1]), tf.where(last, values, before[2])
         found = Found(

@@ -33,7 +33,14 @@ from cascade_keras.attacks.carlini_wagner import ROUNDING, Minimal
 from cascade_keras.attacks.entry import as_logits_fn, entry, given_images, given_labels
 from cascade_keras.attacks.margins import margin, others
 from cascade_keras.attacks.objectives import LogitsFn, classes_of, full_precision
-from cascade_keras.attacks.searches import Found, each_pixel, misclassified, put, rows_of
+from cascade_keras.attacks.searches import (
+    Found,
+    each_pixel,
+    misclassified,
+    put,
+    rows_of,
+    rows_where,
+)
 from cascade_keras.ranges import UNIT, ValueRange, check_value_range, scaled_from_unit
 
 BACKWARD = 0.9  # of the way from the image, where an iterate is misclassified
@@ -228,7 +235,7 @@ def _nearest(
         return (found.sizes > enough) & (found.sizes > 0)
 
     def step(number, found, points):
-        rows = tf.where(standing(found))[:, 0]
+        rows = rows_where(standing(found))
         x, label, target, point, old = rows_of(
             rows, (images, labels, ranked[:, number // iterations], points, found)
         )

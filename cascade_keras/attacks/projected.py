@@ -16,6 +16,7 @@ from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.iterative import climb
 from cascade_keras.attacks.margins import margin
 from cascade_keras.attacks.objectives import LogitsFn, Objective, full_precision
+from cascade_keras.attacks.searches import Rows, put, rows_among, rows_of, rows_where
 
 
 @entry
@@ -61,26 +62,24 @@ def pgd(
     if step_size is not None:
         stride = per_image(step_size, images, "step_size") * everywhere
 
-    def attack(number: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    def attack(number: tf.Tensor, rows: Rows) -> tf.Tensor:
         start = tf.zeros_like(images)
         if random_start:
             # Drawn for all images, so that none depends on which others are still attacked.
             start = start_in(images, radius, seed, number)
-        some, own, inside, alpha, start = (
-            tf.gather(part, rows) for part in (images, labels, radius, stride, start)
-        )
+        some, own, inside, alpha, start = rows_of(rows, (images, labels, radius, stride, start))
         return climb(logits_fn, some, own, inside, objective, alpha, steps, start)
 
     def restart(number, best, margins):
-        rows = tf.where(margins <= 0)
-        found = attack(number, rows[:, 0])
+        rows = rows_where(margins <= 0)
+        found = attack(number, rows)
         logits = full_precision(logits_fn(found))
         # In float64, which holds the margins of any network's logits exactly.
-        reached = tf.cast(margin(tf.gather(labels, rows[:, 0]))(logits), tf.float64)
-        gains = reached > tf.gather_nd(margins, rows)
-        best = tf.tensor_scatter_nd_update(best, rows[gains], found[gains])
-        margins = tf.tensor_scatter_nd_update(margins, rows[gains], reached[gains])
-        return number + 1, best, margins
+        reached = tf.cast(margin(rows_of(rows, labels))(logits), tf.float64)
+        gains = reached > rows_of(rows, margins)
+        chosen, places = rows_where(gains), rows_among(rows, gains)
+        best = put(best, places, rows_of(chosen, found))
+        return number + 1, best, put(margins, places, rows_of(chosen, reached))
 
     starts = restarts if random_start else 1  # from the image itself, all would be the same
     nothing_yet = tf.fill([tf.shape(images)[0]], tf.float64.min)

@@ -4,11 +4,16 @@ A search of one epsilon is a function ``search(logits_fn, images, labels, epsilo
 returns ``Found``; ``ascending`` makes one of several epsilons of it. What an image becomes depends
 on no other image of its batch: its random numbers are those of its own key. No network is given an
 empty batch, at which TensorFlow's max pooling ends the process.
+
+XLA needs shapes that are known in advance. A search that is traced ``in_whole_batches`` finds the
+same, but an image that falls stays in its batch, where it counts no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,13 +86,60 @@ def each_pixel(numbers: tf.Tensor) -> tf.Tensor:
     return numbers[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
-def rows_of(rows: tf.Tensor, parts):
-    """Return the rows (n,) of a tensor, or of all tensors of a structure."""
+class Masked(NamedTuple):
+    """Rows of a batch that all stay in it, while those of the mask alone count, bool (batch,)."""
+
+    mask: tf.Tensor
+
+
+Rows = tf.Tensor | Masked  # their numbers, int64 (n,), unless the batch stays whole
+_whole = contextvars.ContextVar("searches are traced in whole batches", default=False)
+
+
+@contextlib.contextmanager
+def in_whole_batches() -> Iterator[None]:
+    """Within: searches are traced without shapes that depend on how a search goes."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def rows_where(mask: tf.Tensor) -> Rows:
+    """Return the rows of a batch where a mask (batch,) is True."""
+    return Masked(mask) if _whole.get() else tf.where(mask)[:, 0]
+
+
+def rows_among(rows: Rows, mask: tf.Tensor) -> Rows:
+    """Return those of rows where a mask, of what ``rows_of`` gives of these, is True."""
+    if isinstance(rows, Masked):
+        return Masked(rows.mask & mask)
+    return tf.gather(rows, tf.where(mask)[:, 0])
+
+
+def are_some(rows: Rows) -> tf.Tensor:
+    """Return whether there is any row."""
+    return tf.reduce_any(rows.mask) if isinstance(rows, Masked) else tf.size(rows) > 0
+
+
+def rows_of(rows: Rows, parts):
+    """Return the rows of a tensor, or of all tensors of a structure: all of them where masked."""
+    if isinstance(rows, Masked):
+        return parts
     return tf.nest.map_structure(lambda part: tf.gather(part, rows), parts)
 
 
-def put(whole, rows: tf.Tensor, parts):
-    """Return a tensor, or a structure of them, with these rows (n,) replaced."""
+def put(whole, rows: Rows, parts):
+    """Return a tensor, or a structure of them, with these rows replaced."""
+    if isinstance(rows, Masked):
+        return tf.nest.map_structure(
+            lambda old, new: tf.where(
+                tf.reshape(rows.mask, [-1, *[1] * (old.shape.rank - 1)]), new, old
+            ),
+            whole,
+            parts,
+        )
     places = rows[:, tf.newaxis]
     return tf.nest.map_structure(
         lambda old, new: tf.tensor_scatter_nd_update(old, places, new), whole, parts

@@ -18,7 +18,16 @@ from cascade_keras.attacks.entry import entry
 from cascade_keras.attacks.epsilons import at_epsilon
 from cascade_keras.attacks.margins import margin
 from cascade_keras.attacks.objectives import LogitsFn, over_members
-from cascade_keras.attacks.searches import Found, ascending, bounds, misclassified, put, rows_of
+from cascade_keras.attacks.searches import (
+    Found,
+    ascending,
+    bounds,
+    misclassified,
+    put,
+    rows_among,
+    rows_of,
+    rows_where,
+)
 
 QUERIES = 5000
 LARGEST = 0.8  # share of the image that the first squares cover
@@ -114,7 +123,7 @@ def search(
         return -harm(logits), misclassified(logits, classes)
 
     def step(number, last: _State, inputs):
-        rows = tf.where(~last.fooled)[:, 0]
+        rows = rows_where(~last.fooled)
         best, (classes, lowest, highest, numbers) = rows_of(rows, (last.bright, inputs))
         numbers = numbers[:, number % _BLOCK]
         inside = _square_at(numbers[:, :2], number, height, width)
@@ -123,19 +132,19 @@ def search(
         same = tf.reduce_all(made == best, axis=[1, 2, 3], keepdims=True)
         made ^= inside & same
         margins, fooled = shown_to_network(tf.where(made, highest, lowest), classes)
-        better = fooled | (margins < tf.gather(last.margins, rows))
-        kept = rows[better]
+        better = fooled | (margins < rows_of(rows, last.margins))
+        chosen, kept = rows_where(better), rows_among(rows, better)
         return number + 1, _State(
-            put(last.bright, kept, made[better]),
-            put(last.margins, kept, margins[better]),
+            put(last.bright, kept, rows_of(chosen, made)),
+            put(last.margins, kept, rows_of(chosen, margins)),
             put(last.fooled, rows, fooled),
             last.forwards + tf.cast(~last.fooled, tf.int32),
         )
 
     def block(number, last: _State):
-        rows = tf.where(~last.fooled)[:, 0]
+        rows = rows_where(~last.fooled)
         given = rows_of(rows, (labels, low, high))
-        numbers = _uniform(tf.gather(keys, rows), 1 + number // _BLOCK, [_BLOCK, 2 + channels])
+        numbers = _uniform(rows_of(rows, keys), 1 + number // _BLOCK, [_BLOCK, 2 + channels])
         inputs = (*given, numbers)
         end = tf.minimum(number + _BLOCK, queries - 1)
         number, state = tf.while_loop(

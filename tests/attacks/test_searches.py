@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.networks import smooth_network
 
 from cascade_keras import attacks, draws
-from cascade_keras.attacks.searches import Found, ascending, misclassified
+from cascade_keras.attacks import auto_pgd, boundary, squares
+from cascade_keras.attacks.searches import Found, ascending, in_whole_batches, misclassified
 from cascade_keras.attacks.specs import ATTACKS, NESTED, AttackSpec
 
 EPSILONS = [30.0, 0.0, 10.0, 20.0]
@@ -84,3 +86,36 @@ def test_each_image_has_numbers_of_its_own():
 def test_what_is_no_number_is_misclassified():
     logits = tf.constant([[2.0, 1.0], [1.0, 2.0], [np.nan, 1.0], [np.inf, 1.0]])
     np.testing.assert_array_equal(misclassified(logits, [0, 0, 0, 0]), [False, True, True, True])
+
+
+@pytest.mark.parametrize(
+    ("search", "options", "epsilon"),
+    [
+        (auto_pgd.search, {"iterations": 6, "restarts": 2}, 6.0),
+        (auto_pgd.search_targeted, {"iterations": 5, "targets": 3}, 6.0),
+        (boundary.search, {"iterations": 4, "targets": 3}, 6.0),
+        (squares.search, {"queries": 260}, 16.0),  # more than are drawn together
+    ],
+    ids=["apgd", "apgd_targeted", "fab", "square"],
+)
+def test_what_falls_may_as_well_stay_in_its_batch(search, options, epsilon, digits):
+    """All is the same to the last bit, the passes that each image is counted for too."""
+    network = smooth_network(3)  # in float64: the same in a batch of any size
+    labels = tf.argmax(network(digits[0][:24]), axis=-1, output_type=tf.int32)
+    shapes = tf.TensorSpec([24, 8, 8, 1]), tf.TensorSpec([24], tf.int32)
+
+    def function(images, labels):
+        def logits(images):
+            return tf.cast(network(tf.cast(images, tf.float64)), tf.float32)
+
+        keys = draws.image_keys(3, tf.range(24))
+        return search(logits, images, labels, tf.constant(epsilon), keys, **options)
+
+    leaving = tf.function(function)(digits[0][:24], labels)
+    with in_whole_batches():
+        whole = tf.function(function).get_concrete_function(*shapes)
+    assert 0 < np.mean(leaving.fooled) < 1
+    for one, other in zip(leaving, whole(tf.constant(digits[0][:24]), labels), strict=True):
+        np.testing.assert_array_equal(one, other)
+    unknown = [op.type for op in whole.graph.get_operations() if op.type == "Where"]
+    assert not unknown
