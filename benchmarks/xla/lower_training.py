@@ -44,6 +44,7 @@ import tensorflow as tf
 
 from cascade_keras import bank, cascade, data, draws
 from cascade_keras.attacks.arguments import PIXEL_LEVELS
+from cascade_keras.attacks.searches import in_whole_batches
 from cascade_keras.cli import flags
 from cascade_keras.data.batching import CIFAR_PADDING, Batch
 from cascade_keras.data.specs import AUGMENTS, sides_of
@@ -385,7 +386,7 @@ def lower(
         "variables": {n: [v.shape.as_list(), v.dtype.name] for n, v in variables.items()},
     }
     program = make_program(trainer, settings, image_shape)
-    with draws_of_cpu():
+    with draws_of_cpu(), in_whole_batches():
         save_program(program, arguments, {**variables, **sources}, record, path)
 
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cascade_keras import bank, data, draws
+from cascade_keras.attacks.searches import in_whole_batches
 from cascade_keras.data.batching import _order
 from cascade_keras.data.specs import DATASETS
 from cascade_keras.errors import InputError
@@ -282,6 +283,7 @@ def test_a_program_trains_with_sources_as_the_trainer_does(loss):
     settings = TrainingSettings(
         dataset="digits",
         loss=loss,
+        attack="pgd" if loss == "kurakin" else None,
         batch_size=24,
         adversarial_batch_size=8,
         augment="crop_flip",
@@ -331,7 +333,7 @@ def test_a_program_trains_with_sources_as_the_trainer_does(loss):
     chosen = [np.pad(each, unused) for each in chosen]
     rates = np.pad(lowering.rates(settings), unused[:1])
     program = lowering.make_program(lowered, settings, packed.shape[1:])
-    with lowering.draws_of_cpu():
+    with lowering.draws_of_cpu(), in_whole_batches():
         program(
             packed.reshape(-1, 1),
             labels.astype(np.int32),
