@@ -105,8 +105,10 @@ def check(settings: TrainingSettings, above: Sequence[str] = ()) -> None:
     Raises:
         InputError: naming the setting.
     """
-    if settings.source_value_range is not None:
-        raise InputError("is not lowered", "source_value_range")
+    allowed = {"source_value_range": None, "keep_best": "none", "on_collapse": "warn"}
+    for name, value in allowed.items():
+        if getattr(settings, name, value) != value:
+            raise InputError("is not lowered", name)
     if settings.cascade_source and settings.cascade_mode != "bank":
         raise InputError("only bank is lowered", "cascade_mode")
     for setting in ("cascade_source", "ensemble_source"):

@@ -17,14 +17,22 @@ import json
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 from lower_training import bank_examples, numbered, read_runs
 
+from cascade_keras import cascade
+from cascade_keras.attacks.arguments import PIXEL_LEVELS
+from cascade_keras.bank import BankPartners
+from cascade_keras.data import Dataset, as_network_input
 from cascade_keras.errors import InputError
 from cascade_keras.runs.run import Run
+from cascade_keras.runs.settings import TrainingSettings, cascade_images
 from cascade_keras.runs.supply import Supply
 from cascade_keras.runs.training_run import Training
+from cascade_keras.sources import Source
 
 KINDS = ("_momentum", "_average")  # of what the optimizer keeps of each weight
 
@@ -66,8 +74,41 @@ def number_of(name: str) -> int:
     return int(re.findall(r"/(\d+)", name)[-1])
 
 
-class Banks:
-    """Stands for banks with whose images a run was trained elsewhere."""
+class Banks(BankPartners):
+    """Stands for banks with whose images a run was trained elsewhere.
+
+    What statistics of averaged weights are estimated by needs some of them, and crafts these.
+
+    Args:
+        sources: of the run.
+        settings: resolved.
+        dataset: whose images are attacked.
+        examples: how many images each bank has.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], settings: TrainingSettings, dataset: Dataset, examples: int
+    ):
+        self.sources, self.dataset, self.crop = sources, dataset, settings.crop
+        k = settings.adversarial_batch_size
+        self.record = {"examples": examples}
+        super().__init__(
+            [self] * len(sources),
+            range(k - cascade_images(settings), k),
+            seed=settings.seed,
+            max_epsilon=settings.max_epsilon,
+            sampling=settings.epsilon_sampling,
+        )
+        self._craft = tf.function(self._crafted, reduce_retracing=True)
+
+    def _read(self, source: np.ndarray, epsilon: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        images, labels = (np.asarray(part[indices]) for part in self.dataset.train)
+        given = as_network_input(images, self.crop), labels.astype(np.int32), source, epsilon
+        return self._craft(*map(tf.constant, given)).numpy()
+
+    def _crafted(self, *given) -> tf.Tensor:
+        made = cascade.craft([source.logits for source in self.sources], *given)
+        return tf.cast(tf.round(made * PIXEL_LEVELS), tf.uint8)
 
 
 class TrainedElsewhere(Training):
@@ -81,7 +122,8 @@ class TrainedElsewhere(Training):
         if before or self.directory.steps < self.settings.steps:
             return super()._prepared(workers, cascade, dataset, before)
         examples = bank_examples(self.settings, len(dataset.train[1]))
-        return Supply(tuple(cascade), Banks(), (examples,) * len(cascade))
+        banks = Banks(cascade, self.settings, dataset, examples)
+        return Supply(tuple(cascade), banks, (examples,) * len(cascade))
 
 
 def main() -> None:

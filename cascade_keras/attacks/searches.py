@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -92,7 +92,7 @@ class Masked(NamedTuple):
     mask: tf.Tensor
 
 
-Rows = tf.Tensor | Masked  # their numbers, int64 (n,), unless the batch stays whole
+Rows: TypeAlias = tf.Tensor | Masked  # their numbers, int64 (n,), unless the batch stays whole
 _whole = contextvars.ContextVar("searches are traced in whole batches", default=False)
 
 

@@ -427,6 +427,27 @@ def test_what_is_written_says_what_each_program_reads(two_runs):
         assert drawn["source"].shape == drawn["epsilon"].shape == (2, 32)
 
 
+def test_images_that_no_bank_here_has_are_those_of_a_bank(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    settings = TrainingSettings(
+        dataset="digits",
+        adversarial_batch_size=9,
+        max_epsilon=5.5,
+        cascade_source=("one", "other"),
+        cascade_mode="bank",
+    )
+    settings, dataset = settings.resolved(DATASETS["digits"]), data.load(DATASETS["digits"])
+    sources = [load_source(small_network(seed)) for seed in (4, 5)]
+    found = module("restore").Banks(sources, settings, dataset, 40)
+    assert (found.rows, found.examples) == (range(5, 9), 40)
+    images, labels = (part[:40] for part in dataset.train)
+    given = images.astype(np.float32) / np.float32(255), labels.astype(np.int32), 0
+    stored = [bank.crafter(each.logits, "iter_fgsm", range(1, 6))(*given) for each in sources]
+    asked = np.array([0, 1, 1, 0]), np.array([1, 5, 3, 4]), np.array([3, 7, 7, 39])
+    expected = [stored[source][epsilon - 1, place] for source, epsilon, place in zip(*asked)]
+    np.testing.assert_array_equal(found._read(*asked), expected)
+
+
 @pytest.mark.long
 def test_a_restored_run_records_what_bin_train_does(two_runs, monkeypatch):
     restore = module("restore")
