@@ -120,7 +120,7 @@ def test_the_clean_images_are_asked_for_where_they_weigh_alone():
         tf.py_function(lambda: calls.append(1), [], [])
         return network(images)
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.float64)])
+    @tf.function(input_signature=[tf.TensorSpec([], tf.float64)], autograph=False)
     def guided(guide):
         return attacks.guided(counted, IMAGES, LABELS, 8.0, seed=1, guide=guide)
 
@@ -289,7 +289,7 @@ def test_an_attack_that_leaves_the_ball_measures_nothing(digits):
 def test_the_others_are_measured_like_any(digits):
     images, labels = digits[0][:20], digits[1][:20]
     chosen = attacks.Guided(guide=2, start="uniform", distance="l2")
-    report = ck.evaluate(smooth, images, labels, ["rs_fgsm", chosen], [4, 8])
+    report = ck.evaluate(smooth, images, labels, ["rs_fgsm", chosen], [4, 8], diagnosis_images=0)
     options = {r["attack"]: r["options"] for r in report.to_dict()["results"]}
     assert options["rs_fgsm"] == {}
     assert options["guided"] == {"start": "uniform", "guide": 2.0, "distance": "l2"}
