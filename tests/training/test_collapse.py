@@ -51,6 +51,19 @@ CURVES = {
     "none": ([], []),
 }  # fmt: skip
 
+# A ResNet-8 on CIFAR-10, every image replaced by its step_fgsm image of epsilon 16, at rates that
+# rise to 0.3: 500 held-out images, every 100 steps. It learns little, and nothing collapses.
+RECORDED = [
+    (106, 48, 27), (106, 74, 58), (77, 66, 55), (97, 68, 67), (123, 84, 69), (124, 82, 65),
+    (108, 76, 73), (130, 88, 80), (123, 91, 81), (127, 88, 57), (130, 97, 93), (115, 90, 81),
+    (139, 99, 89), (144, 103, 95), (154, 111, 96), (135, 91, 63), (152, 101, 81),
+    (163, 103, 81),
+]  # fmt: skip
+
+
+def test_a_recorded_training_that_is_sound_is_not_taken_for_another():
+    assert seen(rows(*RECORDED), images=500)[0] == []
+
 
 @pytest.mark.parametrize("name", CURVES)
 def test_a_collapse_is_seen_and_nothing_else(name):
@@ -91,7 +104,7 @@ def test_weights_that_were_taken_back_are_compared_with_what_led_to_them():
     found, watched = seen(rows(*curve[:5], restored={4: 400}))
     assert not watched.collapsed and watched.good.step == 400
     # From before the best look: what came after it no longer counts.
-    again = [*HEALTHY[:2], (150, 110, 160), (1, 200, 3), (150, 110, 90)]
+    again = [*HEALTHY[:2], (150, 110, 160), (1, 200, 3), (150, 150, 90)]
     assert seen(rows(*again, restored={3: 200}))[0] == [(400, 300)]
 
 
