@@ -1,5 +1,6 @@
 """Everything on digits, each network a few steps: no part of a reproduction is left out."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,31 @@ import pytest
 from cascade_keras import Reproduction, ReproductionSettings
 from cascade_keras.recipes import RECIPES
 from cascade_keras.reproduction.published import FIGURES, TABLES
+
+
+def test_a_table_and_a_figure_of_networks_one_of_which_diverges(tmp_path, monkeypatch):
+    """All of it for real: trainings, evaluations, a drawing, pages."""
+    monkeypatch.chdir(tmp_path)
+    settings = ReproductionSettings(
+        table=[8], figure=[8], dataset="digits", scale=0.003, num_images=10
+    )
+    one = Reproduction(settings)
+    job = one.plan.job("R20_K-s0")
+    wild = job.settings.replace(learning_rate=1e38, warmup_steps=0)
+    monkeypatch.setitem(one.plan._jobs, job.name, dataclasses.replace(job, settings=wild))
+    found = one.run()
+    (diverged,) = found.diverged
+    assert (diverged.job, found.failed, found.left_out) == ("R20_K-s0", (), ())
+    page = json.loads((tmp_path / "reproduction/table8.json").read_text())
+    states = {number["network"]: number["state"] for number in page["numbers"]}
+    assert states["R20"] is states["R20_P"] is None
+    assert states["R20_K"] == f"diverged at step {diverged.step}" and diverged.step < 4
+    ours = [number["ours"] is not None for number in page["numbers"]
+            if "R20_K" not in (number["network"], *number["sources"])]  # fmt: skip
+    assert ours and all(ours)
+    (picture,) = json.loads((tmp_path / "reproduction/figure8.json").read_text())["pictures"]
+    assert picture["networks"] == ["R20", "R20_P"] and picture["without"]
+    assert (tmp_path / "reproduction" / picture["file"]).exists()
 
 
 @pytest.mark.long
