@@ -525,7 +525,7 @@ def crafter(logits_fn: attacks.LogitsFn, attack: str, epsilons: Sequence[int], s
         uint8 (epsilons, n, H, W, C).
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         key = draws.attack_seed(seed, first)
         crafted = attacks.at_epsilons(attack, logits_fn, images, labels, epsilons, seed=key)

@@ -33,7 +33,7 @@ from cascade_keras.attacks.outputs import (
     made_by,
 )
 from cascade_keras.errors import InputError, shown
-from cascade_keras.keras_private import made_by_layer
+from cascade_keras.keras_private import converted, made_by_layer
 from cascade_keras.ranges import UNIT, ValueRange, check_images, check_value_range
 
 __all__ = [
@@ -211,6 +211,7 @@ class Adapted:
                     f"must be the name of an output or layer, got {shown(value)}", name
                 )
         self.network = network
+        self._written = converted(network)
         self.value_range = check_value_range(value_range)
         self.from_logits = from_logits
         self.logits_name = logits
@@ -254,7 +255,7 @@ class Adapted:
         """
         batch = tf.TensorSpec([_batch_size(self.network), *images.shape[1:]], images.dtype)
         if (batch, training) not in self._graphs:
-            run = tf.function(lambda images: self._run(images, training))
+            run = tf.function(lambda images: self._run(images, training), autograph=False)
             self._graphs[batch, training] = run.get_concrete_function(batch)
         return self._graphs[batch, training](images)
 
@@ -276,7 +277,7 @@ class Adapted:
         layers = {name: _layer_called(self.network, name) for name in wanted}
         layers = {name: layer for name, layer in layers.items() if layer is not None}
         with _recorded(layers) as recorded:
-            outputs = self.network(images, **mode)
+            outputs = self._written(images, **mode)
         named = self._named(outputs)
         primary = self._primary(named, recorded)
         if self.embedding_name is not None:
@@ -432,7 +433,7 @@ class Adapted:
 
         batch = tf.TensorSpec([_batch_size(self.network), *image_shape], images.dtype)
         try:
-            traced = tf.function(look).get_concrete_function(batch)
+            traced = tf.function(look, autograph=False).get_concrete_function(batch)
         except Exception:
             if "error" in found:
                 raise found["error"] from None

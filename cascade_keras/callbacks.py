@@ -122,7 +122,7 @@ class RobustValidation(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         self._border = adapt(model, value_range=self.value_range)
-        self._count = tf.function(self._correct, reduce_retracing=True)
+        self._count = tf.function(self._correct, reduce_retracing=True, autograph=False)
         if hasattr(model, "declare"):
             model.declare(self.name, "up")
 

@@ -49,7 +49,9 @@ def gradient_seconds(
     """
     images, labels = tf.constant(images), tf.constant(labels, tf.int32)
     objective = attacks.cross_entropy(labels)
-    function = tf.function(lambda given: attacks.input_gradient(logits_fn, given, objective))
+    function = tf.function(
+        lambda given: attacks.input_gradient(logits_fn, given, objective), autograph=False
+    )
     function(images)
     taken = []
     for _ in range(times):

@@ -672,7 +672,7 @@ class AdversarialTrainer(SteppedModel):
         with paired_draws(_count(images), k, part):
             if tf.executing_eagerly() and self.border.kind != "logits":
                 # A graph that the border would keep has the pairs of this batch in it.
-                return tf.function(call)(images)
+                return tf.function(call, autograph=False)(images)
             return call(images)
 
     def _try_pairs(self, image_shape) -> None:

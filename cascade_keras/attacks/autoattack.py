@@ -188,7 +188,7 @@ class AutoAttack:
             tf.TensorSpec([None, 2], tf.int32),
         ]
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=signature, autograph=False)
         def found(images, labels, epsilon, keys):
             return search(self._network, images, labels, epsilon, keys)
 

@@ -122,7 +122,8 @@ def minimal(
     @tf.function(
         input_signature=[
             tf.TensorSpec([None, *images.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)
-        ]
+        ],
+        autograph=False,
     )  # fmt: skip
     def of_batch(images, labels):
         never = tf.zeros(tf.shape(labels), tf.float32)

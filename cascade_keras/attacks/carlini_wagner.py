@@ -475,7 +475,7 @@ def as_grid(grid: Grid | Sequence[Sequence[float]] | None) -> Grid:
 
 def _compiled(function: Callable, *signature) -> Callable:
     """Return the function, traced; TensorFlow would warn of a tf.function for each network."""
-    return tf.function(function).get_concrete_function(*signature)
+    return tf.function(function, autograph=False).get_concrete_function(*signature)
 
 
 def selection(labels: np.ndarray, count: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from cascade_keras.attacks.margins import OBJECTIVES
 from cascade_keras.attacks.objectives import LogitsFn, Objective
 from cascade_keras.attacks.outputs import SIGMOID, SOFTMAX, is_declared, made_by, sum_to_one
 from cascade_keras.errors import InputError, shown
+from cascade_keras.keras_private import converted
 from cascade_keras.ranges import UNIT, ValueRange
 
 _within = contextvars.ContextVar("within an attack", default=False)
@@ -176,8 +177,10 @@ def as_logits_fn(
     looked_at: list[bool] = []
     classes = _classes_in(labels)
 
+    written = converted(logits_fn)
+
     def network(images):
-        logits = logits_fn(ranges.scaled_from_unit(images, value_range))
+        logits = written(ranges.scaled_from_unit(images, value_range))
         refuse_no_logits(logits, looked_at)
         width = logits.shape[-1] if logits.shape.rank else None
         if width is not None and width not in classes:

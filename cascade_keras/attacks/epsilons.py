@@ -14,6 +14,7 @@ from cascade_keras.attacks.ladders import ladder
 from cascade_keras.attacks.margins import OBJECTIVES
 from cascade_keras.attacks.objectives import LogitsFn, classes_of
 from cascade_keras.attacks.searches import Found
+from cascade_keras.keras_private import converted
 
 _LADDERS = {iter_fgsm: "iter_fgsm", iter_ll: "iter_ll"}
 
@@ -140,7 +141,7 @@ def _named(attack: str | specs.Chosen, options: dict) -> tuple[str, dict]:
 # AutoGraph would warn that it cannot convert the import of a module.
 @tf.autograph.experimental.do_not_convert
 def _function(spec: specs.AttackSpec) -> Callable:
-    return spec.resolve()
+    return converted(spec.resolve())  # one of a user's own may need it
 
 
 def _arguments(spec: specs.AttackSpec, seed, options: dict) -> dict:

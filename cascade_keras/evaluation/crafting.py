@@ -73,7 +73,7 @@ def crafter(
         return Telling(broken)
     nested = spec.kind == specs.NESTED
 
-    @tf.function
+    @tf.function(autograph=False)
     def make(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor | Found:
         given = attack, logits_fn, images, labels, epsilons
         if nested:
@@ -132,7 +132,7 @@ def predictor(
         seed: of that noise.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def classify(versions: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         def classes(images: tf.Tensor) -> tf.Tensor:
             if noise:
@@ -156,7 +156,7 @@ def zero_gradients(logits_fn: attacks.LogitsFn, image_shape: Sequence[int]) -> C
     (second row) is zero. A network that saturates has zeros in the first row only.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def find(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         gradients = tf.stack(
             [

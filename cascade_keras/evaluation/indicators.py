@@ -95,7 +95,7 @@ def indicators(
         seed: of the random starts.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def probe(images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         key = as_seed(draws.attack_seed(seed, first))
         start = start_in(images, epsilon, key, tf.constant(0))

@@ -69,7 +69,7 @@ def project(clean: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def gradients(logits_fn: attacks.LogitsFn, image_shape: Sequence[int]) -> Callable:
     """Return (versions, batch, H, W, C), labels (batch,) -> the gradients of J, as the images."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def compiled(versions: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         loss = attacks.cross_entropy(labels)
         return tf.map_fn(lambda images: attacks.input_gradient(logits_fn, images, loss), versions)
@@ -85,7 +85,7 @@ def gradients(logits_fn: attacks.LogitsFn, image_shape: Sequence[int]) -> Callab
 def outputs(function: Callable, image_shape: Sequence[int]) -> Callable:
     """Return (versions, batch, H, W, C) -> (versions, batch, d), a function's outputs."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def compiled(versions: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(function, versions)
 

@@ -110,7 +110,7 @@ class LossSurface(Plot):
 def _compiled_plane(logits_fn: attacks.LogitsFn, image_shape, offsets):
     """Return image, label, gradient's signs, noise's signs -> loss and margin, (P, P) each."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def plane(image, label, gradient, noise):
         steps = attacks.to_unit_range(tf.constant(list(offsets), tf.float32))
         along = image + tf.reshape(steps, [-1, 1, 1, 1]) * gradient

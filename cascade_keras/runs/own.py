@@ -65,7 +65,7 @@ def check_state(network: keras.Model, shape: Sequence[int], setting: str = "netw
     """
     held = (each.value for each in (*network.variables, *random_states(network)))
     known = {id(variable) for each in held for variable in replicas.variables_of(each)}
-    step = tf.function(lambda images: network(images, training=True))
+    step = tf.function(lambda images: network(images, training=True), autograph=False)
     graph = step.get_concrete_function(tf.TensorSpec((None, *shape), tf.float32)).graph
     unknown = [each.name for each in graph.variables if id(each) not in known]
     if unknown:

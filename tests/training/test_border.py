@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cascade_keras import border
+from cascade_keras import attacks, border
 from cascade_keras.border import adapt
 from cascade_keras.errors import InputError
+from cascade_keras.evaluation import crafter
 
 L = keras.layers
 SHAPE, CLASSES = (8, 8, 1), 5
@@ -425,6 +426,31 @@ def test_training_moves_what_training_moves(images):
         assert (run(images, training=True).logits.numpy() == 0).any()  # dropped
     norm = network.layers[-3]
     assert np.any(norm.moving_mean != before[-2])
+
+
+def test_a_function_may_ask_for_values_wherever_it_is_traced(images):
+    """Our graphs do without AutoGraph; what a user wrote, and what that calls, does not."""
+    network = sequential()
+
+    def brighter(batch):
+        if tf.reduce_max(batch) > 0.9:  # a tensor in a graph
+            batch = batch / 2
+        return batch
+
+    def function(batch):
+        for _ in tf.range(2):
+            batch = brighter(batch)
+        return network(batch)
+
+    given = tf.concat([images[:3], tf.ones_like(images[:1])], 0)
+    expected = network(given / 2)
+    graph = tf.function(adapt(function).logits, autograph=False)
+    np.testing.assert_allclose(graph(given), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(adapt(function).logits(given), expected, rtol=1e-4, atol=1e-5)
+    labels = np.arange(4) % CLASSES
+    made = crafter(function, given.shape[1:], "step_fgsm", [8])(given, labels, 0)
+    alone = attacks.step_fgsm(lambda batch: network(batch / 2), given, labels, 8)
+    np.testing.assert_allclose(made[0], alone, atol=1e-6)
 
 
 def test_any_function_and_any_size(images):
