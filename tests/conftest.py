@@ -1,4 +1,5 @@
 import compileall
+import functools
 import gc
 import os
 import pathlib
@@ -8,13 +9,11 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Folders are compared file by file: modules of a test's own leave nothing beside them.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+# Every worker of pytest has a processor: a second thread would only take it from another worker.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-from tensorflow.python.util import _pywrap_determinism
-
-from cascade_keras.evaluation.plan import Plan
 
 sys.dont_write_bytecode = True
 # Thousands of graphs are made here: what TensorFlow is made of need not be gone through each time
@@ -29,11 +28,14 @@ compileall.compile_dir(pathlib.Path(__file__).parents[1] / "cascade_keras", quie
 def _determinism_ends():
     """A test that makes TensorFlow deterministic does so for itself alone."""
     yield
-    if _pywrap_determinism.is_enabled():
-        _pywrap_determinism.enable(False)
+    if "tensorflow" in sys.modules:  # pytest's own process, which has workers, does without it
+        from tensorflow.python.util import _pywrap_determinism
+
+        if _pywrap_determinism.is_enabled():
+            _pywrap_determinism.enable(False)
 
 
-PROBES = {name: getattr(Plan, name) for name in ("_indicators", "_short")}
+PROBES = "_indicators", "_short"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,20 +46,35 @@ def _without_probes(request):
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in () if getattr(request.module, "PROBED", False) else PROBES:
-            patch.setattr(Plan, name, lambda self: [])
+            _of_plan(name)
+            patch.setattr(_plan(), name, lambda self: [])
         yield
+
+
+def _plan():
+    from cascade_keras.evaluation.plan import Plan
+
+    return Plan
+
+
+@functools.cache
+def _of_plan(name):
+    """Return what a plan has of its own, which has to be asked for before it is replaced."""
+    return getattr(_plan(), name)
 
 
 @pytest.fixture
 def probes(monkeypatch):
     """Checklists are made in this test."""
-    for name, function in PROBES.items():
-        monkeypatch.setattr(Plan, name, function)
+    for name in PROBES:
+        monkeypatch.setattr(_plan(), name, _of_plan(name))
 
 
 @pytest.fixture(scope="session")
 def digits():
     """Real images without a download: (1797, 8, 8, 1) in [0, 1], and their classes."""
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     return data.images[..., np.newaxis].astype("float32") / 16, data.target.astype("int32")
 

@@ -591,8 +591,8 @@ def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(trained, 
     save_features(tmp_path / "scaled", 0, scale=1e4)
     save_features(tmp_path / "quantised", 0, change=lambda images: tf.round(images * 3) / 3)
     paths = f"{trained / 'a'},{tmp_path / 'scaled'},{tmp_path / 'quantised'}"
-    report = evaluated(f"--target={paths}", *STEP, "--num_images=150", "--epsilon=30",
-                       "--diagnosis_images=150", "--pgd_steps=20", "--pgd_restarts=1",
+    report = evaluated(f"--target={paths}", *STEP, "--num_images=60", "--epsilon=30",
+                       "--diagnosis_images=60", "--pgd_steps=10", "--pgd_restarts=1",
                        output=tmp_path / "out")  # fmt: skip
     diagnosis = report["diagnosis"]
     found = {name: set() for name in ("a", "scaled", "quantised")}
@@ -614,7 +614,7 @@ def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(trained, 
     # It does not change what was asked for, where each target is its own source.
     correct = cells(report)
     asked = {(t, s) for t in found for s in ((None, "clean", 0.0), (t, "step_fgsm", 30.0))}
-    assert {(t, tuple(rest)) for t, *rest in correct} == asked and diagnosis["examples"] == 150
+    assert {(t, tuple(rest)) for t, *rest in correct} == asked and diagnosis["examples"] == 60
     extra = [(attack, 30.0) for attack in ("step_rand", "iter_fgsm", "iter_margin", "pgd")]
     left = {(r["target"], r["attack"], r["epsilon"]): r["accuracy"] for r in diagnosis["results"]}
     assert set(left) == {(name, *each) for name in found for each in (*extra, ("pgd", 255.0))}
@@ -622,7 +622,7 @@ def test_masked_gradients_are_found_and_a_plain_network_is_not_accused(trained, 
     # Without a gradient an image stays as it is.
     clean = correct["quantised", None, "clean", 0]
     assert correct["quantised", "quantised", "step_fgsm", 30] == clean
-    assert left["quantised", "iter_fgsm", 30.0] == 100 * clean / 150
+    assert left["quantised", "iter_fgsm", 30.0] == 100 * clean / 60
 
 
 def test_a_black_box_has_a_diagnosis_and_confusions(place, white, images_and_labels):

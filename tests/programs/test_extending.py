@@ -76,11 +76,6 @@ def test_training_takes_an_outside_dataset_network_loss_attack_and_flag(trained,
     assert accuracy["step_fgsm"] < accuracy["step_dark"]
 
 
-def test_an_outside_flag_is_checked_like_others(place):
-    assert "--temperature: must be above 0" in run("train", *RUN[:-1], "--temperature=0",
-                                                   expected=2).stderr  # fmt: skip
-
-
 def test_an_outside_panel_is_shown(trained, place):
     events = EventAccumulator("runs/bars/tensorboard")
     events.Reload()
@@ -107,8 +102,11 @@ def test_an_outside_attack_is_evaluated_banked_and_drawn(trained, place):
     assert pathlib.Path("figures/accuracy_curve.png").exists()
 
 
-def test_an_outside_figure_is_drawn(trained, place):
-    run("analyze", "--figure=confidence", "--model=saved/bars")
+def test_an_outside_figure_is_drawn_and_an_outside_flag_checked(trained, place):
+    wrong = [*RUN[:-1], "--temperature=0"]
+    done = run("analyze", "--figure=confidence", "--model=saved/bars", "then", "train", *wrong,
+               expected=2)  # fmt: skip
+    assert "--temperature: must be above 0" in done.stderr
     with np.load("figures/confidence.npz") as arrays:
         assert arrays["confidence"].shape == (1, 20)
         assert (arrays["confidence"] > 0.25).all()

@@ -280,7 +280,7 @@ def test_steps_that_a_resumed_run_repeats_are_void(tmp_path):
         "--name=run", "--steps=6", "--checkpoint_steps=2", "--log_steps=1", "--model=lenet",
         "--tensorboard_steps=1", "--tensorboard_images=4", "--tensorboard_attacks=step_ll",
     ]  # fmt: skip
-    for _ in range(3):
+    for _ in range(2):
         assert main(["train", *SMALL, f"--runs_dir={tmp_path}", *flags]) == 0
         events = EventAccumulator(str(tmp_path / "run/tensorboard"), purge_orphaned_data=True)
         steps = {

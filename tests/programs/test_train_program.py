@@ -89,7 +89,7 @@ def test_a_run_starts_from_its_initialisation_and_needs_it_no_longer_when_under_
         ("mnist", "--model=lenet --loss=bidirectional", (28, 28, 1), 10),
         ("cifar10", "--distance=l1 --embedding_at=stage3", (24, 24, 3), 6 * 6 * 64),
         ("cifar100", "--model=lenet --crop=32 --normalization=image --use_ema "
-         "--precision=mixed_bfloat16", (32, 32, 3), 100),
+         "--precision=mixed_bfloat16 --batch_size=8 --adversarial_batch_size=4", (32, 32, 3), 100),
     ],
 )  # fmt: skip
 def test_every_dataset_trains(dataset, flags, input_shape, embedding, tmp_path):

@@ -390,7 +390,9 @@ def test_an_interrupted_fit_goes_on_bit_equal(digits, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("first", ["cascade_keras", "keras, cascade_keras"])
+@pytest.mark.parametrize(
+    "first", ["cascade_keras", pytest.param("keras, cascade_keras", marks=pytest.mark.long)]
+)
 def test_keras_finds_the_classes_in_files_and_help_needs_neither(first, tmp_path):
     compiled(small_network()).save(tmp_path / "trainer.keras")
     models.resnet(8, (8, 8, 1)).save(tmp_path / "network.keras")
@@ -487,9 +489,9 @@ def test_half_precision_trains_with_losses_in_float32(name, digits, policy):
     trainer = compiled(models.lenet((8, 8, 1)), learning_rate=0.05)
     assert trainer.network.output["logits"].dtype == "float32"
     images, labels = digits[0][:96], digits[1][:96]
-    trainer.fit(images, labels, batch_size=32, epochs=15, verbose=0)
+    trainer.fit(images, labels, batch_size=32, epochs=8, verbose=0)
     last = trainer.evaluate(images, labels, verbose=0, return_dict=True)
-    assert last["clean_accuracy"] > 0.5 and np.isfinite(list(last.values())).all()
+    assert last["clean_accuracy"] > 0.4 and np.isfinite(list(last.values())).all()
 
 
 def test_weight_averaging_ends_with_the_average(digits):
