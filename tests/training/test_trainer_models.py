@@ -389,7 +389,8 @@ def test_both_images_of_a_pair_get_the_same_draws(name, digits):
 
     for rows in (of_unknown_size(images), trainer._with_paired_draws(images, 4).embedding):
         rows = rows.numpy()
-        np.testing.assert_array_equal(rows[:4], rows[4:])
+        # Rows of one product may be rounded unlike, as on AMD's processors.
+        np.testing.assert_allclose(rows[:4], rows[4:], atol=1e-5)
         if name not in ("translate", "flip"):
             assert len(np.unique(rows.round(5), axis=0)) > 1
     # Outside of the trainer the layers draw as they always do.
