@@ -7,7 +7,9 @@ evaluated as at the end of bin/train and kept where that would have kept it; tra
 it has the note. A run that is under way there goes on here, by TensorFlow, to its end. Runs
 that are finished here, or have not begun there, are left out. Sources have to be finished here
 before the runs that they are sources of: FILE has them above. Banks that a run was trained with
-there are recorded as bin/train does; only a run that goes on here has them crafted again.
+there are recorded as bin/train does; only a run that goes on here has them crafted again. With
+``--use_ema`` the finished network is the average, with batch-norm statistics that are estimated
+here. Held-out images are looked at from here on, which a run that was trained to its end is not.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Elsewhere(Run):
         self.file = file
         with np.load(file) as kept:
             self.steps = int(kept["steps"])
+        self.looks_from = self.steps + 1  # nothing has looked at held-out images there
 
     def restore(self, trainer) -> int:
         """Take over all that is trained, unless there is a checkpoint; return the step."""

@@ -298,7 +298,7 @@ def looks_before(
     """
     found = run.read_looks() if first_step else None
     rows = [] if found is None else [row for row in found.rows if row.step <= first_step]
-    expected = {*range(every, first_step + 1, every)}
+    expected = {step for step in range(every, first_step + 1, every) if step >= run.looks_from}
     missing = sorted(expected - {row.step for row in rows})
     if missing or (found is not None and found.images != empty.images):
         what = f"the look of step {missing[0]}" if missing else f"looks at {empty.images} images"

@@ -49,6 +49,8 @@ class Run:
 
     Attributes:
         begun: whether a step was done since it is held; what is there is kept then.
+        looks_from: the first step whose look at held-out images must be there when it goes on; a
+            run that began elsewhere has none of before.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -57,6 +59,7 @@ class Run:
         self.tensorboard = self.path / "tensorboard"
         self.model_file = self.path / "model.keras"
         self.looks_file = self.path / VALIDATION
+        self.looks_from = 0
         self.begun = False
         self._config_file = self.path / CONFIG
         self._metrics_file = self.path / METRICS

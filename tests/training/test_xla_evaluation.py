@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from cascade_keras import draws
 from cascade_keras.attacks.autoattack import AutoAttack
+from cascade_keras.attacks.epsilons import at_epsilon
+from cascade_keras.attacks.projected import start_in
 from cascade_keras.attacks.searches import in_whole_batches
 from cascade_keras.attacks.specs import ATTACKS
 from cascade_keras.errors import InputError
@@ -116,6 +118,29 @@ def check(found, networks, given):
 def test_each_image_survives_what_it_survives_in_bin_evaluate(networks, given):
     few = dataclasses.replace(PLAN, attacks=("iter_fgsm", "pgd"))
     check(measured(networks, given, few), networks, given)
+
+
+def test_starts_and_steps_of_pgd_are_those_of_bin_evaluate(networks, given):
+    few = dataclasses.replace(PLAN, attacks=("pgd",), transfer=())
+    parts = lowering.parts(networks["one"], few, SHAPE, 5)
+    (start, _), (climb, _) = parts["pgd_start"], parts["pgd_climb"]
+
+    def call(name, part, *arguments):
+        return [start(*map(tf.constant, arguments)).numpy()]
+
+    attack = evaluating.Attacks(vars(few), "one", given, [], call)
+    left = np.array([3, 19, 20, 44])  # of three batches, the last of five images
+    found = attack._starts(left, 2, np.float32(9))
+    for place, own in zip(left, found):
+        first = place // BATCH * BATCH
+        batch = given["images"][first : first + BATCH]
+        expected = start_in(batch, 9.0, [PLAN.seed, first], 2)[place - first]
+        np.testing.assert_allclose(own, expected, atol=1e-5)
+    some = tf.constant(given["images"][:16]), tf.constant(given["labels"][:16])
+    made, _ = climb(*some, start_in(some[0], 9.0, [PLAN.seed, 0], 0), tf.constant(9.0))
+    options = {"steps": 4, "restarts": 1, "objective": "margin", "seed": [PLAN.seed, 0]}
+    expected = at_epsilon("pgd", load_source(networks["one"]).logits, *some, 9.0, **options)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
 @pytest.mark.long

@@ -398,7 +398,8 @@ def two_runs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     few = "--dataset=digits --model=resnet8 --steps=2 --max_epsilon=2 --eval_examples=8"
     few += " --tensorboard=none --noexport"
-    cascade = "--cascade_source=runs/one --cascade_mode=bank --bank_examples=70"
+    cascade = "--cascade_source=runs/one --cascade_mode=bank --bank_examples=70 --use_ema"
+    cascade += " --validation_images=100 --validation_steps=1"
     lines = [f"--name=one {few}", f"--name=two {few} {cascade} --ensemble_source=runs/one --seed=1"]
     pathlib.Path("runs.txt").write_text("\n".join(lines))
 
@@ -456,6 +457,8 @@ def test_a_restored_run_records_what_bin_train_does(two_runs, monkeypatch):
         found = {k: v.numpy() for k, v in lowering.prefixed("network", network).items()}
         for number, variable in enumerate(network.trainable_variables):
             found[f"optimizer/{number:03d}_momentum"] = np.zeros(variable.shape, np.float32)
+            if training.settings.use_ema:
+                found[f"optimizer/{number + 99:03d}_average"] = 2 * variable.numpy()
         np.savez(f"{training.settings.name}.npz", steps=2, **found)
     arguments = ["restore", "--runs=runs.txt", "--data_dir=none", "--trained=."]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -468,4 +471,8 @@ def test_a_restored_run_records_what_bin_train_does(two_runs, monkeypatch):
     )
     assert restored == expected
     assert restored["cascade"]["mode"] == "bank"
+    finished = keras.models.load_model("runs/two/model.keras", compile=False)
+    with np.load("two.npz") as kept:
+        np.testing.assert_allclose(finished.variables[0], 2 * kept["network/000-kernel"], rtol=1e-6)
+    assert json.loads(pathlib.Path("runs/two/metrics.json").read_text())["steps"] == 2
     assert restored["cascade"]["sources"] == restored["ensemble"]["sources"]
