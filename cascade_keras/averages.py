@@ -133,11 +133,9 @@ def _means(trainer, layers: list, statistics: list, given: Iterable, attacked: b
     momenta = [layer.momentum for layer in layers]
     sums, count = [np.zeros(each.shape) for each in statistics], 0
 
-    # Two graphs, as the momenta are a part of one.
-    made = tf.function(lambda data: trainer.images_of(data, attacked), reduce_retracing=True)
-    show = tf.function(
-        lambda images: trainer.border(images, training=True).logits, reduce_retracing=True
-    )
+    # Two graphs, as the momenta are a part of one: it is only ever traced below, where they are 0.
+    made = trainer.graph(f"images {attacked}", lambda data: trainer.images_of(data, attacked))
+    show = trainer.graph("shown", lambda images: trainer.border(images, training=True).logits)
 
     def back() -> None:
         for variable, value in kept:

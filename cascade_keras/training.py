@@ -175,6 +175,7 @@ class AdversarialTrainer(SteppedModel):
             sources={},
             told=set(),
             xla_was_asked=False,
+            graphs={},
         )
         self.set_sources(cascade_sources, ensemble_sources)
         self.built = True
@@ -306,6 +307,20 @@ class AdversarialTrainer(SteppedModel):
         with tf.control_dependencies(taken.after):
             images = self._mix(taken, None)[0].images if attacked else taken.batch.images
             return tf.identity(images)
+
+    def graph(self, name: str, function: Callable) -> Callable:
+        """Return a function of tensors as a graph, which is made once, until ``compile`` is called.
+
+        What it reads of layers, such as whether they are frozen, is as it was when it was made.
+
+        Args:
+            name: the same for the same function.
+            function: called with tensors.
+        """
+        graphs = self._state.graphs
+        if name not in graphs:
+            graphs[name] = tf.function(function, reduce_retracing=True)
+        return graphs[name]
 
     def _attacked(self, images: tf.Tensor, share: replicas.Share | None) -> int | tf.Tensor:
         """Return k, how many images of a batch are attacked, of those that are here."""
@@ -757,6 +772,7 @@ class AdversarialTrainer(SteppedModel):
             self._refuse_xla()
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
+        self._state.graphs.clear()
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         schedule = schedule_of(inner)
         if schedule is not None:
@@ -946,6 +962,7 @@ class AdversarialTrainer(SteppedModel):
         self.ensemble_sources = tuple(each.logits for each in adapted["ensemble_sources"])
         self._lost_sources: dict[str, int] = {}
         self.train_function = None  # a compiled step has the earlier ones in it
+        self._state.graphs.clear()
         if self.compiled and self.cascade_sources:  # as in compile
             self._refuse_xla()
             self.jit_compile = False

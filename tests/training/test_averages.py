@@ -183,3 +183,25 @@ def test_a_decay_of_1_is_refused():
     with pytest.raises(InputError) as error:
         TrainingSettings(use_ema=True, ema_momentum=1)
     assert error.value.setting == "ema_momentum"
+
+
+def test_graphs_are_made_once_and_see_the_weights_of_now(digits):
+    trainer, images, labels = trained(digits, "kurakin")
+    batches = [(images[:40], labels[:40]), (images[40:80], labels[40:80])]
+    norm = norm_of(trainer)
+    for _ in range(2):
+        trainer.network.trainable_variables[0].assign_add(
+            np.full((64, 6), 0.1, np.float32) * np.arange(6)
+        )
+        averages.estimate_statistics(trainer, batches, mixed=False)
+        hidden = [
+            images.reshape(len(images), -1) @ trainer.network.trainable_variables[0].numpy()
+            for images, _ in batches
+        ]
+        mean, variance = moments(hidden)
+        np.testing.assert_allclose(norm.moving_mean.numpy(), mean, rtol=1e-4)
+        np.testing.assert_allclose(norm.moving_variance.numpy(), variance, rtol=1e-3)
+    counts = [each.experimental_get_tracing_count() for each in trainer._state.graphs.values()]
+    assert counts == [1, 1]
+    trainer.compile(keras.optimizers.SGD(0.5, **EMA))
+    assert not trainer._state.graphs
