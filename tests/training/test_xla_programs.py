@@ -404,6 +404,13 @@ def two_runs(tmp_path, monkeypatch):
     pathlib.Path("runs.txt").write_text("\n".join(lines))
 
 
+@pytest.mark.parametrize("file", sorted((FOLDER / "runs").glob("*.txt")), ids=lambda f: f.stem)
+def test_runs_that_come_along_can_be_lowered(file):
+    trainings = lowering.read_runs(file, None)
+    names = [training.settings.name for training in trainings]
+    assert len(set(names)) == len(names) > 8
+
+
 @pytest.mark.long
 def test_what_is_written_says_what_each_program_reads(two_runs):
     lowering.Writer(lowering.read_runs("runs.txt", None), pathlib.Path("programs")).write()
