@@ -91,6 +91,8 @@ class ReproductionSettings(Settings):
                 trainings again that diverged.
         """
         if not self.tables and not self.figures:
+            if self.only is not None:
+                raise InputError("is one of what a table, a figure or all takes; name that", "only")
             raise InputError("name a table, a figure or all", "table")
         if self.only is not None and self.retry_diverged:
             raise InputError("is of all jobs; leave only out", "retry_diverged")
