@@ -146,7 +146,9 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_float16", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_float16", marks=pytest.mark.long)]
+)
 def test_a_run_that_goes_on_ends_with_the_same_average(precision, tmp_path, monkeypatch):
     """Killed and gone on with: the looks, the chosen network and its statistics are the same."""
     monkeypatch.chdir(tmp_path)
