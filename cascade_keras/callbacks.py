@@ -23,6 +23,9 @@ from cascade_keras.keras_private import as_dataset
 from cascade_keras.labels import guard_labels
 from cascade_keras.recorded import LookRecord
 
+# By which looks at held-out images tell whether a training collapses.
+PGD_OF_LOOKS = attacks.PGD(steps=10, restarts=1)
+
 
 class DivergenceError(RuntimeError):
     """The loss, or a weight, is no longer a finite number.
@@ -230,10 +233,10 @@ class CollapseWatch(RobustValidation):
         batch_size: int = 250,
         seed: int = 0,
     ):
-        pgd = attacks.PGD(steps=10, restarts=1)
         super().__init__(
-            pgd, epsilon, data, every, num_images=num_images, batch_size=batch_size, seed=seed
-        )
+            PGD_OF_LOOKS, epsilon, data, every,
+            num_images=num_images, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
         if on_collapse not in ("warn", "stop"):
             raise InputError(f"must be warn or stop, got {shown(on_collapse)}", "on_collapse")
         self.on_collapse = on_collapse

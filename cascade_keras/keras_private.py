@@ -236,16 +236,15 @@ def random_states(network: keras.Model) -> list[keras.Variable]:
 
 
 def frozen_layers(network: keras.Model) -> list[int]:
-    """Return the numbers of a network's layers that are not trainable, those inside of others too.
-
-    ``layers`` of a model by subclassing does not have those that its layers hold.
-    """
-    layers = network._flatten_layers(include_self=False)
-    return [number for number, layer in enumerate(layers) if not layer.trainable]
+    """Return the numbers of a network's layers that are not trainable, among ``all_layers``."""
+    return [number for number, layer in enumerate(all_layers(network)) if not layer.trainable]
 
 
 def all_layers(network: keras.Model) -> list[keras.Layer]:
-    """Return a network's layers, those inside of others too."""
+    """Return a network's layers, those inside of others too.
+
+    ``layers`` of a model by subclassing does not have those that its layers hold.
+    """
     return network._flatten_layers(include_self=False)
 
 
@@ -273,8 +272,7 @@ def averages_of(
 
 def precisions(network: keras.Model) -> list[str]:
     """Return the dtype policies of a network's layers, without float32 where there are others."""
-    layers = network._flatten_layers(include_self=False)
-    found = {layer.dtype_policy.name for layer in layers if layer.weights}
+    found = {layer.dtype_policy.name for layer in all_layers(network) if layer.weights}
     return sorted(found - {"float32"}) or ["float32"]
 
 
@@ -546,7 +544,7 @@ def _of_partners(values: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
 def draws_random_numbers(network: keras.Model) -> bool:
     """Whether a network may draw: a layer of it holds a seed, or is not Keras's nor ours."""
     ours = {"keras", "cascade_keras"}
-    layers = [network, *network._flatten_layers(include_self=False)]
+    layers = [network, *all_layers(network)]
     return any("seed_generator_state" in v.path for v in network.variables) or any(
         type(layer).__module__.partition(".")[0] not in ours
         or isinstance(layer, keras.layers.Lambda)

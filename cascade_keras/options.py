@@ -13,15 +13,13 @@ from cascade_keras.settings import (
     EPSILON,
     FRACTION,
     NOT_NEGATIVE,
+    PER_CENT,
     POSITIVE,
     SEED,
     SHARE,
-    Rule,
     Settings,
     setting,
 )
-
-PER_CENT = Rule(lambda value: 0 < value <= 100, "above 0 and at most 100 per cent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ class TrainerOptions(Settings):
     start: str | None = setting(
         None,
         "of attack guided: none, bernoulli (when None) or uniform",
-        choices=lambda: ("none", "bernoulli", "uniform"),
+        choices=specs.STARTS,
     )
     guide: float = setting(
         1.0, "a: a times lambda_2 weighs the distance that attack guided ascends", NOT_NEGATIVE
@@ -112,12 +110,11 @@ class TrainerOptions(Settings):
         Raises:
             InputError: options that do not go together.
         """
-        norms = {1: "l1", 2: "l2"}
-        named = self.distance or norms.get(self.distance_norm or 0)
-        if self.distance_norm and named != norms[self.distance_norm]:
+        of_norm = loss_specs.OF_NORMS.get(self.distance_norm or 0)
+        named = self.distance or of_norm
+        if of_norm and named != of_norm:
             raise InputError(
-                f"{self.distance_norm} is {norms[self.distance_norm]}, distance says {named}; give "
-                "one of them",
+                f"{self.distance_norm} is {of_norm}, distance says {named}; give one of them",
                 "distance_norm",
             )
         given = {**dataclasses.asdict(self), "distance": named}
@@ -128,5 +125,6 @@ class TrainerOptions(Settings):
                 "training",
                 "ramp_steps",
             )
-        norm = {name: number for number, name in norms.items()}.get(options.distance or "")
+        norms = {name: number for number, name in loss_specs.OF_NORMS.items()}
+        norm = norms.get(options.distance or "")
         return options.replace(distance_norm=norm)

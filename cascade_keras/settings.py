@@ -51,6 +51,7 @@ AUTO = "auto"
 POSITIVE = Rule(lambda v: v > 0, "above 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or above")
 FRACTION = Rule(lambda v: 0 <= v <= _BELOW_ONE, "in [0, 1)")
+PER_CENT = Rule(lambda v: 0 < v <= 100, "above 0 and at most 100 per cent")
 SHARE = Rule(lambda v: 0 < v <= 1, "above 0 and at most 1")
 EPSILON = Rule(lambda v: 0 <= v <= 255, "in 0..255")
 SEED = Rule(lambda v: 0 <= v <= LARGEST, f"in 0..{LARGEST}")

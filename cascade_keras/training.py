@@ -180,9 +180,13 @@ class AdversarialTrainer(SteppedModel):
         self.set_sources(cascade_sources, ensemble_sources)
         self.built = True
 
+    @property
+    def _is_guided(self) -> bool:
+        return specs.ATTACKS[self.attack.name].guided
+
     def _refuse_of_guided(self) -> None:
         """Refuse what a guided attack is told twice, and what replicas cannot compute in parts."""
-        if specs.ATTACKS[self.attack.name].guided and self.attack.options:
+        if self._is_guided and self.attack.options:
             raise InputError(
                 f"{self.attack.name} takes its options from the trainer's start, guide, "
                 "distance_weight and distance; name it alone",
@@ -309,7 +313,7 @@ class AdversarialTrainer(SteppedModel):
             return tf.identity(images)
 
     def graph(self, name: str, function: Callable) -> Callable:
-        """Return a function of tensors as a graph, which is made once, until ``compile`` is called.
+        """Return a function as a graph, made once until ``compile`` or ``set_sources`` is called.
 
         What it reads of layers, such as whether they are frozen, is as it was when it was made.
 
@@ -428,7 +432,7 @@ class AdversarialTrainer(SteppedModel):
         options = self.attack.in_training()
         if self.options.sparsity < 100:
             options["sparsity"] = self.options.sparsity
-        if specs.ATTACKS[self.attack.name].guided:
+        if self._is_guided:
             options |= {"start": self.options.start, "guide": guide, "distance": self._apart}
         return attacks.at_epsilon(
             self.attack.name, logits_fn, images, labels, epsilon, seed=seed, **options
@@ -465,7 +469,7 @@ class AdversarialTrainer(SteppedModel):
             A number, or a scalar where it depends on the step; 0 on even steps where it alternates.
         """
         options = self.options
-        if not specs.ATTACKS[self.attack.name].guided:
+        if not self._is_guided:
             return 0.0
         guide = options.guide * self._weight_of_distance(step)
         if isinstance(guide, float) and not guide:
@@ -741,7 +745,7 @@ class AdversarialTrainer(SteppedModel):
 
     def _attacked_outputs(self, images: tf.Tensor) -> tf.Tensor:
         """Return ``inference_logits``, with the embedding beside them for a guided attack."""
-        if not specs.ATTACKS[self.attack.name].guided:
+        if not self._is_guided:
             return self.inference_logits(images)
         outputs = self.border(images)
         return attacks.with_embedding(outputs.logits, outputs.embedding)

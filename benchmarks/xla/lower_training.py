@@ -49,6 +49,7 @@ from cascade_keras.cli import flags
 from cascade_keras.data.batching import CIFAR_PADDING, Batch
 from cascade_keras.data.specs import AUGMENTS, sides_of
 from cascade_keras.errors import InputError
+from cascade_keras.keras_private import all_layers
 from cascade_keras.options import TrainerOptions
 from cascade_keras.runs import build
 from cascade_keras.runs.settings import TrainingSettings, cascade_images, clean_images
@@ -339,7 +340,7 @@ def prefixed(owner: str, network: keras.Model) -> dict[str, tf.Variable | tf.Ten
 
 def means(network: keras.Model) -> dict[str, tf.Tensor]:
     """Return what each normalisation of a network subtracts, by its place: mean-0, mean-1."""
-    layers = [each for each in network._flatten_layers() if _normalizes(each)]
+    layers = [each for each in all_layers(network) if _normalizes(each)]
     return {f"mean-{n}": layer.mean for n, layer in enumerate(layers)}
 
 

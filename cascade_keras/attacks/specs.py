@@ -29,6 +29,8 @@ SUITE = "suite"  # several attacks in turn: what is compiled once, and called wi
 MINIMAL = "minimal"  # the smallest epsilon of each image instead of images at given ones
 KINDS = (ONE_STEP, ITERATIVE, SEARCH, NESTED, SUITE, MINIMAL)
 
+STARTS = "none", "bernoulli", "uniform"  # where a guided attack begins, see started.guided
+
 FORWARD = 1 / 3  # of the time of a gradient
 _CW_GRADIENTS = 1_000  # an image takes about so many by descent; for the time left only
 
@@ -254,7 +256,7 @@ _WORDS = {
     "version": VERSIONS,
     "objective": ("margin", "cross_entropy", "dlr"),  # margins.OBJECTIVES
     "search": ("descent", "grid"),
-    "start": ("none", "bernoulli", "uniform"),  # started.guided's
+    "start": STARTS,
     "distance": ("softmax", "l2", "l1"),  # of each pair alone, as an image's is what is measured
 }
 

@@ -26,8 +26,9 @@ IMAGES = (NONE, REPLACED, JOINED)
 
 # Of a pair's embeddings; the functions are distances.DISTANCES.
 DISTANCES = ("l2", "l1", "softmax", "nuclear")
+OF_NORMS = {1: "l1", 2: "l2"}  # what the paper's N, its norm, is among these
 CONSTANT, MOVES = "constant", "moves"  # what the clean embedding is for the distance
-RAMPS = ("constant", "linear", "late")  # of lambda_2 over a training; see terms.RAMPS
+RAMPS = ("constant", "linear", "late")  # of lambda_2 over a training; see terms.ramp
 GUARDED, UNGUARDED = "fixed_scale", "none"
 
 # What a training is where neither it nor its loss's row says otherwise: the paper's.
@@ -169,7 +170,7 @@ def settled(loss: str, given: Mapping[str, Any]) -> dict[str, Any]:
         found["start"] = attack.options["start"] if attack.guided else None
     _check_distance(row, distance, given)
     _check_attack(row, attack, given)
-    return {name: value for name, value in found.items() if given[name] is None}
+    return found
 
 
 def _check_distance(row: LossSpec, distance: str, given: Mapping[str, Any]) -> None:

@@ -22,8 +22,7 @@ import tensorflow as tf
 
 from cascade_keras.attacks import objectives
 from cascade_keras.distances import DISTANCES
-
-_OF_NORMS = {1: "l1", 2: "l2"}
+from cascade_keras.losses.specs import OF_NORMS
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -90,7 +89,7 @@ def bidirectional_distance(
     # Broadcasting would turn a slip in the pairing into a number that looks right.
     adversarial, clean = tf.convert_to_tensor(adversarial), tf.convert_to_tensor(clean)
     adversarial.shape.assert_is_compatible_with(clean.shape)
-    kind = norm if isinstance(norm, str) else _OF_NORMS.get(norm)
+    kind = norm if isinstance(norm, str) else OF_NORMS.get(norm)
     if kind not in DISTANCES:
         raise ValueError(f"norm must be 1 or 2, or one of {', '.join(DISTANCES)}; got {norm}")
     return DISTANCES[kind](adversarial, clean, weights)

@@ -19,7 +19,7 @@ from cascade_keras.runs import own
 from cascade_keras.runs.settings import (
     XLA,
     TrainingSettings,
-    clean_images,
+    check_held_out,
     initialisation,
 )
 from cascade_keras.schedules import peaked
@@ -52,12 +52,7 @@ def build_network(settings: TrainingSettings, dataset: data.Dataset) -> keras.Mo
 def held_out(settings: TrainingSettings, dataset: data.Dataset) -> np.ndarray:
     """Return which training images are not trained on, ascending indices; they are none often."""
     labels, count = dataset.train[1], settings.validation_images
-    if count > len(labels) - clean_images(settings):
-        raise InputError(
-            f"{dataset.name} has {len(labels)} training images, of which a batch takes "
-            f"{clean_images(settings)}; hold fewer back than {count}",
-            "validation_images",
-        )
+    check_held_out(settings, dataset.name, len(labels))
     return draws.held_out(labels, count, settings.seed) if count else np.zeros(0, np.int64)
 
 

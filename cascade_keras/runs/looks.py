@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from cascade_keras import attacks, collapse
+from cascade_keras.callbacks import PGD_OF_LOOKS
 from cascade_keras.errors import InputError
 from cascade_keras.recorded import ChosenRecord, CollapseRecord, LookRecord, ValidationRecord
 from cascade_keras.runs import events
 from cascade_keras.runs.run import Run
 from cascade_keras.strategies import Workers
 
-PGD = attacks.PGD(steps=10, restarts=1)
 _BATCH = 250  # images at a time, at most
 
 
@@ -68,7 +68,7 @@ class HeldOut:
             images,
             self.trainer.attacked(images, labels, first),
             attacks.at_epsilon(
-                PGD, logits_fn, images, labels, self.epsilon, seed=[self.seed, first]
+                PGD_OF_LOOKS, logits_fn, images, labels, self.epsilon, seed=[self.seed, first]
             ),
         )
 

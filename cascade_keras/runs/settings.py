@@ -30,6 +30,7 @@ from cascade_keras.settings import (
     FRACTION,
     LAYER,
     NOT_NEGATIVE,
+    PER_CENT,
     POSITIVE,
     SEED,
     SHARE,
@@ -58,7 +59,6 @@ NAME = Rule(
     lambda v: bool(re.fullmatch(r"[\w.+-]{1,100}", v) and v.strip(".")),
     "a folder name of at most 100 letters, digits, . + - _",
 )
-PER_CENT = Rule(lambda v: 0 < v <= 100, "above 0 and at most 100 per cent")
 BOUNDARIES = Rule(
     lambda v: all(step >= 1 for step in v) and list(v) == sorted(v),
     "none or increasing steps from 1 on such as 4000,6000",
@@ -198,7 +198,7 @@ class TrainingSettings(DataSettings):
         None,
         "Where the attack guided begins: at the image, half of epsilon up or down at each value, "
         "or uniform in the ball; default: bernoulli.",
-        choices=("none", "bernoulli", "uniform"),
+        choices=attacks.STARTS,
         auto=True,
     )
     guide: float = setting(
@@ -839,20 +839,32 @@ def _check_schedule(settings: TrainingSettings) -> None:
         )
 
 
-def _check_validation(settings: TrainingSettings, dataset: data.DatasetSpec) -> None:
-    count, examples = settings.validation_images, dataset.examples
-    if count and examples is not None and count > examples - clean_images(settings):
+def check_held_out(settings: TrainingSettings, name: str, examples: int) -> None:
+    """Refuse to hold so many images back that those that are left make no batch.
+
+    Args:
+        settings: of which ``validation_images`` is looked at.
+        name: of the dataset.
+        examples: its training images.
+    """
+    count, batch = settings.validation_images, clean_images(settings)
+    if count and count > examples - batch:
         raise InputError(
-            f"{dataset.name} has {examples} training images, of which a batch takes "
-            f"{clean_images(settings)}; hold fewer back than {count}",
+            f"{name} has {examples} training images, of which a batch takes {batch}; hold fewer "
+            f"back than {count}",
             "validation_images",
         )
+
+
+def _check_validation(settings: TrainingSettings, dataset: data.DatasetSpec) -> None:
+    if dataset.examples is not None:
+        check_held_out(settings, dataset.name, dataset.examples)
     if settings.on_collapse != "warn" and not losses.LOSSES[settings.loss].attacks:
         raise InputError(
             f"{settings.loss} training has no training attack that could be withstood alone",
             "on_collapse",
         )
-    if count:
+    if settings.validation_images:
         return
     for name, unset in UNSET_WITHOUT_VALIDATION.items():
         if getattr(settings, name) != unset:
